@@ -1,0 +1,18 @@
+"""The errors this package raises on purpose."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend: one sentence with what was seen, what was expected and what to do."""
+
+
+class TrainingError(RuntimeError):
+    """A guard stopped the run, because going on would have trained nothing or trained nonsense."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' for the closest of `known`, or an empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{match[0]}'?" if match else ""
