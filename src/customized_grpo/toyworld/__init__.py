@@ -1,0 +1,30 @@
+"""The toy world: drawn creatures, the tiny models trained on them, and the truth about every picture."""
+
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+from customized_grpo.errors import UserError
+
+Component = Literal["pipeline", "clip", "dino", "oracle"]
+
+WEIGHTS_VARIABLE = "CGRPO_TOYWORLD_WEIGHTS"
+"""Environment variable naming a folder to use instead of the packaged weights, such as a fresh `cgrpo pretrain`."""
+
+
+def weights_path(component: Component) -> Path:
+    """Folder of the packaged weights of one component, for `from_pretrained`.
+
+    Raises:
+        UserError: if there is no such component, or its folder is missing.
+    """
+    if component not in get_args(Component):
+        raise UserError(f"There is no toy-world component '{component}'; expected one of {', '.join(get_args(Component))}.")
+    override = os.environ.get(WEIGHTS_VARIABLE)
+    path = (Path(override) if override else Path(__file__).parent / "weights") / component
+    if not path.is_dir():
+        raise UserError(f"No toy-world weights at {path}; reinstall the package, or point {WEIGHTS_VARIABLE} at a folder.")
+    return path
+
+
+__all__ = ["WEIGHTS_VARIABLE", "Component", "weights_path"]
