@@ -1,0 +1,258 @@
+"""Advantages for competing rewards. Pure: tensors in, tensors out.
+
+Notation: P prompts, G generations per prompt, K rewards, S trained steps.
+
+An aggregation is `(z, weights, **settings)` or `(rewards, weights, **settings)`, (P, G, K) and (S, K) to (P, G, S). The
+name of its first parameter says what it wants: `z` standard scores, `rewards` raw values with NaN where a reward
+could not score. `advantages` reads that name and is the one door to all of them.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Aggregation = Callable[..., Tensor]
+
+
+def advantages(
+    aggregation: Aggregation, rewards: Tensor, weights: Tensor, clamp: float = 5.0, **settings: Any
+) -> Tensor:
+    """Raw rewards to clamped advantages, through any aggregation.
+
+    Args:
+        aggregation: see the module; `settings` go to it.
+        rewards: shape (P, G, K), raw units, higher is better; NaN marks an image a reward could not score.
+        weights: shape (S, K), one row per trained step.
+        clamp: bound on the magnitude, in standard scores.
+
+    Returns:
+        Shape (P, G, S), within +-clamp; 0 for an unscored image.
+
+    Raises:
+        ValueError: if the shapes do not fit or the aggregation's first parameter is neither `z` nor `rewards`.
+    """
+    check_shape(rewards, "P G K")
+    check_shape(weights, "S K")
+    if rewards.shape[-1] != weights.shape[-1]:
+        raise ValueError(
+            f"got {rewards.shape[-1]} rewards but {weights.shape[-1]} weights per step; give one per reward."
+        )
+    wants = next(iter(inspect.signature(aggregation).parameters), None)
+    if wants not in ("z", "rewards"):
+        raise ValueError(f"an aggregation's first parameter must be named z or rewards, got {wants!r}; rename it.")
+    result = aggregation(standardize(rewards) if wants == "z" else rewards, weights, **settings)
+    expected = (*rewards.shape[:2], len(weights))
+    if result.shape != expected:
+        raise ValueError(f"the aggregation returned shape {tuple(result.shape)}, expected (P, G, S) = {expected}.")
+    return torch.where(_scored(rewards), result, 0.0).clamp(-clamp, clamp)
+
+
+def standardize(rewards: Tensor, eps: float = 1e-8) -> Tensor:
+    """Standard score of every reward within its group.
+
+    Args:
+        rewards: shape (P, G, K), raw units, higher is better; NaN marks an image a reward could not score.
+        eps: added to the standard deviation, in reward units.
+
+    Returns:
+        Shape (P, G, K), unitless, mean 0 over G. An unscored image gets 0 in every column, so it teaches nothing. So
+        does a group whose values differ by a few units in the last place: that is rounding, not reward.
+
+    Raises:
+        ValueError: if G < 2, because a group of one has no spread.
+
+    Source: Customized-GRPO, train_customized_grpo.py:645-653 (unbiased std, eps 1e-8).
+    """
+    check_shape(rewards, "P G K")
+    if rewards.shape[1] < 2:
+        raise ValueError(
+            f"standardize needs G >= 2 generations per prompt, got {rewards.shape[1]}; raise num_generations."
+        )
+    scored = _scored(rewards)
+    count = scored.sum(dim=1, keepdim=True)
+    low = torch.where(scored, rewards, torch.inf).amin(dim=1, keepdim=True)
+    high = torch.where(scored, rewards, -torch.inf).amax(dim=1, keepdim=True)
+    rounding = 8 * torch.finfo(rewards.dtype).eps * torch.maximum(low.abs(), high.abs())
+    # From the group's lowest value up, so that the mean of a narrow group far from 0 keeps its digits.
+    above = torch.where(scored, rewards - low, 0.0)
+    deviation = above - above.sum(dim=1, keepdim=True) / count.clamp(min=1)
+    variance = torch.where(scored, deviation**2, 0.0).sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
+    return torch.where(scored & (high - low > rounding), deviation / (variance.sqrt() + eps), 0.0)
+
+
+def weighted_sum(z: Tensor, weights: Tensor) -> Tensor:
+    """The baseline: sum_k weights[s, k] z[p, g, k]. Shapes as in `sars`."""
+    check_shape(weights, "S K")
+    return torch.einsum("pgk,sk->pgs", z, weights)
+
+
+def sars(z: Tensor, weights: Tensor, *, gamma: float = 0.4) -> Tensor:
+    """Weighted sum plus `gamma` times `synergy`.
+
+    Args:
+        z: shape (P, G, K).
+        weights: shape (S, K), one row per trained step.
+        gamma: strength of the synergy term, in standard scores.
+
+    Returns:
+        Shape (P, G, S).
+    """
+    return weighted_sum(z, weights) + gamma * synergy(z).unsqueeze(-1)
+
+
+def synergy(z: Tensor) -> Tensor:
+    """Agreement of the rewards on one image: +tanh|z_i z_j| if both are above the group mean, else -tanh|z_i z_j|.
+
+    Args:
+        z: shape (P, G, K), from `standardize`.
+
+    Returns:
+        Shape (P, G), in (-1, 1), the mean over the K(K-1)/2 pairs.
+
+    Source: paper SARS, two rewards. The mean over pairs for K > 2 is ours.
+    """
+    a, b = _pairs(z)
+    return (_agreement(a, b) * (a * b).abs().tanh()).mean(dim=-1)
+
+
+def gdpo(z: Tensor, weights: Tensor, *, eps: float = 1e-8) -> Tensor:
+    """Weighted sum, standardized once more over the whole batch, so that its scale is the same in every iteration.
+
+    The batch is all P * G rows given: hand in the rows of all processes, or the result depends on their number.
+
+    Source: GDPO (arXiv 2601.05242), group-wise normalization of each reward, sum, batch-wise normalization.
+    """
+    total = weighted_sum(z, weights)
+    return standardize(total.flatten(0, 1).unsqueeze(0), eps).view_as(total)
+
+
+def minimum(z: Tensor, weights: Tensor) -> Tensor:
+    """The worst reward counts. The weights give only the number of steps."""
+    return _every_step(z.amin(dim=-1), weights)
+
+
+def maximum(z: Tensor, weights: Tensor) -> Tensor:
+    """The best reward counts. The weights give only the number of steps."""
+    return _every_step(z.amax(dim=-1), weights)
+
+
+def harmonic(z: Tensor, weights: Tensor, *, gamma: float = 0.4, punish_conflict: bool = False) -> Tensor:
+    """Weighted sum plus gamma z_i z_j / (z_i + z_j), the mean over pairs.
+
+    As released (the default) the bonus is positive for a conflict whose sum is negative, and without bound where the
+    two cancel. With `punish_conflict` (ours) it is +-|z_i||z_j| / (|z_i| + |z_j|): the same where the signs agree,
+    negative in every conflict, never larger than either.
+
+    Source: Customized-GRPO, train_customized_grpo.py, conflict_strategy "harmonic".
+    """
+    a, b = _pairs(z)
+    if punish_conflict:
+        bonus = _agreement(a, b) * (a * b).abs() / (a.abs() + b.abs() + 1e-6)
+    else:
+        bonus = a * b / (a + b + 1e-6)
+    return weighted_sum(z, weights) + gamma * bonus.mean(dim=-1, keepdim=True)
+
+
+def product(z: Tensor, weights: Tensor) -> Tensor:
+    """prod_k softplus(z_k)^(K w_k), standardized within the group at every step.
+
+    Source: Customized-GRPO, train_customized_grpo.py, conflict_strategy "product", which standardizes over a single
+    image and so returns NaN.
+    """
+    check_shape(weights, "S K")
+    powers = weights.shape[-1] * torch.einsum("pgk,sk->pgs", torch.nn.functional.softplus(z).log(), weights)
+    return standardize(powers.exp())
+
+
+def conflict_drop(z: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum, but 0 for an image on which two rewards disagree in sign: what is in conflict teaches nothing."""
+    a, b = _pairs(z)
+    return torch.where((a * b < 0).any(dim=-1, keepdim=True), 0.0, weighted_sum(z, weights))
+
+
+def raw_sum(rewards: Tensor, weights: Tensor) -> Tensor:
+    """The field's practice: sum_k weights[s, k] rewards[p, g, k], standardized within the group. Large units win."""
+    return standardize(weighted_sum(rewards, weights))
+
+
+def log_tamed(rewards: Tensor, weights: Tensor) -> Tensor:
+    """As `raw_sum`, with sign(r) log(1 + |r|) in place of r, so that one outlier does not rule its group."""
+    return standardize(weighted_sum(rewards.sign() * rewards.abs().log1p(), weights))
+
+
+def identity_gate(
+    rewards: Tensor,
+    weights: Tensor,
+    *,
+    prompt: int = 0,
+    identity: int = 1,
+    threshold: float = 0.5,
+    strength: float = 5.0,
+) -> Tensor:
+    """r_prompt - strength * max(0, threshold - r_identity)^2, standardized within the group.
+
+    Identity is a constraint to satisfy, not a reward to raise. The weights give only the number of steps; `prompt` and
+    `identity` are columns, `threshold` is in raw units of the identity reward.
+    """
+    short = (threshold - rewards[..., identity]).clamp(min=0)
+    return standardize(_every_step(rewards[..., prompt] - strength * short**2, weights))
+
+
+class ConflictStatistics(NamedTuple):
+    """Scalars, mean over pairs of rewards; NaN without any group. Exactly average images count in no share."""
+
+    conflict: Tensor
+    """Share of images on which two rewards have opposite signs."""
+    both_positive: Tensor
+    both_negative: Tensor
+    correlation: Tensor
+    """Within groups, mean over groups."""
+
+
+def conflict_statistics(z: Tensor) -> ConflictStatistics:
+    """How much the rewards disagree. z: shape (P, G, K), from `standardize`; groups without spread do not count."""
+    check_shape(z, "P G K")
+    a, b = _pairs(z)
+    spread = ((a != 0).any(dim=1) & (b != 0).any(dim=1)).to(z)
+    scored = (z != 0).any(dim=-1)[..., None].to(z) * spread[:, None]
+
+    def share(which: Tensor) -> Tensor:
+        return ((which * scored).sum(dim=(0, 1)) / scored.sum(dim=(0, 1))).nanmean()
+
+    norm = ((a**2).sum(dim=1) * (b**2).sum(dim=1)).sqrt()
+    correlation = torch.where(spread > 0, (a * b).sum(dim=1) / norm, torch.nan).nanmean()
+    return ConflictStatistics(share(a * b < 0), share((a > 0) & (b > 0)), share((a < 0) & (b < 0)), correlation)
+
+
+def check_shape(x: Tensor, axes: str) -> None:
+    """Raise ValueError unless `x` has one dimension per name in `axes`."""
+    names = axes.split()
+    if x.ndim != len(names):
+        raise ValueError(f"expected shape ({', '.join(names)}), got {tuple(x.shape)}")
+
+
+def _scored(rewards: Tensor) -> Tensor:
+    return rewards.isfinite().all(dim=-1, keepdim=True)
+
+
+def _pairs(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Both columns of every pair of rewards, each (P, G, K(K-1)/2)."""
+    check_shape(z, "P G K")
+    if z.shape[-1] < 2:
+        raise ValueError(f"agreement needs K >= 2 rewards, got {z.shape[-1]}; use weighted_sum for one reward.")
+    i, j = torch.triu_indices(z.shape[-1], z.shape[-1], offset=1, device=z.device)
+    return z[..., i], z[..., j]
+
+
+def _agreement(a: Tensor, b: Tensor) -> Tensor:
+    """+1 where both are above the group mean, else -1."""
+    return torch.where(torch.minimum(a, b) > 0, 1.0, -1.0).to(a)
+
+
+def _every_step(value: Tensor, weights: Tensor) -> Tensor:
+    """(P, G) to (P, G, S)."""
+    check_shape(weights, "S K")
+    return value.unsqueeze(-1).expand(-1, -1, len(weights))

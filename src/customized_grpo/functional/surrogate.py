@@ -1,0 +1,75 @@
+"""The policy-gradient loss and what keeps it near the old and the base policy. Pure.
+
+Shapes: (...) is any shape shared by the arguments, in training (rows,) of one micro-batch.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from customized_grpo.functional.sde import Gaussian
+
+
+class Surrogate(NamedTuple):
+    """`losses` has the shape of the advantages and carries the gradient; the rest are scalars for the log."""
+
+    losses: Tensor
+    clip_share: Tensor
+    """Share of elements whose gradient the clip stops."""
+    ratio_mean: Tensor
+    ratio_min: Tensor
+    ratio_max: Tensor
+    approx_kl: Tensor
+    """KL(old || new) estimated as mean(ratio - 1 - log ratio), nats per latent element, never negative."""
+
+
+def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Surrogate:
+    """max(-A ratio, -A clip(ratio, 1 - c, 1 + c)) for each element, ratio = exp(log_ratio).
+
+    Args:
+        log_ratio: shape (...), new minus old log-probability, or `normalized_log_ratio`.
+        advantages: shape (...), clamped by `advantages.advantages`.
+        clip_range: c; ratios of mean log-densities move little, so 1e-4 in the paper's recipe.
+
+    Source: PPO (arXiv 1707.06347) eq. 7; Customized-GRPO, train_customized_grpo.py:815-829.
+    """
+    if log_ratio.shape != advantages.shape:
+        raise ValueError(
+            "expected log-ratios and advantages of one shape, "
+            f"got {tuple(log_ratio.shape)} and {tuple(advantages.shape)}."
+        )
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    losses = torch.maximum(-advantages * ratio, -advantages * clipped)
+    with torch.no_grad():
+        stopped = (ratio - clipped) * advantages > 0
+        approx_kl = (log_ratio.expm1() - log_ratio).mean()
+        return Surrogate(losses, stopped.to(ratio).mean(), ratio.mean(), ratio.min(), ratio.max(), approx_kl)
+
+
+def gaussian_kl(step: Gaussian, base: Gaussian) -> Tensor:
+    """KL divergence of the policy's step from the base policy's, averaged over latent elements: shape (B,), nats.
+
+    ||mean - mean_base||^2 / (2 std^2): both steps have the same std, because the dynamics alone set it.
+
+    Source: Flow-GRPO (arXiv 2505.05470), section 4.3.
+    """
+    return ((step.mean - base.mean) ** 2 / (2 * step.std**2)).flatten(1).mean(1)
+
+
+def normalized_log_ratio(log_ratio: Tensor, step: Gaussian, old: Gaussian) -> Tensor:
+    """GRPO-Guard's RatioNorm: the log-ratio without its negative bias and with one scale at all steps. Shape (B,).
+
+    With x = mean_old + std e and d = mean - mean_old, the log-ratio is <e, d> / std - ||d||^2 / (2 std^2): its mean is
+    below 0, so positive advantages hardly reach the clip, and its spread follows 1 / std. Adding the square and
+    multiplying by std leaves <e, d>.
+
+    Args:
+        log_ratio: shape (B,), new minus old log-probability per latent element.
+        step, old: the step's Gaussian under the new policy and under the policy that sampled.
+
+    Source: GRPO-Guard (arXiv 2510.22319) eq. 8. Its gradient reweighting is separate: divide the loss by
+    sigma - sigma_next.
+    """
+    return (log_ratio + gaussian_kl(step, old)) * step.std.flatten()
