@@ -1,0 +1,69 @@
+# make train | make test | make bench | make clean
+#
+#   PYTHON=python3.12                  the Python that the environment is made from (3.10 or newer)
+#   ARGS="training.iterations=5"       settings for `make train`, options for `make bench`
+#   TORCH_ARGS="--index-url URL"       where pip finds torch, such as a CPU-only build on Linux
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+TORCH_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+CREATED := $(VENV)/.created
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+.PHONY: help train test bench install install-dev clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make train   train the embedded model and write a report (ARGS=\"training.iterations=5\" changes settings)"
+	@echo "make test    the whole test suite, the linter and the type checker"
+	@echo "make bench   seconds per iteration, stage by stage"
+	@echo "make clean   remove $(VENV) and caches; runs/ stays"
+
+train: $(INSTALLED)
+	@$(BIN)/cgrpo train $(ARGS)
+
+test: $(INSTALLED_DEV)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest
+
+bench: $(INSTALLED)
+	@$(BIN)/python -m customized_grpo.benchmark $(ARGS)
+
+install: $(INSTALLED)
+
+install-dev: $(INSTALLED_DEV)
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The environment stays as it is until what it is made from changes. torch comes first and alone: it is the big one.
+$(CREATED):
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "'$(PYTHON)' was not found; install Python 3.10 or newer, or name yours: make PYTHON=/path/to/python3."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "Python 3.10 or newer is needed, '$(PYTHON)' is $$($(PYTHON) -V 2>&1); name another: make PYTHON=python3.12."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "'$(PYTHON)' comes without the venv module; install it (Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) -V 2>&1)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(INSTALLED): pyproject.toml constraints.txt | $(CREATED)
+	@echo "Installing torch (the first time this takes a few minutes)"
+	@$(PIP) install --quiet --constraint constraints.txt $(TORCH_ARGS) torch
+	@echo "Installing customized-grpo and what it needs"
+	@$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	@echo "Installing the test tools"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
