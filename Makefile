@@ -53,7 +53,7 @@ $(CREATED):
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
 	  echo "'$(PYTHON)' comes without the venv module; install it (Debian and Ubuntu: apt install python3-venv)."; exit 1; }
 	@echo "Creating $(VENV) with $$($(PYTHON) -V 2>&1)"
-	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt | $(CREATED)
