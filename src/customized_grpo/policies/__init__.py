@@ -1,0 +1,28 @@
+"""Model families. Loaded when first asked for."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from customized_grpo.policies.contract import Policy, check_policy
+    from customized_grpo.policies.flux import FluxKontextPolicy
+    from customized_grpo.policies.lora import LoraSettings
+
+_HOME = {
+    "FluxKontextPolicy": "flux",
+    "LoraSettings": "lora",
+    "Policy": "contract",
+    "check_policy": "contract",
+}
+
+__all__ = ["FluxKontextPolicy", "LoraSettings", "Policy", "check_policy"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

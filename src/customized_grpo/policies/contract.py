@@ -1,0 +1,161 @@
+"""What a model family must offer to be trained: `Policy`, and `check_policy` that proves it does."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from customized_grpo.errors import UserError
+from customized_grpo.types import Conditioning, Example
+
+
+class Policy(ABC):
+    """A reference-conditioned flow-matching generator with something in it to train.
+
+    `sigma` in [0, 1] is the share of noise and the only noise coordinate outside a policy.
+    """
+
+    module: nn.Module
+    """The network that `velocity` calls and whose parameters with `requires_grad` train. The trainer may replace it by
+    a wrapper (DistributedDataParallel) with the same forward."""
+
+    device: torch.device
+
+    dtype: torch.dtype
+    """Of the forward pass: float32, or bfloat16 under autocast. Latents and velocities are float32 in any case."""
+
+    @abstractmethod
+    def encode(self, examples: Sequence[Example]) -> Conditioning:
+        """Prompts and references as tensors with leading axis len(examples), without gradient.
+
+        The examples share one `shape_key`. Raises UserError for an example that the family cannot take.
+        """
+
+    def shape_key(self, example: Example) -> Hashable:
+        """Examples with equal keys can be encoded into one batch."""
+        return tuple(image.size for image in example.references)
+
+    @abstractmethod
+    def latent_shape(self, conditioning: Conditioning) -> tuple[int, int]:
+        """(N, C) of the latents that this conditioning asks for."""
+
+    def initial_latents(self, conditioning: Conditioning, noise: Tensor) -> Tensor:
+        """Latents at sigma = 1 from standard normal noise, both (B, N, C)."""
+        return noise
+
+    @abstractmethod
+    def sigmas(self, num_inference_steps: int, conditioning: Conditioning) -> Tensor:
+        """The schedule, shape (T + 1,), float32, from 1 down to exactly 0. Training and inference use this one."""
+
+    @abstractmethod
+    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """d latents / d sigma, shape (B, N, C) float32, for latents (B, N, C) float32 and sigma (B,)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor, conditioning: Conditioning) -> Tensor:
+        """Images (B, 3, H, W), float32 in [0, 1], without gradient."""
+
+    @abstractmethod
+    def base(self) -> AbstractContextManager[None]:
+        """Inside it `velocity` is that of the base policy: the same weights with the adapter switched off."""
+
+    @abstractmethod
+    def trainable_state(self) -> dict[str, Tensor]:
+        """The trained tensors by name, exact, for a checkpoint."""
+
+    @abstractmethod
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `trainable_state`. Raises UserError if names or shapes are those of another model."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what a user takes away (a LoRA file, or a full module) in the format of the family's pipeline."""
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """What the optimizer is given, in a fixed order."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+
+def repeat(conditioning: Conditioning, times: int) -> dict[str, Tensor]:
+    """Every row `times` times, next to each other: (P, ...) to (P * times, ...)."""
+    return {key: value.repeat_interleave(times, dim=0) for key, value in conditioning.items()}
+
+
+def rows(conditioning: Conditioning, index: slice | Tensor) -> dict[str, Tensor]:
+    """The given rows of every tensor."""
+    return {key: value[index] for key, value in conditioning.items()}
+
+
+def check_policy(policy: Policy, examples: Sequence[Example], *, num_inference_steps: int = 4) -> None:
+    """Prove that a policy obeys the contract, on two or more examples that share a `shape_key`.
+
+    Checks shapes and dtypes, the schedule, determinism, batch equivariance (a row's velocity does not depend on its
+    neighbours), and that the gradient reaches the trainable parameters and only those.
+
+    Raises:
+        UserError: naming the first property that does not hold.
+    """
+
+    def require(holds: bool, sentence: str) -> None:
+        if not holds:
+            raise UserError(f"{policy.name} breaks the policy contract: {sentence}")
+
+    require(len(examples) >= 2, f"the check needs two examples or more, got {len(examples)}.")
+    conditioning = policy.encode(examples)
+    for key, value in conditioning.items():
+        require(
+            isinstance(value, Tensor) and value.shape[:1] == (len(examples),),
+            f"encode()['{key}'] must be a tensor with leading axis {len(examples)}, "
+            f"got {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}.",
+        )
+        require(not value.requires_grad, f"encode()['{key}'] carries a gradient; encode under torch.no_grad().")
+
+    sigmas = policy.sigmas(num_inference_steps, conditioning)
+    require(
+        sigmas.shape == (num_inference_steps + 1,) and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all()),
+        f"sigmas({num_inference_steps}) must be {num_inference_steps + 1} falling values that end in 0, got {sigmas}.",
+    )
+
+    shape = (len(examples), *policy.latent_shape(conditioning))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(policy.device)
+    latents = policy.initial_latents(conditioning, noise)
+    require(latents.shape == shape, f"initial_latents must have shape {shape}, got {tuple(latents.shape)}.")
+    sigma = sigmas[1].to(policy.device).expand(len(examples))
+    with torch.no_grad():
+        velocity = policy.velocity(latents, sigma, conditioning)
+        again = policy.velocity(latents, sigma, conditioning)
+        alone = policy.velocity(latents[:1], sigma[:1], rows(conditioning, slice(0, 1)))
+        images = policy.decode(latents, conditioning)
+    require(
+        velocity.shape == shape and velocity.dtype == torch.float32,
+        f"velocity must be float32 of shape {shape}, got {velocity.dtype} of {tuple(velocity.shape)}.",
+    )
+    require(torch.equal(velocity, again), "velocity differs between two equal calls; switch dropout off.")
+    tolerance = 1e-4 if policy.dtype == torch.float32 else 5e-2
+    drift = float((alone - velocity[:1]).abs().max() / velocity.abs().max().clamp(min=1e-8))
+    require(
+        drift <= tolerance,
+        f"a row's velocity changes by {drift:.1e} with its neighbours in the batch (allowed {tolerance:.0e}).",
+    )
+    require(
+        images.ndim == 4 and images.shape[:2] == (len(examples), 3) and images.dtype == torch.float32,
+        f"decode must give float32 images (B, 3, H, W), got {images.dtype} of {tuple(images.shape)}.",
+    )
+    require(0 <= float(images.min()) and float(images.max()) <= 1, "decode must give images in [0, 1].")
+
+    parameters = policy.trainable_parameters()
+    require(len(parameters) > 0, "no parameter has requires_grad, so nothing would train.")
+    policy.velocity(latents, sigma, conditioning).square().mean().backward()
+    reached = sum(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in parameters)
+    frozen = [name for name, p in policy.module.named_parameters() if not p.requires_grad and p.grad is not None]
+    for p in parameters:
+        p.grad = None
+    require(reached > 0, "the gradient of velocity reaches none of the trainable parameters.")
+    require(not frozen, f"the gradient reaches frozen parameters, such as {frozen[:1]}.")

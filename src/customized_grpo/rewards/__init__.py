@@ -1,0 +1,23 @@
+"""Rewards: plain functions or classes `(images, examples) -> Tensor (B,)`. Loaded when first asked for."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from customized_grpo.rewards.clip import ClipReward
+    from customized_grpo.rewards.contract import Reward, check_reward
+    from customized_grpo.rewards.dino import DinoReward
+
+_HOME = {"ClipReward": "clip", "DinoReward": "dino", "Reward": "contract", "check_reward": "contract"}
+
+__all__ = ["ClipReward", "DinoReward", "Reward", "check_reward"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,94 @@
+"""What a reward must be, and `check_reward` that proves it is."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.types import Example
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A plain function, or an object that holds a model."""
+
+    def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        """Score images.
+
+        Args:
+            images: shape (B, 3, H, W), float32 in [0, 1].
+            examples: B of them, row by row; the rows of a group hold the same object.
+
+        Returns:
+            Shape (B,), higher is better, in the reward's own units; NaN where it cannot score.
+        """
+        ...
+
+
+def reward_name(reward: Callable[..., Tensor]) -> str:
+    """`reward.name` if it has one, else the name of the function or class."""
+    name = getattr(reward, "name", None) or getattr(reward, "__name__", None)
+    return str(name or type(reward).__name__)
+
+
+def import_path(reward: Callable[..., Tensor]) -> str:
+    """module:name, to say in an error whose code failed."""
+    owner = reward if inspect.isroutine(reward) else type(reward)
+    return f"{owner.__module__}:{getattr(owner, '__qualname__', type(reward).__name__)}"
+
+
+def once_per_example(examples: Sequence[Example], compute: Callable[[list[Example]], Tensor]) -> Tensor:
+    """Compute a row for each different example and spread the rows over the batch: a group's text is encoded once.
+
+    Args:
+        examples: B of them, with repetitions.
+        compute: distinct examples (U of them) to a tensor (U, ...).
+
+    Returns:
+        Shape (B, ...).
+    """
+    distinct: dict[int, int] = {}
+    firsts: list[Example] = []
+    for example in examples:
+        if id(example) not in distinct:
+            distinct[id(example)] = len(firsts)
+            firsts.append(example)
+    computed = compute(firsts)
+    return computed[torch.tensor([distinct[id(example)] for example in examples], device=computed.device)]
+
+
+def check_scores(scores: Tensor, reward: Callable[..., Tensor], count: int) -> Tensor:
+    """`scores` as float32 (count,), or a UserError that names the reward."""
+    if not isinstance(scores, Tensor) or scores.shape != (count,):
+        seen = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise UserError(
+            f"The reward {import_path(reward)} returned {seen} for {count} images; "
+            f"it must return a tensor of shape ({count},), one number per image (NaN if it cannot score)."
+        )
+    return scores.detach().float()
+
+
+def check_reward(reward: Callable[..., Tensor], images: Tensor, examples: Sequence[Example]) -> None:
+    """Prove that a reward obeys the contract on the given images (two or more).
+
+    Checks shape, determinism, and batch equivariance: permuting the rows permutes the scores.
+
+    Raises:
+        UserError: naming the first property that does not hold.
+    """
+    count = len(examples)
+    if count < 2 or len(images) != count:
+        raise UserError(f"check_reward needs two images or more and as many examples, got {len(images)} and {count}.")
+    first = check_scores(reward(images, examples), reward, count)
+    again = check_scores(reward(images, examples), reward, count)
+    path = import_path(reward)
+    if not torch.allclose(first, again, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise UserError(f"The reward {path} gave different scores for the same images: it must be deterministic.")
+    flipped = check_scores(reward(images.flip(0), list(examples)[::-1]), reward, count).flip(0)
+    if not torch.allclose(first, flipped, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise UserError(f"The reward {path} scores an image by its place in the batch: rows must not mix.")

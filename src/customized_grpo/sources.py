@@ -1,0 +1,46 @@
+"""Where weights come from: the package itself, a local folder, or a hub id."""
+
+from pathlib import Path
+
+from customized_grpo.errors import UserError, nearest
+
+PACKAGED = "toyworld:"
+
+
+def locate(path: str | Path) -> str:
+    """The folder or hub id to hand to `from_pretrained`.
+
+    Args:
+        path: `toyworld:pipeline`, `toyworld:clip` ... for the packaged weights; a folder; or a hub id `owner/name`.
+
+    Raises:
+        UserError: if a packaged name is unknown, or a local path does not exist.
+    """
+    text = str(path)
+    if text.startswith(PACKAGED):
+        from customized_grpo.toyworld import weights_path
+
+        folder = Path(weights_path(text.removeprefix(PACKAGED)))
+        if not folder.exists():
+            known = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
+            raise UserError(
+                f"No packaged weights named '{text}': there are {', '.join(PACKAGED + name for name in known) or 'none'}."
+                + nearest(text, [PACKAGED + name for name in known])
+            )
+        return str(folder)
+    folder = Path(text).expanduser()
+    if folder.exists():
+        return str(folder)
+    looks_like_hub_id = text.count("/") == 1 and not text.startswith((".", "/", "~"))
+    if looks_like_hub_id:
+        return text
+    raise UserError(f"'{text}' is neither a folder here nor a hub id like 'owner/name'; check the path.")
+
+
+def explain(path: str | Path, what: str, error: Exception) -> UserError:
+    """One sentence for a `from_pretrained` that failed."""
+    reason = " ".join(str(error).split())
+    return UserError(
+        f"Could not load {what} from '{path}' ({type(error).__name__}: {reason[:300]}); "
+        f"give a folder in the layout that save_pretrained writes, or a hub id you have access to."
+    )
