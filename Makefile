@@ -58,12 +58,12 @@ $(CREATED):
 
 $(INSTALLED): pyproject.toml constraints.txt | $(CREATED)
 	@echo "Installing torch (the first time this takes a few minutes)"
-	@$(PIP) install --quiet --constraint constraints.txt $(TORCH_ARGS) torch
+	@$(PIP) install -qq --constraint constraints.txt $(TORCH_ARGS) torch
 	@echo "Installing customized-grpo and what it needs"
-	@$(PIP) install --quiet --constraint constraints.txt --editable .
+	@$(PIP) install -qq --constraint constraints.txt --editable .
 	@touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
 	@echo "Installing the test tools"
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) install -qq --constraint constraints.txt --editable '.[dev]'
 	@touch $@
