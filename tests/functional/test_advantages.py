@@ -1,0 +1,345 @@
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from customized_grpo.functional import advantages as adv
+from customized_grpo.functional.time_weights import constant, sigmoid_crossover
+
+VECTORS = Path(__file__).parents[1] / "vectors"
+SARS = json.loads((VECTORS / "sars.json").read_text())["cases"]
+HAZARDS = json.loads((VECTORS / "sars_hazards.json").read_text())["cases"]
+
+ON_Z = [
+    adv.weighted_sum,
+    adv.sars,
+    adv.gdpo,
+    adv.minimum,
+    adv.maximum,
+    adv.harmonic,
+    partial(adv.harmonic, punish_conflict=True),
+    adv.product,
+    adv.conflict_drop,
+]
+ON_REWARDS = [adv.raw_sum, adv.log_tamed, adv.identity_gate]
+STRATEGIES = {
+    "tanh": adv.sars,
+    "min": adv.minimum,
+    "max": adv.maximum,
+    "harmonic": adv.harmonic,
+    "product": adv.product,
+}
+TWO_STEPS = torch.tensor([[0.7, 0.3], [0.4, 0.6]])
+
+
+def name(f: object) -> str:
+    return getattr(f, "__name__", repr(f))
+
+
+def rewards_of(case: dict) -> Tensor:
+    i = case["inputs"]
+    dtype = getattr(torch, i["dtype"])
+    rewards = torch.tensor([i["reward_prompt"], i["reward_id"]], dtype=dtype).T
+    # "two_groups" is the one case whose lists hold more than one group.
+    return rewards.view(-1, i["group_size"], 2)
+
+
+def tolerance(case: dict) -> dict[str, float]:
+    return {"atol": 1e-10, "rtol": 0} if case["inputs"]["dtype"] == "float64" else {"atol": 2e-5, "rtol": 2e-5}
+
+
+def published(case: dict, key: str) -> Tensor:
+    return torch.tensor(case["outputs"][key], dtype=getattr(torch, case["inputs"]["dtype"]))
+
+
+def final(case: dict) -> dict[str, list[float | None]]:
+    return case["outputs"]["final_advantage_by_step"]
+
+
+def case_id(case: dict) -> str:
+    i = case["inputs"]
+    return f"{i['label']}-{i['group_size']}-{i['conflict_strategy']}-{i['weight_strategy']}-{i['form']}"
+
+
+@pytest.mark.parametrize("case", SARS, ids=case_id)
+def test_published_standard_scores(case):
+    z = adv.standardize(rewards_of(case))
+    assert_close(z[..., 0].flatten(), published(case, "A_prompt"), **tolerance(case))
+    assert_close(z[..., 1].flatten(), published(case, "A_id"), **tolerance(case))
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in SARS if c["inputs"]["conflict_strategy"] in ("tanh", "tanh_only")], ids=case_id
+)
+def test_published_synergy(case):
+    gamma = case["inputs"]["gamma"] if case["inputs"]["conflict_strategy"] == "tanh" else 1.0
+    bonus = gamma * adv.synergy(adv.standardize(rewards_of(case))).flatten()
+    assert_close(bonus, published(case, "bonus"), **tolerance(case))
+
+
+@pytest.mark.parametrize("case", [c for c in SARS if None not in next(iter(final(c).values()))], ids=case_id)
+def test_published_advantages(case):
+    i = case["inputs"]
+    rewards = rewards_of(case)
+    progress = torch.tensor([int(s) for s in final(case)], dtype=rewards.dtype) / 25
+    fixed = partial(constant, weights=(i["fixed_w_prompt"], i["fixed_w_id"]))
+    weights = (sigmoid_crossover if i["weight_strategy"] == "dynamic" else fixed)(progress)
+    settings = {"gamma": i["gamma"]} if i["conflict_strategy"] in ("tanh", "harmonic") else {}
+    ours = adv.advantages(STRATEGIES[i["conflict_strategy"]], rewards, weights, i["adv_clip_max"], **settings)
+    for s, expected in enumerate(final(case).values()):
+        assert_close(ours[..., s].flatten(), torch.tensor(expected, dtype=rewards.dtype), **tolerance(case))
+
+
+def test_published_nan_is_the_only_thing_not_reproduced():
+    without = [c for c in SARS if None in next(iter(final(c).values()))]
+    assert {(c["inputs"]["conflict_strategy"], c["inputs"]["form"]) for c in without} == {
+        ("product", "per_sample_as_shipped"),
+        ("tanh_only", "per_sample_as_shipped"),
+    }
+    for case in without:
+        assert adv.advantages(adv.product, rewards_of(case).float(), TWO_STEPS).isfinite().all()
+
+
+@pytest.mark.parametrize("case", HAZARDS)
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_a_constant_float32_group_has_exactly_no_advantage(case, contiguous):
+    rewards = rewards_of(case)
+    z = adv.standardize(rewards.contiguous() if contiguous else rewards)
+    assert (z[..., 0] == 0).all()
+    assert_close(z[..., 1].flatten(), published(case, "A_id"), atol=2e-5, rtol=2e-5)
+
+
+@given(
+    value=st.floats(-1e4, 1e4, width=32).filter(lambda x: abs(x) > 1e-3),
+    ulps=st.lists(st.integers(-2, 2), min_size=2, max_size=16),
+)
+def test_rounding_is_not_reward(value, ulps):
+    column = torch.tensor([value] * len(ulps)) * (1 + torch.tensor(ulps) * torch.finfo(torch.float32).eps)
+    assert (adv.standardize(column.view(1, -1, 1)) == 0).all()
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=12), st.floats(0.1, 10), st.floats(-50, 50))
+def test_standard_scores_ignore_scale_and_shift(values, scale, shift):
+    rewards = torch.tensor(values, dtype=torch.float64).view(1, -1, 1)
+    assume(rewards.amax() - rewards.amin() > 1e-3)
+    z = adv.standardize(rewards)
+    assert_close(z.mean(), torch.tensor(0.0, dtype=torch.float64), atol=1e-9, rtol=0)
+    assert_close(z.std(), torch.tensor(1.0, dtype=torch.float64), atol=1e-3, rtol=0)
+    assert_close(adv.standardize(scale * rewards + shift), z, atol=1e-3, rtol=0)
+
+
+def test_standardize_by_hand():
+    # mean 2, unbiased std 1
+    assert_close(adv.standardize(torch.tensor([[[1.0], [2.0], [3.0]]])), torch.tensor([[[-1.0], [0.0], [1.0]]]))
+
+
+def test_narrow_group_far_from_zero_keeps_its_digits():
+    # 0.001 apart at 1000: sixteen units in the last place, real spread.
+    column = torch.tensor([1000.0, 1001.0, 1002.0]) / 1
+    offset = torch.tensor([[1000.0], [1000.0 + 2**-10], [1000.0 + 2**-9]]).unsqueeze(0)
+    assert_close(adv.standardize(offset), adv.standardize(column.view(1, 3, 1)), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_an_unscored_image_teaches_nothing_and_moves_no_other(bad):
+    rewards = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0))
+    spoilt = rewards.clone()
+    spoilt[0, 2, 1] = bad
+    z = adv.standardize(spoilt)
+    assert (z[0, 2] == 0).all()
+    kept = [0, 1, 3, 4]
+    assert_close(z[0, kept], adv.standardize(rewards[:1, kept])[0])
+    assert_close(z[1], adv.standardize(rewards)[1])
+
+
+@pytest.mark.parametrize("scored", [0, 1])
+def test_a_group_with_at_most_one_scored_image_is_all_zero(scored):
+    rewards = torch.full((1, 3, 2), math.nan)
+    rewards[0, :scored] = 3.0
+    assert (adv.standardize(rewards) == 0).all()
+
+
+def test_synergy_by_hand():
+    z = torch.tensor([[[1.0, 2.0], [1.0, -2.0], [-1.0, -2.0], [0.0, 2.0]]])
+    t = math.tanh(2)
+    assert_close(adv.synergy(z), torch.tensor([[t, -t, -t, 0.0]]))
+    three = torch.tensor([[[1.0, 1.0, -1.0]]])  # one pair agrees, two do not
+    assert_close(adv.synergy(three), torch.tensor([[-math.tanh(1) / 3]]))
+
+
+def test_sars_by_hand():
+    z = torch.tensor([[[1.0, 2.0], [1.0, -2.0]]])
+    weights = torch.tensor([[0.7, 0.3], [0.5, 0.5]])
+    t = 0.4 * math.tanh(2)
+    assert_close(adv.sars(z, weights), torch.tensor([[[1.3 + t, 1.5 + t], [0.1 - t, -0.5 - t]]]))
+
+
+def test_minimum_and_maximum_by_hand():
+    z = torch.tensor([[[1.0, 2.0], [1.0, -2.0]]])
+    assert_close(adv.minimum(z, TWO_STEPS), torch.tensor([[[1.0, 1.0], [-2.0, -2.0]]]))
+    assert_close(adv.maximum(z, TWO_STEPS), torch.tensor([[[2.0, 2.0], [1.0, 1.0]]]))
+
+
+def test_harmonic_punishes_conflict_only_when_asked_to():
+    z = torch.tensor([[[1.0, -3.0], [1.0, 3.0], [-1.0, -3.0]]])  # conflict, agreement, agreement
+    weights = torch.zeros(1, 2)
+    as_released = adv.harmonic(z, weights, gamma=1.0)[0, :, 0]
+    ours = adv.harmonic(z, weights, gamma=1.0, punish_conflict=True)[0, :, 0]
+    assert_close(as_released, torch.tensor([1.5, 0.75, -0.75]), atol=1e-5, rtol=0)
+    assert_close(ours, torch.tensor([-0.75, 0.75, -0.75]), atol=1e-5, rtol=0)
+
+
+def test_product_prefers_two_good_to_one_excellent():
+    z = torch.tensor([[[1.0, 1.0], [2.5, -1.5], [-1.0, -1.0]]])
+    a = adv.product(z, torch.tensor([[0.5, 0.5]]))[0, :, 0]
+    assert a[0] > a[1] > a[2]
+
+
+def test_conflict_drop_by_hand():
+    z = torch.tensor([[[1.0, 2.0], [1.0, -2.0], [-1.0, -2.0], [0.0, -2.0]]])
+    weights = torch.tensor([[0.5, 0.5]])
+    assert_close(adv.conflict_drop(z, weights), torch.tensor([[[1.5], [0.0], [-1.5], [-1.0]]]))
+
+
+def test_gdpo_has_unit_spread_over_the_batch_at_every_step():
+    z = adv.standardize(torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(0)))
+    a = adv.gdpo(z, TWO_STEPS).flatten(0, 1)
+    assert_close(a.std(dim=0), torch.ones(2))
+    assert_close(a.mean(dim=0), torch.zeros(2), atol=1e-6, rtol=0)
+    plain = adv.weighted_sum(z, TWO_STEPS).flatten(0, 1)
+    assert_close(a, (plain - plain.mean(0)) / plain.std(0))
+
+
+def test_raw_sum_by_hand():
+    rewards = torch.tensor([[[1.0, 10.0], [2.0, 30.0], [3.0, 20.0]]])
+    # equal weights: 5.5, 16, 11.5 -> mean 11, unbiased std sqrt(27.75)
+    expected = torch.tensor([-5.5, 5.0, 0.5]) / math.sqrt(27.75)
+    assert_close(adv.raw_sum(rewards, torch.tensor([[0.5, 0.5]]))[0, :, 0], expected)
+
+
+def test_log_tamed_keeps_sign_and_tames_outliers():
+    rewards = torch.tensor([[[-1000.0, 0.0], [0.0, 0.0], [1.0, 0.0]]])
+    weights = torch.tensor([[1.0, 1.0]])
+    tamed, raw = (f(rewards, weights)[0, :, 0] for f in (adv.log_tamed, adv.raw_sum))
+    assert tamed[0] < tamed[1] < tamed[2]
+    assert tamed[2] - tamed[1] > 50 * (raw[2] - raw[1])
+    logs = torch.tensor([-math.log(1001), 0.0, math.log(2)])
+    assert_close(tamed, (logs - logs.mean()) / logs.std())
+
+
+def test_identity_gate_by_hand():
+    rewards = torch.tensor([[[0.3, 0.9], [0.3, 0.5], [0.8, 0.1]]])
+    # gated: 0.3, 0.3, 0.8 - 5 * 0.4^2 = 0
+    gated = torch.tensor([0.3, 0.3, 0.0])
+    expected = (gated - gated.mean()) / gated.std()
+    assert_close(adv.identity_gate(rewards, torch.tensor([[0.9, 0.1]]))[0, :, 0], expected)
+
+
+@pytest.mark.parametrize("aggregation", ON_Z + ON_REWARDS, ids=name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_aggregation_through_the_door(aggregation, dtype):
+    rewards = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    rewards[1, 4, 0] = math.nan
+    rewards[2] = 1.7
+    a = adv.advantages(aggregation, rewards, TWO_STEPS.to(dtype))
+    assert a.shape == (3, 6, 2)
+    assert a.dtype == dtype
+    assert a.isfinite().all()
+    assert (a[1, 4] == 0).all()
+    assert a.abs().max() > 0
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    assert_close(adv.advantages(aggregation, rewards[:, order], TWO_STEPS.to(dtype)), a[:, order])
+
+
+@pytest.mark.parametrize("aggregation", [f for f in ON_Z if f is not adv.gdpo] + ON_REWARDS, ids=name)
+def test_a_constant_group_has_no_advantage(aggregation):
+    rewards = torch.full((1, 12, 2), 12.118589401245117)
+    assert (adv.advantages(aggregation, rewards, TWO_STEPS) == 0).all()
+
+
+@pytest.mark.parametrize("aggregation", [f for f in ON_Z if f is not adv.gdpo] + ON_REWARDS, ids=name)
+def test_prompts_do_not_touch_each_other(aggregation):
+    rewards = torch.rand(3, 6, 2, generator=torch.Generator().manual_seed(1))
+    together = adv.advantages(aggregation, rewards, TWO_STEPS)
+    apart = torch.cat([adv.advantages(aggregation, r[None], TWO_STEPS) for r in rewards])
+    assert_close(together, apart)
+
+
+def test_the_door_clamps_and_passes_settings_on():
+    def ten_times(z: Tensor, weights: Tensor, *, factor: float) -> Tensor:
+        return factor * adv.weighted_sum(z, weights)
+
+    rewards = torch.rand(1, 8, 2, generator=torch.Generator().manual_seed(0))
+    a = adv.advantages(ten_times, rewards, TWO_STEPS, 2.0, factor=10.0)
+    assert a.max() == 2.0
+    assert a.min() == -2.0
+
+
+def test_the_door_reads_the_name_of_the_first_parameter():
+    rewards = torch.tensor([[[1.0, 4.0], [3.0, 4.5]]])
+    got = adv.advantages(lambda rewards, weights: rewards[..., :1].expand(-1, -1, 2), rewards, TWO_STEPS)
+    assert_close(got[0, :, 0], torch.tensor([1.0, 3.0]))
+    with pytest.raises(ValueError, match="named z or rewards, got 'scores'"):
+        adv.advantages(lambda scores, weights: scores, rewards, TWO_STEPS)
+
+
+def test_an_aggregation_that_is_an_object_works():
+    class Mine:
+        def __call__(self, z: Tensor, weights: Tensor) -> Tensor:
+            return adv.weighted_sum(z, weights)
+
+    rewards = torch.rand(2, 4, 2, generator=torch.Generator().manual_seed(0))
+    assert_close(
+        adv.advantages(Mine(), rewards, TWO_STEPS), adv.advantages(adv.weighted_sum, rewards, TWO_STEPS)
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: adv.standardize(torch.rand(2, 1, 2)), "G >= 2"),
+        (lambda: adv.standardize(torch.rand(4, 2)), "P, G, K"),
+        (lambda: adv.sars(torch.rand(1, 4, 2), torch.rand(2)), "S, K"),
+        (lambda: adv.synergy(torch.rand(1, 4, 1)), "K >= 2"),
+        (lambda: adv.advantages(adv.sars, torch.rand(1, 4, 3), TWO_STEPS), "3 rewards but 2 weights"),
+        (lambda: adv.advantages(lambda z, weights: z, torch.rand(1, 4, 2), torch.rand(3, 2)), "returned shape"),
+    ],
+)
+def test_errors_say_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_conflict_statistics_by_hand():
+    z = torch.tensor([[[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], [[0.0, 1.0], [0.0, 0.0], [0.0, -1.0], [0.0, 0.0]]])
+    s = adv.conflict_statistics(z)  # the second group has no spread in the first reward
+    assert [float(x) for x in s] == [0.5, 0.25, 0.25, 0.0]
+
+
+def test_conflict_statistics_correlation_is_pearsons():
+    rewards = torch.randn(1, 9, 2, generator=torch.Generator().manual_seed(3))
+    s = adv.conflict_statistics(adv.standardize(rewards))
+    assert_close(s.correlation, torch.corrcoef(rewards[0].T)[0, 1])
+
+
+def test_conflict_statistics_leave_unscored_images_out():
+    rewards = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [math.nan, 1.0]]])
+    assert [float(x) for x in adv.conflict_statistics(adv.standardize(rewards))] == [0.0, 0.5, 0.5, 1.0]
+
+
+def test_conflict_statistics_without_any_group():
+    assert all(x.isnan() for x in adv.conflict_statistics(torch.zeros(2, 4, 2)))
+
+
+def test_conflict_statistics_of_three_rewards_are_means_over_pairs():
+    z = adv.standardize(torch.randn(4, 8, 3, generator=torch.Generator().manual_seed(4)))
+    pairs = [adv.conflict_statistics(z[..., list(p)]) for p in ((0, 1), (0, 2), (1, 2))]
+    for got, each in zip(adv.conflict_statistics(z), zip(*pairs, strict=True), strict=True):
+        assert_close(got, torch.stack(each).mean())
