@@ -1,0 +1,74 @@
+"""What an evaluation says, with its uncertainty: means and paired changes, resampled by subject."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from customized_grpo.report.record import Evaluation
+
+
+class Estimate(NamedTuple):
+    """A mean and its 95 % interval; `low` and `high` are NaN where one subject or none was scored."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """For a change: rose, fell, or unclear where the interval holds 0 or there is none."""
+        return "rose" if self.low > 0 else "fell" if self.high < 0 else "unclear"
+
+
+class Change(NamedTuple):
+    """One metric at two evaluations of the same tasks with the same noise."""
+
+    metric: str
+    before: Estimate
+    after: Estimate
+    difference: Estimate
+    tasks: int
+    """How many tasks are scored in both."""
+    subjects: int
+    unscored: int
+    """How many tasks are not."""
+
+
+def level(evaluation: Evaluation, metric: str) -> Estimate:
+    """Mean of a metric over the scored tasks of one evaluation."""
+    return _estimate(evaluation.per_task(metric), evaluation.subjects)
+
+
+def change(before: Evaluation, after: Evaluation, metric: str) -> Change:
+    """Paired change of a metric, over the tasks that both evaluations scored."""
+    later = dict(zip(after.tasks, after.per_task(metric), strict=True))
+    first = before.per_task(metric)
+    last = np.array([later.get(task, np.nan) for task in before.tasks])
+    both = np.isfinite(first) & np.isfinite(last)
+    first, last = np.where(both, first, np.nan), np.where(both, last, np.nan)
+    return Change(
+        metric=metric,
+        before=_estimate(first, before.subjects),
+        after=_estimate(last, before.subjects),
+        difference=_estimate(last - first, before.subjects),
+        tasks=int(both.sum()),
+        subjects=len({subject for subject, kept in zip(before.subjects, both, strict=True) if kept}),
+        unscored=int((~both).sum()),
+    )
+
+
+def _estimate(values: np.ndarray, subjects: tuple[str, ...]) -> Estimate:
+    """Mean of the finite values and its interval over subjects, from the same resamples every time."""
+    import torch
+
+    from customized_grpo.functional.statistics import mean_interval
+
+    scored = np.isfinite(values)
+    if not scored.any():
+        return Estimate(np.nan, np.nan, np.nan)
+    clusters = [subject for subject, kept in zip(subjects, scored, strict=True) if kept]
+    generator = torch.Generator().manual_seed(0)
+    estimate, low, high = mean_interval(torch.from_numpy(values[scored])[None], clusters, generator)
+    if len(set(clusters)) < 2:
+        return Estimate(float(estimate), np.nan, np.nan)
+    return Estimate(float(estimate), float(low), float(high))

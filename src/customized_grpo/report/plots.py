@@ -1,0 +1,239 @@
+"""Drawings of numbers. Every function takes arrays and gives a figure; none knows what a run is.
+
+Colours are Okabe and Ito's, which people with any colour vision can tell apart; nothing is said by colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from customized_grpo.report.intervals import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+SERIES = (BLUE, ORANGE, PURPLE, GREEN, SKY, VERMILLION)
+INK, FAINT, GRID = "#222222", "#767676", "#E4E4E4"
+
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "customized-grpo",
+    "axes.unicode_minus": True,
+}
+
+
+def save(figure: Figure, folder: Path, name: str) -> Path:
+    """Write NAME.svg and NAME.png into `folder`; returns the path of the SVG."""
+    import matplotlib
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.svg"
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(path, format="svg", metadata={"Date": None})
+        figure.savefig(path.with_suffix(".png"), format="png", dpi=200)
+    return path
+
+
+def training_curve(
+    iterations: np.ndarray,
+    mean: np.ndarray,
+    spread: np.ndarray,
+    evaluated: Sequence[int],
+    levels: Sequence[Estimate],
+    *,
+    colour: str = BLUE,
+    ylabel: str = "",
+) -> Figure:
+    """A reward over training: what the policy's own samples got, and the held-out evaluations.
+
+    Args:
+        iterations, mean, spread: shape (rows,); spread is drawn as a band of mean +- spread.
+        evaluated, levels: iterations and intervals of the evaluations, of one length.
+    """
+    figure, axes = _canvas(5.2, 3.2)
+    shown = np.isfinite(mean)
+    if shown.any():
+        spread = np.nan_to_num(spread)
+        axes.fill_between(iterations, mean - spread, mean + spread, where=shown, color=colour, alpha=0.13, lw=0)
+        marker = "o" if shown.sum() == 1 else None
+        axes.plot(iterations, mean, color=colour, alpha=0.55, lw=1.1, marker=marker, ms=3, label="training samples")
+    _draw_levels(axes, evaluated, levels, colour)
+    axes.set_ylabel(ylabel)
+    _iteration_axis(axes, [*iterations, *evaluated])
+    _legend(axes)
+    return figure
+
+
+def trade_off(path: Sequence[tuple[int, Estimate, Estimate]], *, xlabel: str, ylabel: str) -> Figure:
+    """Where training went in the plane of two metrics: one point an evaluation, intervals at both ends.
+
+    Args:
+        path: (iteration, interval in x, interval in y), ascending.
+    """
+    figure, axes = _canvas(5.2, 3.9)
+    x = np.array([across.value for _, across, _ in path])
+    y = np.array([up.value for _, _, up in path])
+    axes.plot(x, y, color=FAINT, lw=1.2, zorder=2)
+    axes.scatter(x[1:-1], y[1:-1], s=16, color=FAINT, zorder=3)
+    ends = [(path[0], INK, "s", "start"), (path[-1], BLUE, "o", "end")][: min(len(path), 2)]
+    for (iteration, across, up), colour, marker, word in ends:
+        axes.errorbar(
+            [across.value], [up.value], xerr=_whiskers([across]), yerr=_whiskers([up]),
+            fmt=marker, ms=7, color=colour, capsize=3, lw=1.4, zorder=4, label=f"{word} (iteration {iteration})",
+        )  # fmt: skip
+    axes.set_xlabel(f"{xlabel}  \N{RIGHTWARDS ARROW} better")
+    axes.set_ylabel(f"{ylabel}  \N{RIGHTWARDS ARROW} better")
+    axes.grid(axis="x", color=GRID, lw=0.8)
+    axes.margins(0.12)
+    _legend(axes)
+    return figure
+
+
+def conflict_shares(iterations: np.ndarray, shares: dict[str, np.ndarray], *, window: int = 1) -> Figure:
+    """Stacked shares of samples over training, the first at the bottom, with the line that chance would give.
+
+    Args:
+        iterations: shape (rows,).
+        shares: name to (rows,) in [0, 1]; at most three.
+        window: iterations of the running mean.
+    """
+    figure, axes = _canvas(5.2, 3.2)
+    colours = (VERMILLION, GREEN, "#B5B5B5")
+    base = np.zeros(len(iterations))
+    for (name, share), colour in zip(shares.items(), colours, strict=False):
+        top = base + running_mean(np.nan_to_num(share), window)
+        if len(iterations) > 1:
+            axes.fill_between(iterations, base, top, color=colour, alpha=0.8, lw=0)
+        else:
+            axes.bar(iterations, top - base, bottom=base, width=0.6, color=colour, alpha=0.8)
+        middle, average = len(iterations) // 2, float(np.nanmean(share)) if np.isfinite(share).any() else np.nan
+        if average > 0.06:
+            axes.text(
+                float(iterations[middle]), float((base[middle] + top[middle]) / 2), f"{name}  {average:.0%}",
+                ha="center", va="center", color="black", fontsize=10, fontweight="bold",
+            )  # fmt: skip
+        base = top
+    axes.axhline(0.5, color="black", lw=1.1, ls=(0, (4, 3)))
+    axes.annotate(
+        "chance", (1, 0.5), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+        va="center", fontsize=9, annotation_clip=False,
+    )  # fmt: skip
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("share of samples")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(visible=False)
+    _iteration_axis(axes, iterations)
+    if len(iterations) > 1:
+        axes.set_xlim(iterations[0], iterations[-1])
+    return figure
+
+
+def correlation(iterations: np.ndarray, values: np.ndarray, *, window: int = 1) -> Figure:
+    """Correlation over training between -1 and 1, raw and as a running mean. Shapes (rows,)."""
+    figure, axes = _canvas(5.2, 3.2)
+    axes.axhline(0, color="black", lw=1)
+    axes.plot(iterations, values, color=BLUE, alpha=0.35, lw=1, marker="o", ms=2.5, label="each iteration")
+    if window > 1:
+        axes.plot(iterations, running_mean(values, window), color=BLUE, lw=2, label=f"mean of {window}")
+    axes.set_ylim(-1, 1)
+    axes.set_yticks([-1, -0.5, 0, 0.5, 1])
+    axes.set_ylabel("correlation within groups")
+    for height, word, va in ((0.97, "rewards agree", "top"), (-0.97, "rewards compete", "bottom")):
+        axes.text(0.01, height, word, transform=axes.get_yaxis_transform(), va=va, color=FAINT, fontsize=9)
+    _iteration_axis(axes, iterations)
+    if window > 1:
+        _legend(axes, loc="upper right")
+    return figure
+
+
+def vital_sign(
+    iterations: np.ndarray, values: np.ndarray, *, limit: float | None = None, logarithmic: bool = False
+) -> Figure:
+    """A small curve of one diagnostic; points above `limit` are marked. Shapes (rows,)."""
+    figure, axes = _canvas(3.4, 2.1)
+    marker = "o" if np.isfinite(values).sum() <= 2 else None
+    axes.plot(iterations, values, color=BLUE, lw=1.3, marker=marker, ms=3)
+    if logarithmic and (values > 0).any():
+        axes.set_yscale("log")
+    if limit is not None:
+        over = values > limit
+        axes.plot(iterations[over], values[over], "x", color=VERMILLION, ms=6, mew=1.8)
+        if over.any():
+            axes.axhline(limit, color=VERMILLION, lw=1, ls=(0, (4, 3)))
+    _iteration_axis(axes, iterations)
+    axes.set_xlabel("")
+    return figure
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Centred mean over the finite values among `window` neighbours; shape kept."""
+    if window <= 1:
+        return values
+    kernel = np.ones(window)
+    finite = np.isfinite(values)
+    total = np.convolve(np.where(finite, values, 0.0), kernel, mode="full")
+    count = np.convolve(finite.astype(float), kernel, mode="full")
+    start = (window - 1) // 2
+    kept = slice(start, start + len(values))
+    return np.where(count[kept] > 0, total[kept] / np.maximum(count[kept], 1), np.nan)
+
+
+def _draw_levels(axes: Axes, evaluated: Sequence[int], levels: Sequence[Estimate], colour: str) -> None:
+    known = list(zip(evaluated, levels, strict=True))
+    known = [(iteration, interval) for iteration, interval in known if np.isfinite(interval.value)]
+    if not known:
+        return
+    intervals = [interval for _, interval in known]
+    axes.errorbar(
+        [iteration for iteration, _ in known], [interval.value for interval in intervals], yerr=_whiskers(intervals),
+        fmt="-o", color=colour, ms=5.5, mec="white", mew=0.8, lw=2, elinewidth=1.4, capsize=3, zorder=4,
+        label="held-out evaluation",
+    )  # fmt: skip
+
+
+def _whiskers(intervals: Sequence[Estimate]) -> np.ndarray:
+    """(2, n) distances below and above; 0 where there is no interval."""
+    below = [interval.value - interval.low for interval in intervals]
+    above = [interval.high - interval.value for interval in intervals]
+    return np.nan_to_num(np.array([below, above])).clip(min=0)
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of width x height inches without pyplot, so nothing is global."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=INK, length=3)
+    axes.grid(axis="y", color=GRID, lw=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _iteration_axis(axes: Axes, iterations: Sequence[int] | np.ndarray) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("iteration")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if len(set(map(int, iterations))) == 1:
+        axes.set_xlim(int(iterations[0]) - 1, int(iterations[0]) + 1)
+
+
+def _legend(axes: Axes, **where: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=9, **where)

@@ -1,0 +1,377 @@
+"""The report of one run: what it contains, and in which order."""
+
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from customized_grpo.report import page, plots
+from customized_grpo.report.intervals import Change, change, level
+from customized_grpo.report.page import Picture, Remark, words
+from customized_grpo.report.record import RunRecord, iteration_files, read_run
+
+STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
+
+RATIO_TOLERANCE = 1e-4
+"""A first-update ratio further from 1 than this is no longer small against the usual clip ranges."""
+CLIP_LIMIT = 0.5
+CLAMP_LIMIT = 0.05
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the timing table, in seconds."""
+
+    name: str
+    total: float
+    per_iteration: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Vital:
+    """One diagnostic of the update: metric key, title, what to look for, and the value above which it is alarming."""
+
+    key: str
+    title: str
+    hint: str
+    limit: float | None = None
+    logarithmic: bool = False
+
+
+VITALS = (
+    Vital("update/clip_share", "Clip share", "share of steps whose gradient the clip stops", CLIP_LIMIT),
+    Vital("update/ratio_max", "Largest ratio", "new / old probability; leaves 1 slowly"),
+    Vital("update/first_ratio_error", "First ratio error", "must be about 0", RATIO_TOLERANCE),
+    Vital("update/kl", "KL to the base policy", "nats per latent element", logarithmic=True),
+    Vital("update/grad_norm", "Gradient norm", "before clipping", logarithmic=True),
+    Vital("update/learning_rate", "Learning rate", ""),
+    Vital("update/loss", "Loss", "says little: near 0 by construction"),
+    Vital("advantage/std", "Advantage spread", "standard scores; about 1"),
+    Vital("advantage/clamped", "Advantages clamped", "share", CLAMP_LIMIT),
+    Vital("memory/peak_gib", "Peak memory", "GiB; should be flat"),
+)
+
+
+def write_report(run: Path) -> Path:
+    """Write RUN/report.html, self-contained, and its plots as SVG and PNG into RUN/plots.
+
+    Works on a run that is still going, was killed, or was never evaluated: the page says what is missing.
+
+    Args:
+        run: the folder that training wrote.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UserError: if the folder holds no run or cannot be written.
+    """
+    record = read_run(run)
+    try:
+        return page.write(record.folder / "report.html", page.render("run.html", **contents(record)))
+    except OSError as error:
+        raise page.cannot_write(record.folder, error) from error
+
+
+def contents(record: RunRecord) -> dict[str, object]:
+    """What `templates/run.html` shows. Writes the plots."""
+    changes = reward_changes(record)
+    trained = [c for c in changes if c.metric in record.rewards]
+    untrained = [c for c in changes if c.metric not in record.rewards]
+    problems: list[str] = []
+    pictures = sample_pictures(record, problems)
+    return {
+        "record": record,
+        "title": record.name,
+        "headline": headline(record, trained, untrained),
+        "evaluated": [evaluation.iteration for evaluation in record.evaluations],
+        "trained": trained,
+        "untrained": untrained,
+        "colours": dict(zip(record.metrics, _colours(record.metrics), strict=True)),
+        "progress": progress(record),
+        "remarks": remarks(record, trained, untrained, problems),
+        "over_training": pictures[0],
+        "grids": pictures[1],
+        "reward_plots": reward_plots(record),
+        "conflict_plots": conflict_plots(record),
+        "update_plots": update_plots(record),
+        "quiet": constant_vitals(record),
+        "stages": stages(record),
+        "facts": facts(record),
+        "versions": {str(k): str(v) for k, v in dict(record.info.get("versions") or {}).items()},
+        "command": shlex.join(map(str, record.info.get("command") or [])),
+    }
+
+
+def reward_changes(record: RunRecord) -> list[Change]:
+    """First against last evaluation, rewards first; empty without two of them."""
+    if len(record.evaluations) < 2:
+        return []
+    first, last = record.evaluations[0], record.evaluations[-1]
+    return [change(first, last, metric) for metric in record.metrics]
+
+
+def headline(record: RunRecord, trained: Sequence[Change], untrained: Sequence[Change]) -> tuple[str, str]:
+    """The answer in one sentence, and what qualifies it."""
+    if not record.evaluations:
+        return "No held-out evaluation yet.", "Whether training helps can only be said from held-out evaluations."
+    if not trained:
+        at = record.evaluations[-1].iteration
+        return (
+            f"One held-out evaluation so far, at iteration {at}.",
+            "There is nothing to compare it with; the levels are below.",
+        )
+    answer = _verdicts(trained, "reward")
+    second = f" Of what was not trained on: {_verdicts(untrained, 'score')}." if untrained else ""
+    return f"{answer[0].upper()}{answer[1:]} on held-out subjects.", second.strip()
+
+
+def _verdicts(changes: Sequence[Change], noun: str) -> str:
+    """Such as 'both rewards rose' or 'prompt rose, identity shows no clear change'."""
+    verbs = {"rose": "rose", "fell": "fell", "unclear": "no clear change"}
+    kinds = {c.difference.verdict for c in changes}
+    if len(kinds) == 1:
+        kind = kinds.pop()
+        if len(changes) == 1:
+            return f"{words(changes[0].metric)} {verbs[kind] if kind != 'unclear' else 'shows no clear change'}"
+        every = f"both {noun}s" if len(changes) == 2 else f"all {len(changes)} {noun}s"
+        return f"{every} {kind}" if kind != "unclear" else f"no clear change in {every.replace('all', 'any of the')}"
+    parts = []
+    for kind in ("rose", "fell", "unclear"):
+        names = [words(c.metric) for c in changes if c.difference.verdict == kind]
+        if names:
+            parts.append(f"{_and(names)} {kind}" if kind != "unclear" else f"no clear change in {_and(names)}")
+    return ", ".join(parts)
+
+
+def progress(record: RunRecord) -> str:
+    """How far the run came, in words."""
+    done = int(record.iterations[-1]) if record.rows else 0
+    planned = record.planned_iterations
+    of = f" of {planned}" if planned else ""
+    return f"{record.status}, iteration {done}{of}" if record.status != "finished" else f"finished, {done} iterations"
+
+
+def remarks(
+    record: RunRecord, trained: Sequence[Change], untrained: Sequence[Change], problems: Iterable[str]
+) -> list[Remark]:
+    """What the reader should know before trusting the page; the limits are explained in docs/metrics.md."""
+    found = [*_status_remarks(record), *_reward_remarks(record), *_update_remarks(record)]
+    rose = [words(c.metric) for c in trained if c.difference.verdict == "rose"]
+    fell = [words(c.metric) for c in untrained if c.difference.verdict == "fell"]
+    if rose and fell:
+        found.append(
+            Remark(
+                f"{_and(rose)} rose while {_and(fell)}, which was not trained on, fell: look for reward hacking.", True
+            )
+        )
+    found.extend(
+        Remark(f"{words(c.metric)} has no score on {c.unscored} of {c.unscored + c.tasks} held-out tasks; left out.")
+        for c in (*trained, *untrained)
+        if c.unscored
+    )
+    return found + [Remark(problem) for problem in (*record.problems, *problems)]
+
+
+def _status_remarks(record: RunRecord) -> list[Remark]:
+    found = []
+    if record.status == "failed":
+        found.append(Remark("The run failed; this is what it had done until then.", True))
+    elif record.status == "interrupted":
+        found.append(Remark("The run was interrupted; it can be resumed from its last checkpoint."))
+    elif record.status == "running":
+        found.append(Remark("The run was still going, or was killed, when this report was written."))
+    if not record.rows:
+        found.append(Remark("No iteration has been logged yet."))
+    return found
+
+
+def _reward_remarks(record: RunRecord) -> list[Remark]:
+    found = []
+    samples = np.nansum(record.series("samples"))
+    for name in record.rewards:
+        unscored = int(np.nansum(record.series(f"reward/{name}/unscored")))
+        if unscored:
+            found.append(
+                Remark(f"{words(name)} could not score {unscored:,} of {samples:,.0f} training samples.", True)
+            )
+        spread = record.series(f"reward/{name}/spread")
+        if len(spread) and (spread == 0).all():
+            found.append(Remark(f"{words(name)} was the same for every sample of a group, so it taught nothing.", True))
+    return found
+
+
+def _update_remarks(record: RunRecord) -> list[Remark]:
+    found = []
+    if (skipped := int(np.nansum(record.series("update/skipped")))) > 0:
+        found.append(Remark(f"{skipped} updates were skipped because loss or gradient was not finite.", True))
+    error = record.series("update/first_ratio_error")
+    if (error > RATIO_TOLERANCE).any():
+        found.append(
+            Remark(
+                f"The first update's ratio was off by up to {np.nanmax(error):.1g}: "
+                "the update does not recompute what the rollout sampled.",
+                True,
+            )
+        )
+    clipped = record.series("update/clip_share")
+    if (share := _mean(clipped[-max(1, len(clipped) // 4) :])) > CLIP_LIMIT:
+        found.append(Remark(f"The clip stopped {share:.0%} of the gradient at the end: lower the learning rate.", True))
+    if (share := _mean(record.series("advantage/clamped"))) > CLAMP_LIMIT:
+        found.append(Remark(f"{share:.0%} of the advantages were clamped.", True))
+    return found
+
+
+def reward_plots(record: RunRecord) -> list[Picture]:
+    """A curve for every reward and every other metric; the trade-off where there are two rewards."""
+    evaluated = [evaluation.iteration for evaluation in record.evaluations]
+    found = []
+    for metric, colour in zip(record.metrics, _colours(record.metrics), strict=True):
+        mean, spread = record.series(f"reward/{metric}/mean"), record.series(f"reward/{metric}/spread")
+        levels = [level(evaluation, metric) for evaluation in record.evaluations]
+        if not np.isfinite(mean).any() and not any(np.isfinite(x.value) for x in levels):
+            continue
+        figure = plots.training_curve(
+            record.iterations, mean, spread, evaluated, levels, colour=colour, ylabel=words(metric)
+        )
+        title = f"{words(metric)}" + ("" if metric in record.rewards else " (not trained on)")
+        found.append(page.plot(figure, record.folder, f"reward-{_slug(metric)}", title=title))
+    if len(record.rewards) == 2 and len(record.evaluations) > 1:
+        across, up = record.rewards[1], record.rewards[0]
+        path = [(e.iteration, level(e, across), level(e, up)) for e in record.evaluations]
+        path = [point for point in path if np.isfinite([point[1].value, point[2].value]).all()]
+        if len(path) > 1:
+            figure = plots.trade_off(path, xlabel=words(across), ylabel=words(up))
+            found.append(page.plot(figure, record.folder, "trade-off", title="The way between the two rewards"))
+    return found
+
+
+def conflict_plots(record: RunRecord) -> list[Picture]:
+    """Shares and correlation; empty where fewer than two rewards were logged."""
+    shares = {
+        "conflict": record.series("conflict/share"),
+        "both better": record.series("conflict/both_positive"),
+        "both worse": record.series("conflict/both_negative"),
+    }
+    window = max(1, len(record.rows) // 12)
+    found = []
+    if np.isfinite(shares["conflict"]).any():
+        figure = plots.conflict_shares(record.iterations, shares, window=window)
+        found.append(page.plot(figure, record.folder, "conflict-shares", title="Do the rewards agree on a sample?"))
+    values = record.series("conflict/correlation")
+    if np.isfinite(values).any():
+        figure = plots.correlation(record.iterations, values, window=window)
+        found.append(page.plot(figure, record.folder, "conflict-correlation", title="Correlation of the rewards"))
+    return found
+
+
+def update_plots(record: RunRecord) -> list[Picture]:
+    """A small curve for every diagnostic that moved."""
+    found = []
+    for vital in VITALS:
+        values = record.series(vital.key)
+        if not _moves(values):
+            continue
+        figure = plots.vital_sign(record.iterations, values, limit=vital.limit, logarithmic=vital.logarithmic)
+        name = f"update-{_slug(vital.key.split('/')[1])}"
+        found.append(page.plot(figure, record.folder, name, title=vital.title, caption=vital.hint))
+    return found
+
+
+def constant_vitals(record: RunRecord) -> list[tuple[str, float]]:
+    """(title, value) of every diagnostic that kept one value."""
+    series = ((vital.title, record.series(vital.key)) for vital in VITALS)
+    return [(title, float(v[np.isfinite(v)][0])) for title, v in series if np.isfinite(v).any() and not _moves(v)]
+
+
+def stages(record: RunRecord) -> list[Stage]:
+    """Seconds by stage over the whole run; what happened outside the iterations is the last row."""
+    logged = {key.removeprefix("seconds/") for row in record.rows for key in row if key.startswith("seconds/")}
+    names = [*(s for s in STAGES if s in logged), *sorted(logged.difference(STAGES))]
+    totals = {name: float(np.nansum(record.series(f"seconds/{name}"))) for name in names}
+    inside = sum(totals.values())
+    outside = float(record.info.get("seconds") or 0.0) - inside
+    if totals and outside > 0.01 * inside:
+        totals["outside iterations"] = outside
+    whole = sum(totals.values()) or np.nan
+    return [
+        Stage(name, total, total / len(record.rows) if name in logged else np.nan, total / whole)
+        for name, total in totals.items()
+    ]
+
+
+def sample_pictures(record: RunRecord, problems: list[str]) -> tuple[Picture | None, list[Picture]]:
+    """The grid over training, and the grids of the evaluations, the last one first. Damaged files are named."""
+    folder = record.folder / "samples"
+    rows = _prompts(folder / "captions.json", problems)
+
+    def embed(path: Path, title: str) -> Picture | None:
+        try:
+            return page.image(path, base=record.folder, alt=title, title=title, rows=rows)
+        except (OSError, SyntaxError):
+            problems.append(f"samples/{path.name} could not be read as an image.")
+            return None
+
+    over_training = None
+    if (path := folder / "over_training.png").is_file():
+        over_training = embed(path, "Reference, then the same prompt and noise over training")
+    grids = (embed(path, f"Iteration {iteration}") for iteration, path in iteration_files(folder, ".png"))
+    return over_training, [grid for grid in grids if grid][::-1]
+
+
+def _prompts(path: Path, problems: list[str]) -> tuple[str, ...]:
+    if not path.is_file():
+        return ()
+    try:
+        return tuple(str(prompt) for prompt in json.loads(path.read_text(encoding="utf-8"))["prompts"])
+    except (OSError, ValueError, TypeError, KeyError):
+        problems.append(f"samples/{path.name} is damaged and left out.")
+        return ()
+
+
+def facts(record: RunRecord) -> list[tuple[str, str]]:
+    """The run in a few lines."""
+    summary, info = record.summary, record.info
+    trainable, total = summary.get("trainable_parameters"), summary.get("total_parameters")
+    share = f" of {page.count(total)}" if total else ""
+    seconds = info.get("seconds")
+    found = [
+        ("model", summary.get("model")),
+        ("trained parameters", f"{page.count(trainable)}{share}" if trainable else None),
+        ("rewards", ", ".join(record.rewards)),
+        (
+            "samples per iteration",
+            page.count(summary["samples_per_iteration"]) if "samples_per_iteration" in summary else None,
+        ),
+        ("iterations", progress(record)),
+        ("time", page.duration(float(seconds)) if seconds else None),
+        ("started", str(info.get("started") or "").replace("T", " ")[:19]),
+        ("hardware", info.get("hardware")),
+    ]
+    return [(name, str(value)) for name, value in found if value]
+
+
+def _colours(metrics: Sequence[str]) -> list[str]:
+    return [plots.SERIES[i % len(plots.SERIES)] for i in range(len(metrics))]
+
+
+def _moves(values: np.ndarray) -> bool:
+    finite = values[np.isfinite(values)]
+    return len(finite) > 0 and bool((finite != finite[0]).any())
+
+
+def _mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name).strip("-").lower() or "metric"
