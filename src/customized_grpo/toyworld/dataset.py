@@ -1,0 +1,104 @@
+"""The toy world as a dataset: an endless supply of tasks whose answer is known."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import overload
+
+from PIL import Image
+
+from customized_grpo.toyworld.draw import render_with_mask
+from customized_grpo.toyworld.world import (
+    KINDS,
+    REFERENCE,
+    Kind,
+    Scene,
+    Split,
+    Subject,
+    prompt,
+    sample_scene,
+    sample_subject,
+)
+from customized_grpo.types import Example
+
+
+@dataclass(frozen=True)
+class ToyExample(Example):
+    """An example that knows the truth, for the oracle."""
+
+    truth_subject: Subject = field(kw_only=True)
+    truth_scene: Scene = field(kw_only=True)
+
+
+class ToyWorld(Sequence[ToyExample]):
+    """`count` tasks of one split; task n is a pure function of (split, seed, n).
+
+    Args:
+        split: "train", or "eval": unseen subjects with unseen (noun, detail) pairs in their prompts.
+        count: how many tasks.
+        seed: another seed is another world of the same split.
+        kinds: which kinds of prompt to ask; all of them by default.
+        per_subject: how many prompts are asked of each subject.
+    """
+
+    def __init__(
+        self,
+        split: Split = "train",
+        count: int = 1024,
+        seed: int = 0,
+        *,
+        kinds: tuple[Kind, ...] = KINDS,
+        per_subject: int = 1,
+    ) -> None:
+        self.split: Split = split
+        self.count, self.seed, self.kinds, self.per_subject = count, seed, kinds, per_subject
+
+    def __len__(self) -> int:
+        return self.count
+
+    @overload
+    def __getitem__(self, index: int) -> ToyExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ToyExample]: ...
+    def __getitem__(self, index: int | slice) -> ToyExample | list[ToyExample]:
+        if isinstance(index, slice):
+            return [self._example(n) for n in range(*index.indices(self.count))]
+        if not -self.count <= index < self.count:
+            raise IndexError(f"index {index} is out of range for {self.count} toy examples")
+        return self._example(index % self.count)
+
+    def _example(self, index: int) -> ToyExample:
+        subject, reference, mask = self._subject(index // self.per_subject)
+        rng = random.Random(f"{self.split} {self.seed} scene {index}")
+        while True:
+            scene = sample_scene(rng, subject.noun, self.split, rng.choice(self.kinds) if self.kinds != KINDS else None)
+            if scene.recolour != subject.colour:  # asking for the colour it has asks for nothing
+                break
+        return ToyExample(
+            id=f"toy-{self.split}-{self.seed}-{index}",
+            prompt=prompt(subject.noun, scene),
+            references=(reference,),
+            subject=subject.noun,
+            masks=(mask,),
+            truth_subject=subject,
+            truth_scene=scene,
+        )
+
+    def _subject(self, who: int) -> tuple[Subject, Image.Image, Image.Image]:
+        rng = random.Random(f"{self.split} {self.seed} subject {who}")
+        subject = sample_subject(rng, self.split)
+        pixels, mask = render_with_mask(subject, REFERENCE, rng.getrandbits(32))
+        return subject, Image.fromarray(pixels), Image.fromarray(mask)
+
+
+def toy_examples(split: Split = "train", count: int = 1024, seed: int = 0) -> list[ToyExample]:
+    """The first `count` tasks of `ToyWorld(split, seed=seed)`, drawn at once."""
+    return list(ToyWorld(split, count, seed))
+
+
+def toy_reference(seed: int = 0) -> ToyExample:
+    """An unseen subject to play with: its picture, its noun, and a prompt that suits it."""
+    return ToyWorld("eval", 1, seed)[0]
+
+
+__all__ = ["ToyExample", "ToyWorld", "toy_examples", "toy_reference"]

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from customized_grpo.toyworld.dataset import ToyWorld, toy_examples, toy_reference
+from customized_grpo.toyworld.world import prompt_split, subject_split
+
+
+def test_example_is_a_pure_function_of_seed_and_index() -> None:
+    short, long = ToyWorld("train", 3, seed=4), ToyWorld("train", 100, seed=4)
+    for n in (0, 2):
+        assert (short[n].id, short[n].prompt, short[n].truth_subject) == (
+            long[n].id,
+            long[n].prompt,
+            long[n].truth_subject,
+        )
+        assert np.array_equal(np.asarray(short[n].references[0]), np.asarray(long[n].references[0]))
+    assert ToyWorld("train", 3, seed=5)[0].truth_subject != short[0].truth_subject
+
+
+def test_splits_are_disjoint_in_subjects_and_in_prompts() -> None:
+    for split in ("train", "eval"):
+        examples = toy_examples(split, 40)
+        assert len({e.id for e in examples}) == 40
+        for e in examples:
+            assert subject_split(e.truth_subject) == split
+            assert prompt_split(e.subject, e.truth_scene) == split
+
+
+def test_example_carries_what_a_policy_needs() -> None:
+    example = toy_reference(7)
+    assert example.prompt.split()[0] == "a"
+    assert example.subject in example.prompt
+    assert example.references[0].size == (64, 64)
+    assert example.references[0].mode == "RGB"
+    assert example.masks[0] is not None
+    assert example.masks[0].mode == "L"
+    assert example.truth_scene.recolour != example.truth_subject.colour
+
+
+def test_sequence_protocol() -> None:
+    world = ToyWorld("eval", 5, per_subject=2)
+    assert world[0].truth_subject == world[1].truth_subject != world[2].truth_subject
+    assert world[-1].id == world[4].id
+    assert [e.id for e in world[1:3]] == [world[1].id, world[2].id]
+    with pytest.raises(IndexError, match="5 toy examples"):
+        world[5]
+
+
+def test_kinds_can_be_chosen() -> None:
+    assert {e.truth_scene.kind for e in ToyWorld("eval", 8, kinds=("property",))} == {"property"}
