@@ -25,27 +25,27 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     mode: str = "bicubic"
-    device: str | torch.device = "cpu"
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "Preprocess":
         """Read what the encoder's own image processor does from its preprocessor_config.json."""
-        from transformers import AutoImageProcessor
+        from transformers.image_processing_base import ImageProcessingMixin
 
         try:
-            processor: Any = AutoImageProcessor.from_pretrained(source)
+            config, _ = ImageProcessingMixin.get_image_processor_dict(source)
         except (OSError, ValueError) as error:
             raise explain(source, "an image processor (preprocessor_config.json)", error) from error
-        size = processor.size
-        crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
-        edge = size.get("shortest_edge") if hasattr(size, "get") else None
-        target = crop if crop is not None else ({"height": edge, "width": edge} if edge else size)
+        size, crop = config.get("size", 224), config.get("crop_size")
+        edge = size if isinstance(size, int) else size.get("shortest_edge")
+        if not config.get("do_center_crop", crop is not None) or crop is None:
+            crop = edge if edge else size
+        height, width = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
         return cls(
             shortest_edge=edge,
-            crop=(int(target["height"]), int(target["width"])),
-            mean=tuple(processor.image_mean),
-            std=tuple(processor.image_std),
-            mode={0: "nearest", 2: "bilinear", 3: "bicubic"}.get(int(processor.resample), "bicubic"),
+            crop=(int(height), int(width)),
+            mean=tuple(config["image_mean"]),
+            std=tuple(config["image_std"]),
+            mode={0: "nearest", 2: "bilinear", 3: "bicubic"}.get(config.get("resample", 3), "bicubic"),
         )
 
     def __call__(self, images: Tensor) -> Tensor:

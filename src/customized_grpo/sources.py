@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from customized_grpo.errors import UserError, nearest
+from customized_grpo.errors import UserError
 
 PACKAGED = "toyworld:"
 
@@ -20,14 +20,7 @@ def locate(path: str | Path) -> str:
     if text.startswith(PACKAGED):
         from customized_grpo.toyworld import weights_path
 
-        folder = Path(weights_path(text.removeprefix(PACKAGED)))
-        if not folder.exists():
-            known = sorted(p.name for p in folder.parent.iterdir() if p.is_dir()) if folder.parent.is_dir() else []
-            raise UserError(
-                f"No packaged weights named '{text}': there are {', '.join(PACKAGED + name for name in known) or 'none'}."
-                + nearest(text, [PACKAGED + name for name in known])
-            )
-        return str(folder)
+        return str(weights_path(text.removeprefix(PACKAGED)))  # pyright: ignore[reportArgumentType] - checked there
     folder = Path(text).expanduser()
     if folder.exists():
         return str(folder)

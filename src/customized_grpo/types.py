@@ -48,6 +48,8 @@ class Rollout:
     """(B, 3, H, W) float32 in [0, 1]."""
     conditioning: Conditioning
     """Leading axis B."""
+    means: Tensor | None = None
+    """(B, S, N, C) means of the trained steps, where the update normalises ratios."""
 
     @property
     def progress(self) -> Tensor:

@@ -59,8 +59,10 @@ class FluxKontextPolicy(Policy):
                 f"policy.resolution is {self.resolution}; it must be a multiple of {self.pixels_per_token} pixels."
             )
         for part in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
-            part.eval().requires_grad_(False).to(device=self.device, dtype=self.dtype)
-        pipeline.vae.float()
+            part.eval().requires_grad_(False).to(self.device)
+            wanted = torch.float32 if part is pipeline.vae else self.dtype
+            if part.dtype != wanted:
+                part.to(wanted)
         self.transformer: Any = pipeline.transformer
         lora_settings = lora or LoraSettings()
         _lora.make_trainable(self.transformer, trainable, lora_settings, seed)
@@ -75,8 +77,12 @@ class FluxKontextPolicy(Policy):
 
         if isinstance(settings.get("lora"), Mapping):
             settings["lora"] = LoraSettings(**settings["lora"])
+        dtype = settings.get("dtype", torch.float32)
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         try:
-            pipeline = FluxKontextPipeline.from_pretrained(locate(path))
+            pipeline = FluxKontextPipeline.from_pretrained(
+                locate(path), dtype={"default": dtype, "vae": torch.float32}
+            )
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise explain(path, "a FluxKontextPipeline", error) from error
         return cls(pipeline, **settings)

@@ -1,0 +1,176 @@
+"""The settings of a run: composed here, each defined beside the code that reads it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from customized_grpo.checkpoint import CheckpointSettings
+from customized_grpo.data import DataSettings
+from customized_grpo.errors import UserError, nearest
+from customized_grpo.evaluation import EvaluationSettings
+from customized_grpo.rollout import RolloutSettings
+from customized_grpo.settings import Settings, Spec
+from customized_grpo.tracking import TrackingSettings
+from customized_grpo.trainer import MethodSettings, TrainingSettings
+
+
+class TrainerConfig(Settings):
+    """All that `Trainer` reads."""
+
+    seed: int = 0
+    """Of every random draw."""
+    output: Path | None = None
+    """The run folder; None makes a new one under runs/."""
+    method: MethodSettings = MethodSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+
+def _spec(use: str, **arguments: Any) -> Spec:
+    return Spec(use=use, **arguments)
+
+
+class Config(TrainerConfig):
+    """A whole run, as in YAML. The defaults are the embedded default: `cgrpo train` with no arguments."""
+
+    policy: Spec = _spec("FluxKontextPolicy", path="toyworld:pipeline")
+    """The model family and where its weights are."""
+    rewards: dict[str, Spec] = {
+        "prompt": _spec("ClipReward", path="toyworld:clip"),
+        "identity": _spec("DinoReward", path="toyworld:dino"),
+    }
+    """Column order is the order here; the time weights of the paper expect prompt, then identity."""
+    metrics: dict[str, Spec] = {
+        "oracle_prompt": _spec("customized_grpo.toyworld.oracle:PromptShown"),
+        "oracle_subject": _spec("customized_grpo.toyworld.oracle:SubjectKept"),
+    }
+    """Measured in evaluation, never trained on."""
+    data: DataSettings = DataSettings()
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """A YAML file (or the defaults) with `a.b=value` overrides on top.
+
+    Raises:
+        UserError: for a missing or unreadable file, an unknown key (with the nearest one) or a wrong type.
+    """
+    tree: dict[str, Any] = read_yaml(path) if path is not None else {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise UserError(f"'{override}' is no override; write section.setting=value, such as training.iterations=5.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"The value of '{override}' is not YAML: {' '.join(str(error).split())}.") from error
+        _assign(tree, key.strip().split("."), value)
+    return parse_config(tree, Config)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        UserError: if the file is missing, is not YAML, or is not a mapping.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"There is no configuration file '{file}'; recipes/ holds examples.")
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"'{file}' is not YAML: {' '.join(str(error).split())}.") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"'{file}' holds a {type(tree).__name__}; a configuration is a mapping of sections.")
+    return tree
+
+
+def parse_config(tree: Mapping[str, Any], model: type[Any]) -> Any:
+    """A settings object from plain data, merged over the defaults; errors in one sentence."""
+    try:
+        return model(**_over_defaults(tree, model))
+    except ValidationError as error:
+        raise UserError(_sentence(error, model)) from None
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration: reading it back gives the same one."""
+    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, width=100)
+
+
+def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        below = tree.setdefault(key, {})
+        if not isinstance(below, dict):
+            below = tree[key] = {}
+        tree = below
+    tree[keys[-1]] = value
+
+
+def _over_defaults(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Let `rewards.prompt.path` change one argument of a default spec; a new `use` starts from nothing."""
+    merged = dict(tree)
+    for name, field in model.model_fields.items():
+        given = tree.get(name)
+        if not isinstance(given, Mapping):
+            continue
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            merged[name] = _over_defaults(given, kind)
+        elif kind is Spec:
+            merged[name] = _over_spec(given, field.default)
+        elif get_origin(kind) is dict and get_args(kind)[1] is Spec:
+            complete = all(isinstance(spec, Mapping) and "use" in spec for spec in given.values())
+            merged[name] = {} if complete else dict(field.default)
+            for key, spec in given.items():
+                if isinstance(spec, Mapping):
+                    merged[name][key] = _over_spec(spec, field.default.get(key))
+                else:
+                    merged[name][key] = {"use": spec} if isinstance(spec, str) else spec
+    for name, field in model.model_fields.items():
+        if field.annotation is Spec and isinstance(tree.get(name), str):
+            merged[name] = {"use": tree[name]}
+    return merged
+
+
+def _over_spec(given: Mapping[str, Any], default: Spec | None) -> dict[str, Any]:
+    if default is None or ("use" in given and given["use"] != default.use):
+        return dict(given)
+    return {**default.model_dump(), **given}
+
+
+def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        parent = _model_at(model, [str(p) for p in first["loc"][:-1]])
+        known = list(parent.model_fields) if parent else []
+        return f"There is no setting '{where}'.{nearest(str(first['loc'][-1]), known)} `cgrpo config` prints them all."
+    if first["type"] == "missing":
+        return f"The setting '{where}' is missing; `cgrpo config` prints an example."
+    seen = json.dumps(first["input"], default=str)
+    more = f" ({len(error.errors()) - 1} more errors.)" if len(error.errors()) > 1 else ""
+    return f"The setting '{where}' is {seen[:80]}: {first['msg'][0].lower()}{first['msg'][1:]}.{more}"
+
+
+def _model_at(model: type[BaseModel], keys: list[str]) -> type[BaseModel] | None:
+    for key in keys:
+        field = model.model_fields.get(key)
+        kinds = [field.annotation] if field else []
+        if kinds and get_origin(kinds[0]) in (Union, UnionType):
+            kinds = list(get_args(kinds[0]))
+        found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not found:
+            return None
+        model = found[0]
+    return model

@@ -1,0 +1,59 @@
+"""Where examples come from: the toy world, a JSONL manifest, or a dataset named by import path."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from customized_grpo.data.examples import JsonlDataset
+from customized_grpo.errors import UserError
+from customized_grpo.settings import Settings, Spec
+from customized_grpo.types import Example
+
+__all__ = ["DataSettings", "JsonlDataset", "load_datasets"]
+
+
+class DataSettings(Settings):
+    """Examples to train on, and held-out ones to measure on."""
+
+    train: str | Spec = "toyworld"
+    """`toyworld`, a JSONL file, or {use: package.module:name, ...} for any sequence of examples."""
+    eval: str | Spec | None = None
+    """As `train`. None takes the held-out toy world for the toy world, and for a JSONL file its lines with
+    "split": "eval"; without such lines a tenth of the subjects is held out."""
+
+
+def load_datasets(settings: DataSettings) -> tuple[Sequence[Example], Sequence[Example] | None]:
+    """The training examples and the held-out ones (None if there are none).
+
+    Raises:
+        UserError: if a file is missing or a line of it is wrong.
+    """
+    train = _load(settings.train, "train")
+    if settings.eval is not None:
+        held_out = _load(settings.eval, "eval")
+        return (train.split("train") if _has_splits(train) else train), (
+            held_out.split("eval") if _has_splits(held_out) else held_out
+        )
+    if settings.train == "toyworld":
+        return train, _load("toyworld", "eval")
+    if isinstance(train, JsonlDataset):
+        return train.held_out()
+    return train, None
+
+
+def _has_splits(dataset: Any) -> bool:
+    return isinstance(dataset, JsonlDataset) and dataset.has_splits
+
+
+def _load(source: str | Spec, split: str) -> Any:
+    if isinstance(source, Spec):
+        from customized_grpo.build import construct
+
+        return construct(source, "dataset")
+    if source == "toyworld":
+        from customized_grpo.toyworld.dataset import ToyWorld
+
+        return ToyWorld(split)  # pyright: ignore[reportArgumentType]
+    if not Path(source).suffix:
+        raise UserError(f"data.{split} is '{source}'; give 'toyworld', a .jsonl file, or {{use: package.module:name}}.")
+    return JsonlDataset(source)

@@ -1,0 +1,199 @@
+"""Examples from a JSONL manifest, pictures read when asked for.
+
+One object per line: {"id", "prompt", "references": [paths], "subject"?, "masks"?: [paths or null], "split"?}. Paths are
+relative to the manifest.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import ConfigDict, Field, ValidationError, field_validator
+
+from customized_grpo.errors import UserError, nearest
+from customized_grpo.settings import Settings
+from customized_grpo.types import Example
+
+
+class Record(Settings):
+    """One line of a manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+
+    id: str = Field(min_length=1)
+    prompt: str
+    references: tuple[str, ...] = Field(min_length=1)
+    subject: str = ""
+    masks: tuple[str | None, ...] = ()
+    split: str = ""
+
+    @field_validator("prompt")
+    @classmethod
+    def _not_blank(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("the prompt is empty")
+        return prompt
+
+
+class JsonlDataset(Sequence[Example]):
+    """A manifest as a sequence of examples.
+
+    Raises:
+        UserError: for a missing file, a bad line (with its number), a repeated id, or a picture that is not there.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        if not self.path.is_file():
+            raise UserError(f"There is no data file '{path}'; give a JSONL file with one example per line.")
+        self.records = self._read()
+
+    @classmethod
+    def _of(cls, path: Path, records: Iterable[Record]) -> "JsonlDataset":
+        dataset = cls.__new__(cls)
+        dataset.path, dataset.records = path, list(records)
+        return dataset
+
+    def _read(self) -> list[Record]:
+        records: list[Record] = []
+        seen: dict[str, int] = {}
+        try:
+            lines = self.path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"'{self.path}' is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            record = self._parse(line, number)
+            if record.id in seen:
+                raise UserError(
+                    f"{self.path}, line {number}: the id '{record.id}' is already on line {seen[record.id]}; "
+                    f"ids must be unique."
+                )
+            seen[record.id] = number
+            for name in (*record.references, *(mask for mask in record.masks if mask)):
+                if not (self.path.parent / name).is_file():
+                    raise UserError(f"{self.path}, line {number}: there is no picture '{self.path.parent / name}'.")
+            records.append(record)
+        if not records:
+            raise UserError(f"'{self.path}' holds no example; write one JSON object per line.")
+        return records
+
+    def _parse(self, line: str, number: int) -> Record:
+        where = f"{self.path}, line {number}"
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from error
+        if not isinstance(fields, dict):
+            raise UserError(f"{where}: expected a JSON object with id, prompt and references, got {line[:40]}.")
+        if isinstance(fields.get("references"), str):
+            fields["references"] = [fields["references"]]
+        try:
+            record = Record(**fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])
+            if first["type"] == "extra_forbidden":
+                raise UserError(f"{where}: unknown field '{name}'.{nearest(name, Record.model_fields)}") from None
+            raise UserError(f"{where}: field '{name}': {first['msg'].removeprefix('Value error, ')}.") from None
+        if record.masks and len(record.masks) != len(record.references):
+            raise UserError(
+                f"{where}: {len(record.masks)} masks for {len(record.references)} references; give one each, or null."
+            )
+        return record
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Example]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        record = self.records[index]
+        pictures = [read_picture(self.path.parent / name) for name in record.references]
+        masks = [
+            _read_mask(self.path.parent / name, picture.size) if name else alpha
+            for name, (picture, alpha) in zip(record.masks or (None,) * len(pictures), pictures, strict=True)
+        ]
+        return Example(
+            id=record.id,
+            prompt=record.prompt,
+            references=tuple(picture for picture, _ in pictures),
+            subject=record.subject,
+            masks=tuple(masks) if any(masks) else (),
+        )
+
+    @property
+    def has_splits(self) -> bool:
+        return any(record.split for record in self.records)
+
+    def split(self, name: str) -> "JsonlDataset":
+        """The examples of one split; lines without a split belong to "train"."""
+        chosen = [record for record in self.records if (record.split or "train") == name]
+        if not chosen:
+            known = sorted({record.split or "train" for record in self.records})
+            raise UserError(f"'{self.path}' has no example with split '{name}'; it has {', '.join(known)}.")
+        return self._of(self.path, chosen)
+
+    def held_out(self) -> tuple["JsonlDataset", "JsonlDataset | None"]:
+        """Training and evaluation examples without a subject in common.
+
+        Split "eval" where the manifest has it; else the last tenth of the subjects (in order of appearance). With a
+        single subject nothing can be held out: None.
+        """
+        if any(record.split == "eval" for record in self.records):
+            return self.split("train"), self.split("eval")
+        subjects = list(dict.fromkeys(subject_of(record) for record in self.records))
+        if len(subjects) < 2:
+            return self, None
+        held = set(subjects[-max(1, len(subjects) // 10) :])
+        train = [record for record in self.records if subject_of(record) not in held]
+        rest = [record for record in self.records if subject_of(record) in held]
+        return self._of(self.path, train), self._of(self.path, rest)
+
+
+def subject_of(record: Record) -> str:
+    """Whose picture it is: the folder of the first reference, because two dogs are two subjects."""
+    folder = str(Path(record.references[0]).parent)
+    return folder if folder != "." else record.references[0]
+
+
+def read_picture(path: Path) -> tuple[Image.Image, Image.Image | None]:
+    """An RGB picture the right way up, and its alpha channel as a mask if it says anything.
+
+    Raises:
+        UserError: if the file is empty, damaged, or not a picture.
+    """
+    try:
+        with Image.open(path) as file:
+            file.load()
+            image = ImageOps.exif_transpose(file)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"The picture '{path}' cannot be read ({type(error).__name__}: {error}); replace it or drop its line."
+        ) from error
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bit and float: scale to 8 bit, not clip
+        high = image.getextrema()[1]
+        scale = 255 / (65535 if image.mode.startswith("I;16") or high > 255 else 255)
+        image = image.convert("F").point(lambda value: value * scale).convert("L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        alpha = rgba.getchannel("A")
+        white = Image.new("RGB", rgba.size, "white")
+        white.paste(rgba, mask=alpha)
+        return white, alpha if alpha.getextrema() != (255, 255) else None
+    return image.convert("RGB"), None
+
+
+def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    with Image.open(path) as file:
+        mask = ImageOps.exif_transpose(file).convert("L")
+    if mask.size != size:
+        raise UserError(f"The mask '{path}' is {mask.size[0]} x {mask.size[1]}, its picture {size[0]} x {size[1]}.")
+    return mask

@@ -1,0 +1,168 @@
+"""Held-out evaluation: fixed examples, fixed noise, deterministic sampling, so that numbers pair over training."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from pydantic import Field
+from torch import Tensor
+
+from customized_grpo.functional import statistics
+from customized_grpo.policies.contract import Policy
+from customized_grpo.randomness import normal
+from customized_grpo.rollout import sample_ode
+from customized_grpo.scoring import RewardFunction, score
+from customized_grpo.settings import Settings
+from customized_grpo.types import Example, ScoreTable
+
+
+class EvaluationSettings(Settings):
+    """What is measured on held-out examples, before, during and after training."""
+
+    every: int = Field(10, ge=0)
+    """Iterations between two evaluations; 0 evaluates only before and after."""
+    examples: int = Field(48, ge=0)
+    """Held-out examples, from the start of the evaluation data; 0 switches evaluation off."""
+    replicates: int = Field(2, ge=1)
+    """Pictures per example, each from its own fixed noise."""
+    seed: int = 0
+    """Of the fixed noise, apart from the run's seed so that runs pair."""
+    batch: int = Field(48, ge=1)
+    """Pictures sampled at once."""
+    grid_rows: int = Field(8, ge=0)
+    """Examples shown in the sample grids."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores and pictures of one policy state."""
+
+    iteration: int
+    values: Tensor
+    """(replicates, tasks, metrics) float32; NaN where a metric could not score."""
+    metrics: tuple[str, ...]
+    rewards: tuple[str, ...]
+    """Those of `metrics` that are trained on."""
+    examples: tuple[Example, ...]
+    images: Tensor
+    """(rows, 3, H, W) first replicate of the first `grid_rows` tasks."""
+
+    def table(self) -> ScoreTable:
+        return ScoreTable(
+            self.values.double(),
+            self.metrics,
+            tuple(example.id for example in self.examples),
+            tuple(cluster(example) for example in self.examples),
+        )
+
+    def means(self) -> dict[str, float]:
+        """Mean of each metric over what could be scored."""
+        return {name: float(self.values[..., k].nanmean()) for k, name in enumerate(self.metrics)}
+
+    def save(self, path: Path) -> None:
+        """JSON with every score: {"iteration", "metrics", "rewards", "tasks", "values": [replicate][task][metric]}."""
+        tasks = [{"id": e.id, "subject": cluster(e), "prompt": e.prompt} for e in self.examples]
+        values = [[[None if v != v else v for v in row] for row in rep] for rep in self.values.tolist()]
+        payload = {
+            "iteration": self.iteration, "metrics": self.metrics, "rewards": self.rewards, "tasks": tasks,
+            "values": values,
+        }  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(payload), encoding="utf-8")
+
+
+def load(path: Path, examples: Sequence[Example]) -> Evaluation | None:
+    """What `Evaluation.save` wrote, without pictures; None if it is not there."""
+    if not path.is_file():
+        return None
+    payload = json.loads(path.read_text(encoding="utf-8"))
+    values = torch.tensor([[[math.nan if v is None else v for v in row] for row in rep] for rep in payload["values"]])
+    metrics, rewards = tuple(payload["metrics"]), tuple(payload["rewards"])
+    return Evaluation(payload["iteration"], values, metrics, rewards, tuple(examples), torch.empty(0))
+
+
+def cluster(example: Example) -> str:
+    """Whose picture it is: intervals resample subjects, because pictures of one subject are alike."""
+    return str(getattr(example, "subject_id", "") or example.subject or example.id)
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy,
+    examples: Sequence[Example],
+    rewards: Mapping[str, RewardFunction],
+    metrics: Mapping[str, RewardFunction],
+    settings: EvaluationSettings,
+    num_inference_steps: int,
+    iteration: int,
+    accelerator: Accelerator | None = None,
+) -> Evaluation:
+    """Score what the policy draws for `examples` from noise that depends on (seed, example, replicate) alone.
+
+    With an accelerator the batches are shared out over its processes, and every process gets the whole result.
+    """
+    measured = {**rewards, **metrics}
+    scored: dict[tuple[int, int], list[float]] = {}
+    shown: dict[int, Tensor] = {}
+    tasks = [(replicate, index) for replicate in range(settings.replicates) for index in range(len(examples))]
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    for batch in batches(policy, examples, tasks, settings.batch)[rank::world]:
+        chosen = [examples[index] for _, index in batch]
+        conditioning = policy.encode(chosen)
+        keys = [("evaluation", settings.seed, examples[i].id, r) for r, i in batch]
+        noise = normal(policy.latent_shape(conditioning), keys)
+        images = sample_ode(policy, conditioning, noise, num_inference_steps)
+        scores = score(images, chosen, measured)
+        for row, (replicate, index) in enumerate(batch):
+            scored[replicate, index] = scores[row].tolist()
+            if replicate == 0 and index < settings.grid_rows:
+                shown[index] = images[row].cpu()
+    if world > 1:
+        for other_scored, other_shown in gather_object([(scored, shown)]):
+            scored, shown = {**scored, **other_scored}, {**shown, **other_shown}
+    values = torch.tensor([[scored[r, i] for i in range(len(examples))] for r in range(settings.replicates)])
+    pictures = torch.stack([shown[i] for i in sorted(shown)]) if shown else torch.empty(0)
+    return Evaluation(iteration, values, tuple(measured), tuple(rewards), tuple(examples), pictures)
+
+
+def batches(
+    policy: Policy, examples: Sequence[Example], tasks: Sequence[tuple[int, int]], size: int
+) -> list[list[tuple[int, int]]]:
+    """(replicate, example index) tasks in batches whose examples can be encoded together."""
+    by_shape: dict[Any, list[tuple[int, int]]] = {}
+    for task in tasks:
+        by_shape.setdefault(policy.shape_key(examples[task[1]]), []).append(task)
+    return [group[i : i + size] for group in by_shape.values() for i in range(0, len(group), size)]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A metric before and after, with the 95 % interval of the paired difference (bootstrap over subjects)."""
+
+    metric: str
+    before: float
+    after: float
+    low: float
+    high: float
+
+    @property
+    def difference(self) -> float:
+        return self.after - self.before
+
+
+def changes(before: Evaluation, after: Evaluation, seed: int = 0) -> list[Change]:
+    """What training did to every metric, on the same tasks and noise. Replicates are averaged, not resampled."""
+    first, last = (e.values.double().nanmean(0, keepdim=True) for e in (before, after))
+    subjects = [cluster(example) for example in before.examples]
+    interval = statistics.paired_difference(last, first, subjects, torch.Generator().manual_seed(seed))
+    means = (before.means(), after.means())
+    return [
+        Change(name, means[0][name], means[1][name], float(interval.low[k]), float(interval.high[k]))
+        for k, name in enumerate(before.metrics)
+    ]

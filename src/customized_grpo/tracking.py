@@ -1,0 +1,182 @@
+"""The run folder: what was configured, measured and drawn, on disk from the first second on."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import filter_trackers
+from accelerate.utils import LoggerType
+
+from customized_grpo.errors import UserError, nearest
+from customized_grpo.settings import Settings
+
+
+class TrackingSettings(Settings):
+    """Where metrics go besides metrics.jsonl."""
+
+    log_with: tuple[str, ...] = ("tensorboard",)
+    """Trackers by accelerate's names: tensorboard, wandb, swanlab, trackio, ... Empty for none."""
+    project: str = "customized-grpo"
+    """Project name shown by the tracker."""
+
+
+class RunFolder:
+    """RUN/: config.yaml, run.json, metrics.jsonl, evaluations/, samples/, checkpoints/, report.html."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.metrics = path / "metrics.jsonl"
+        self.config = path / "config.yaml"
+        self.info = path / "run.json"
+
+    @classmethod
+    def create(cls, path: Path | None) -> "RunFolder":
+        """A new folder; None names it by the time under runs/.
+
+        Raises:
+            UserError: if the folder holds anything already, or cannot be written.
+        """
+        if path is None:
+            stem = datetime.now().strftime("%Y%m%d-%H%M%S")
+            path = next(p for i in range(1000) if not (p := Path("runs") / (stem + (f"-{i}" if i else ""))).exists())
+        if path.exists() and not path.is_dir():
+            raise UserError(f"output is '{path}', which is a file; name a folder that does not exist yet.")
+        if path.is_dir() and any(path.iterdir()):
+            raise UserError(
+                f"The folder '{path}' holds something already; name another output, "
+                f"or go on with the run in it: cgrpo train --resume {path}"
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "RunFolder":
+        """The folder of a run.
+
+        Raises:
+            UserError: if there is none.
+        """
+        folder = cls(Path(path))
+        if not folder.config.is_file():
+            seen = "has no config.yaml" if folder.path.is_dir() else "does not exist"
+            raise UserError(f"'{path}' is not a run folder: it {seen}. `cgrpo train` makes one and prints its name.")
+        return folder
+
+    def describe(self, **fields: Any) -> None:
+        """Merge fields into run.json."""
+        known = json.loads(self.info.read_text(encoding="utf-8")) if self.info.exists() else {}
+        write_text(self.info, json.dumps({**known, **fields}, indent=1, default=str))
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """Append one line to metrics.jsonl; numbers that are not finite become null."""
+        line = json.dumps({k: (v if v == v and abs(v) != float("inf") else None) for k, v in record.items()})
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All complete lines of metrics.jsonl; a kill may leave the last one cut."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        records = []
+        for line in lines:
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def rewind(self, iteration: int) -> None:
+        """Drop what was logged after `iteration`, because a resumed run will do those iterations again."""
+        kept = [record for record in self.records() if record["iteration"] <= iteration]
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        for path in [*self.evaluations.glob("iteration-*.json"), *self.samples.glob("iteration-*.png")]:
+            if int(path.stem.split("-")[1]) > iteration:
+                path.unlink()
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    def evaluation(self, iteration: int) -> Path:
+        return self.evaluations / f"iteration-{iteration:06d}.json"
+
+
+def start_trackers(accelerator: Accelerator, settings: TrackingSettings, run: RunFolder) -> None:
+    """Start the trackers that the settings name, in the run folder.
+
+    Raises:
+        UserError: if one is unknown or not installed.
+    """
+    if not settings.log_with:
+        return
+    known = [tracker.value for tracker in LoggerType if tracker.value != "all"]
+    for name in settings.log_with:
+        if name not in known:
+            raise UserError(f"tracking.log_with names '{name}'; there are {', '.join(known)}.{nearest(name, known)}")
+        if not filter_trackers([name], str(run.path)):
+            raise UserError(f"tracking.log_with names '{name}', which is not installed; pip install {name}.")
+    accelerator.project_configuration.set_directories(str(run.path))
+    accelerator.log_with = filter_trackers(list(settings.log_with), str(run.path))
+    accelerator.init_trackers(settings.project, config={})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a kill leaves the old or the new one."""
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def provenance(command: Sequence[str] | None = None) -> dict[str, Any]:
+    """Versions, hardware and command line: what a number needs beside it."""
+    packages = ("customized-grpo", "torch", "diffusers", "transformers", "accelerate", "peft")
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "?"
+    if torch.cuda.is_available():
+        hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    else:
+        hardware = f"{os.cpu_count()} CPU cores, {_cpu_name()}, {torch.get_num_threads()} threads"
+    return {
+        "command": list(command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": versions,
+        "hardware": hardware,
+        "started": now(),
+        "finished": None,
+        "status": "running",
+    }
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory so far: allocated on the GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
