@@ -296,9 +296,7 @@ def test_an_aggregation_that_is_an_object_works():
             return adv.weighted_sum(z, weights)
 
     rewards = torch.rand(2, 4, 2, generator=torch.Generator().manual_seed(0))
-    assert_close(
-        adv.advantages(Mine(), rewards, TWO_STEPS), adv.advantages(adv.weighted_sum, rewards, TWO_STEPS)
-    )
+    assert_close(adv.advantages(Mine(), rewards, TWO_STEPS), adv.advantages(adv.weighted_sum, rewards, TWO_STEPS))
 
 
 @pytest.mark.parametrize(
@@ -318,7 +316,9 @@ def test_errors_say_what_was_expected(call, message):
 
 
 def test_conflict_statistics_by_hand():
-    z = torch.tensor([[[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], [[0.0, 1.0], [0.0, 0.0], [0.0, -1.0], [0.0, 0.0]]])
+    z = torch.tensor(
+        [[[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]], [[0.0, 1.0], [0.0, 0.0], [0.0, -1.0], [0.0, 0.0]]]
+    )
     s = adv.conflict_statistics(z)  # the second group has no spread in the first reward
     assert [float(x) for x in s] == [0.5, 0.25, 0.25, 0.0]
 

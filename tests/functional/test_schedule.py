@@ -88,8 +88,6 @@ def test_published_windows(case):
         previous = plan.trained.tolist()
 
 
-
-
 @pytest.mark.parametrize("case", [c for c in WINDOWS if window_settings(c)["strategy"] == "random"], ids=window_id)
 def test_published_random_windows(case, monkeypatch):
     """The published draws come from numpy; fed with the same draws, the windows are the same."""
@@ -159,7 +157,9 @@ def test_random_fraction_is_the_papers_14_of_24():
 
 def test_random_fraction_trains_every_step_equally_often():
     g = torch.Generator().manual_seed(0)
-    counts = sum(torch.bincount(random_fraction(i, 10, fraction=0.34, generator=g).trained, minlength=10) for i in range(3000))
+    counts = sum(
+        torch.bincount(random_fraction(i, 10, fraction=0.34, generator=g).trained, minlength=10) for i in range(3000)
+    )
     assert counts[9] == 0
     assert_close(counts[:9] / 3000, torch.full((9,), 1 / 3), atol=0.05, rtol=0)
 

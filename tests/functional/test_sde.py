@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 from functools import partial
@@ -191,7 +192,7 @@ def test_sde_keeps_the_marginal_of_the_flow(dynamics):
     steps = 4000
     sigmas = torch.linspace(0.999, 0.3, steps + 1, dtype=torch.float64)
     variance = (1 - sigmas[0]) ** 2 + sigmas[0] ** 2
-    for s, s_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for s, s_next in itertools.pairwise(sigmas):
         slope = (2 * s - 1) / ((1 - s) ** 2 + s**2)  # velocity = E[noise - image | x] = slope * x
         one = torch.ones(1, 1, 1, dtype=torch.float64)
         step = dynamics(one, slope * one, s.view(1), s_next.view(1))

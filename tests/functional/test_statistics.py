@@ -1,0 +1,205 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from customized_grpo.functional.statistics import (
+    Interval,
+    bootstrap,
+    hypervolume,
+    interval,
+    mean_interval,
+    paired_difference,
+    pareto_front,
+    probability_of_improvement,
+)
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def width(i: Interval) -> float:
+    return (i.high - i.low).item()
+
+
+def test_bootstrap_agrees_with_the_plain_loop():
+    scores = torch.rand(3, 8, 2, generator=rng(1), dtype=torch.float64)
+    scores[1, 4, 0] = scores[0, 7, 1] = math.nan
+    clusters = ["cat", "dog", "cat", "owl", "owl", "owl", "dog", "cat"]
+    mean, draws = bootstrap(scores, clusters, rng(), resamples=4000)
+    assert_close(mean, scores.nanmean(dim=(0, 1)))
+
+    members = {c: [t for t, d in enumerate(clusters) if d == c] for c in clusters}
+    names, g, plain = list(members), rng(9), []
+    for _ in range(2000):
+        seeds = torch.randint(3, (3,), generator=g)
+        tasks = [t for n in torch.randint(3, (3,), generator=g).tolist() for t in members[names[n]]]
+        plain.append(scores[seeds][:, tasks].nanmean(dim=(0, 1)))
+    plain = torch.stack(plain)
+    assert_close(draws.mean(0), plain.mean(0), atol=0.006, rtol=0)
+    assert_close(draws.std(0), plain.std(0), atol=0.004, rtol=0)
+    for q in (0.025, 0.5, 0.975):
+        assert_close(draws.quantile(q, dim=0), plain.quantile(q, dim=0), atol=0.02, rtol=0)
+
+
+def test_two_clusters_by_hand():
+    """Means 0 and 1: resampled pairs of clusters give 0, 1/2, 1/2, 1."""
+    scores = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    mean, draws = bootstrap(scores, [7, 7, 3, 3], rng(), resamples=4000)
+    assert mean == 0.5
+    assert draws.unique().tolist() == [0.0, 0.5, 1.0]
+    assert_close((draws == 0.5).double().mean().item(), 0.5, atol=0.04, rtol=0)
+
+
+def test_subjects_and_not_pictures_are_resampled():
+    """Ten identical pictures of one subject are no more evidence than one."""
+    per_subject = torch.rand(1, 12, generator=rng(2))
+    copied = per_subject.repeat_interleave(10, dim=1)
+    subjects = range(12)
+    once = mean_interval(per_subject, subjects, rng())
+    assert_close(mean_interval(copied, sorted([*subjects] * 10), rng()), once)
+    assert width(mean_interval(copied, range(120), rng())) < 0.5 * width(once)
+
+
+def test_seeds_are_resampled():
+    scores = torch.tensor([[0.0], [1.0], [2.0]]).expand(3, 40)
+    assert width(mean_interval(scores, range(40), rng())) > 1.0
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    g, hits = rng(3), 0
+    for _ in range(200):
+        subject_effect = torch.randn(30, generator=g).repeat_interleave(4)
+        scores = subject_effect + 0.5 * torch.randn(1, 120, generator=g)
+        i = mean_interval(scores, sorted(list(range(30)) * 4), g, resamples=300)
+        hits += bool(i.low <= 0 <= i.high)
+    assert 0.87 <= hits / 200 <= 0.99
+
+
+def test_interval_by_hand():
+    draws = torch.arange(101.0, dtype=torch.float64)
+    i = interval(torch.tensor(50.0, dtype=torch.float64), draws, level=0.9)
+    assert [x.item() for x in i] == pytest.approx([50.0, 5.0, 95.0])
+
+
+def test_a_constant_score_has_no_width():
+    i = mean_interval(torch.full((3, 10), 0.1), ["a", "b"] * 5, rng())
+    assert_close(i.low, i.estimate, atol=1e-9, rtol=0)
+    assert_close(i.high, i.estimate, atol=1e-9, rtol=0)
+
+
+def test_digits_survive_far_from_zero():
+    scores = torch.rand(2, 20, generator=rng(), dtype=torch.float64)
+    near, far = (mean_interval(scores + offset, range(20), rng()) for offset in (0.0, 1e6))
+    assert_close(far.low - 1e6, near.low, atol=1e-6, rtol=0)
+
+
+def test_the_generator_decides():
+    scores = torch.rand(2, 20, generator=rng())
+    assert mean_interval(scores, range(20), rng(5)) == mean_interval(scores, range(20), rng(5))
+    assert mean_interval(scores, range(20), rng(5)) != mean_interval(scores, range(20), rng(6))
+
+
+def test_columns_share_every_resample():
+    scores = torch.rand(3, 20, 1, generator=rng())
+    _, draws = bootstrap(torch.cat([scores, scores + 0.5], dim=-1), range(20), rng())
+    assert_close(draws[:, 1] - draws[:, 0], torch.full((2000,), 0.5, dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+def test_pairing_removes_what_both_share():
+    difficulty = 10 * torch.rand(1, 50, generator=rng())
+    baseline = difficulty + 0.1 * torch.rand(4, 50, generator=rng(1))
+    better = difficulty + 0.1 * torch.rand(4, 50, generator=rng(2)) + 0.2
+    difference = paired_difference(better, baseline, range(50), rng())
+    assert 0.15 < difference.low < difference.estimate < difference.high < 0.25
+    assert width(difference) < 0.1 * width(mean_interval(better, range(50), rng()))
+
+
+def test_paired_difference_uses_only_what_both_have_scored():
+    values = torch.tensor([[1.0, 100.0, 3.0]])
+    baseline = torch.tensor([[0.0, math.nan, 1.0]])
+    assert paired_difference(values, baseline, ["a", "b", "c"], rng()).estimate == 1.5
+
+
+def test_paired_difference_against_one_base_model():
+    values = torch.rand(3, 6, 2, generator=rng())
+    base = torch.rand(1, 6, 2, generator=rng(1))
+    assert_close(
+        paired_difference(values, base, list("aabbcc"), rng()).estimate, (values - base).double().mean(dim=(0, 1))
+    )
+
+
+def test_probability_of_improvement_by_hand():
+    ours, theirs = torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([[2.0, 5.0], [0.0, 6.0], [3.0, math.nan]])
+    # Task 1: wins of 1 over (2, 0, 3): 1; of 3: 2 + a tie. Task 2: a tie and a loss, twice; the NaN is no comparison.
+    p = probability_of_improvement(ours, theirs, ["a", "b"], rng())
+    assert_close(p.estimate.item(), (1 + 2.5 + 0.5 + 0.5) / 10)
+    assert 0 <= p.low < p.estimate < p.high <= 1
+
+
+def test_probability_of_improvement_is_symmetric():
+    ours, theirs = torch.rand(3, 30, generator=rng(1)), torch.rand(3, 30, generator=rng(2))
+    clusters = range(30)
+    there, back = (probability_of_improvement(*sides, clusters, rng()) for sides in ((ours, theirs), (theirs, ours)))
+    assert_close(there.estimate, 1 - back.estimate)
+    sure = probability_of_improvement(ours + 2, theirs, clusters, rng())
+    assert sure.low == sure.high == 1
+
+
+def test_probability_of_improvement_of_many_methods_is_one_by_one():
+    ours, theirs = torch.rand(2, 9, 3, generator=rng(1)), torch.rand(2, 9, 3, generator=rng(2))
+    together = probability_of_improvement(ours, theirs, range(9), rng())
+    for m in range(3):
+        one = probability_of_improvement(ours[..., m], theirs[..., m], range(9), rng())
+        assert_close(Interval(*(x[m] for x in together)), one)
+
+
+def test_pareto_front_by_hand():
+    points = torch.tensor([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0], [1.0, 1.0], [2.0, 2.0], [3.0, 0.5], [math.nan, 9.0]])
+    assert pareto_front(points).tolist() == [True, True, True, False, True, False, False]
+
+
+def test_hypervolume_by_hand():
+    reference = torch.tensor([1.0, 1.0])
+    # Above (1, 1): boxes 1x2 and 2x1 overlap in 1x1; the third is inside, the rest are not above in both.
+    points = torch.tensor([[2.0, 3.0], [3.0, 2.0], [1.5, 1.5], [0.0, 9.0], [9.0, 1.0]])
+    assert hypervolume(points, reference) == 3.0
+    assert hypervolume(points[3:], reference) == 0.0
+    assert hypervolume(points[:0], reference) == 0.0
+    assert_close(hypervolume(torch.stack([points, points + 1]), reference)[0].item(), 3.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=8))
+def test_hypervolume_counts_the_dominated_cells(points):
+    tensor = torch.tensor(points, dtype=torch.float64)
+    cells = sum(any(x > i and y > j for x, y in points) for i in range(6) for j in range(6))
+    assert hypervolume(tensor, torch.zeros(2, dtype=torch.float64)) == cells
+    front = pareto_front(tensor)
+    assert front.any()
+    assert hypervolume(tensor[front], torch.zeros(2, dtype=torch.float64)) == cells
+
+
+def draws_of_wrong_shape() -> tuple[Tensor, Tensor]:
+    return torch.zeros(2), torch.zeros(10, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: mean_interval(torch.zeros(4), list("abcd"), rng()), "seeds, tasks"),
+        (lambda: mean_interval(torch.zeros(0, 4), list("abcd"), rng()), "nothing to resample in 0 seeds"),
+        (lambda: mean_interval(torch.zeros(1, 4), list("abc"), rng()), "got 3 for 4 tasks"),
+        (lambda: probability_of_improvement(torch.zeros(1, 4), torch.zeros(1, 3), list("abcd"), rng()), "same tasks"),
+        (lambda: interval(*draws_of_wrong_shape()), "draws of shape"),
+        (lambda: pareto_front(torch.zeros(3)), r"\(n, d\)"),
+        (lambda: hypervolume(torch.zeros(3, 3), torch.zeros(2)), r"reference \(2,\)"),
+    ],
+)
+def test_errors_say_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
