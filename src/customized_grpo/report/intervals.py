@@ -1,5 +1,6 @@
 """What an evaluation says, with its uncertainty: means and paired changes, resampled by subject."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ class Estimate(NamedTuple):
     @property
     def verdict(self) -> str:
         """For a change: rose, fell, or unclear where the interval holds 0 or there is none."""
-        return "rose" if self.low > 0 else "fell" if self.high < 0 else "unclear"
+        rounding = 1e-6 * (self.high - self.low)  # The bootstrap is exact to float32.
+        return "rose" if self.low > rounding else "fell" if self.high < -rounding else "unclear"
 
 
 class Change(NamedTuple):
@@ -37,6 +39,25 @@ class Change(NamedTuple):
 def level(evaluation: Evaluation, metric: str) -> Estimate:
     """Mean of a metric over the scored tasks of one evaluation."""
     return _estimate(evaluation.per_task(metric), evaluation.subjects)
+
+
+def since_first(evaluations: Sequence[Evaluation], metric: str) -> list[Estimate]:
+    """The level at every evaluation, with the interval of its paired change since the first one around it.
+
+    Subjects differ far more from each other than from themselves, so this, not the interval of the level, shows what
+    training did. The first evaluation has no interval, unless it is the only one.
+    """
+    if len(evaluations) == 1:
+        return [level(evaluations[0], metric)]
+    found = []
+    for evaluation in evaluations:
+        value = level(evaluation, metric).value
+        moved = change(evaluations[0], evaluation, metric).difference
+        width = (
+            (np.nan, np.nan) if evaluation is evaluations[0] else (moved.low - moved.value, moved.high - moved.value)
+        )
+        found.append(Estimate(value, value + width[0], value + width[1]))
+    return found
 
 
 def change(before: Evaluation, after: Evaluation, metric: str) -> Change:

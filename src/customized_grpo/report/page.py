@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +147,7 @@ def duration(seconds: float) -> str:
     """Such as 0.42 s, 7.3 s, 5 min 12 s, 3 h 04 min."""
     if not math.isfinite(seconds):
         return "\N{EN DASH}"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 3600:
@@ -165,6 +165,11 @@ def count(value: Any) -> str:
 def words(name: str) -> str:
     """A metric's name as words."""
     return name.replace("_", " ").replace("/", " ")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Such as "a", "a and b", "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 FILTERS: Mapping[str, Callable[..., str]] = {

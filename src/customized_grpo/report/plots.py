@@ -24,7 +24,7 @@ INK, FAINT, GRID = "#222222", "#767676", "#E4E4E4"
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Helvetica Neue", "Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
-    "font.size": 10,
+    "font.size": 11.5,
     "svg.fonttype": "none",
     "svg.hashsalt": "customized-grpo",
     "axes.unicode_minus": True,
@@ -39,7 +39,8 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     path = folder / f"{name}.svg"
     with matplotlib.rc_context(_STYLE):
         figure.savefig(path, format="svg", metadata={"Date": None})
-        figure.savefig(path.with_suffix(".png"), format="png", dpi=200)
+        figure.set_layout_engine("none")
+        figure.savefig(path.with_suffix(".png"), format="png", dpi=150)
     return path
 
 
@@ -57,15 +58,17 @@ def training_curve(
 
     Args:
         iterations, mean, spread: shape (rows,); spread is drawn as a band of mean +- spread.
-        evaluated, levels: iterations and intervals of the evaluations, of one length.
+        evaluated, levels: iterations and intervals of the evaluations, of one length; the first level is the base line.
     """
-    figure, axes = _canvas(5.2, 3.2)
+    figure, axes = _canvas(5.0, 3.2)
     shown = np.isfinite(mean)
     if shown.any():
         spread = np.nan_to_num(spread)
         axes.fill_between(iterations, mean - spread, mean + spread, where=shown, color=colour, alpha=0.13, lw=0)
         marker = "o" if shown.sum() == 1 else None
         axes.plot(iterations, mean, color=colour, alpha=0.55, lw=1.1, marker=marker, ms=3, label="training samples")
+    if len(levels) > 1 and np.isfinite(levels[0].value):
+        axes.axhline(levels[0].value, color=FAINT, lw=1, ls=(0, (4, 3)))
     _draw_levels(axes, evaluated, levels, colour)
     axes.set_ylabel(ylabel)
     _iteration_axis(axes, [*iterations, *evaluated])
@@ -74,22 +77,33 @@ def training_curve(
 
 
 def trade_off(path: Sequence[tuple[int, Estimate, Estimate]], *, xlabel: str, ylabel: str) -> Figure:
-    """Where training went in the plane of two metrics: one point an evaluation, intervals at both ends.
+    """Where training went in the plane of two metrics: one point an evaluation, intervals at the last.
+
+    Above and to the right of the dashed lines both are better than at the start.
 
     Args:
         path: (iteration, interval in x, interval in y), ascending.
     """
-    figure, axes = _canvas(5.2, 3.9)
+    figure, axes = _canvas(5.0, 3.8)
     x = np.array([across.value for _, across, _ in path])
     y = np.array([up.value for _, _, up in path])
-    axes.plot(x, y, color=FAINT, lw=1.2, zorder=2)
-    axes.scatter(x[1:-1], y[1:-1], s=16, color=FAINT, zorder=3)
-    ends = [(path[0], INK, "s", "start"), (path[-1], BLUE, "o", "end")][: min(len(path), 2)]
-    for (iteration, across, up), colour, marker, word in ends:
-        axes.errorbar(
-            [across.value], [up.value], xerr=_whiskers([across]), yerr=_whiskers([up]),
-            fmt=marker, ms=7, color=colour, capsize=3, lw=1.4, zorder=4, label=f"{word} (iteration {iteration})",
-        )  # fmt: skip
+    axes.axvline(float(x[0]), color=FAINT, lw=1, ls=(0, (4, 3)))
+    axes.axhline(float(y[0]), color=FAINT, lw=1, ls=(0, (4, 3)))
+    axes.plot(x, y, "-o", color=FAINT, lw=1.3, ms=4, zorder=3)
+    iteration, across, up = path[-1]
+    axes.errorbar(
+        x[-1:],
+        y[-1:],
+        xerr=_whiskers([across]),
+        yerr=_whiskers([up]),
+        fmt="none",
+        color=BLUE,
+        capsize=3,
+        lw=1.4,
+        zorder=4,
+    )
+    axes.plot(x[:1], y[:1], "s", ms=8, color=INK, zorder=5, label=f"iteration {path[0][0]}")
+    axes.plot(x[-1:], y[-1:], "o", ms=8, color=BLUE, zorder=5, label=f"iteration {iteration}")
     axes.set_xlabel(f"{xlabel}  \N{RIGHTWARDS ARROW} better")
     axes.set_ylabel(f"{ylabel}  \N{RIGHTWARDS ARROW} better")
     axes.grid(axis="x", color=GRID, lw=0.8)
@@ -106,7 +120,7 @@ def conflict_shares(iterations: np.ndarray, shares: dict[str, np.ndarray], *, wi
         shares: name to (rows,) in [0, 1]; at most three.
         window: iterations of the running mean.
     """
-    figure, axes = _canvas(5.2, 3.2)
+    figure, axes = _canvas(5.0, 3.2)
     colours = (VERMILLION, GREEN, "#B5B5B5")
     base = np.zeros(len(iterations))
     for (name, share), colour in zip(shares.items(), colours, strict=False):
@@ -119,13 +133,13 @@ def conflict_shares(iterations: np.ndarray, shares: dict[str, np.ndarray], *, wi
         if average > 0.06:
             axes.text(
                 float(iterations[middle]), float((base[middle] + top[middle]) / 2), f"{name}  {average:.0%}",
-                ha="center", va="center", color="black", fontsize=10, fontweight="bold",
+                ha="center", va="center", color="black", fontsize=11, fontweight="bold",
             )  # fmt: skip
         base = top
     axes.axhline(0.5, color="black", lw=1.1, ls=(0, (4, 3)))
     axes.annotate(
         "chance", (1, 0.5), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-        va="center", fontsize=9, annotation_clip=False,
+        va="center", fontsize=10, annotation_clip=False,
     )  # fmt: skip
     axes.set_ylim(0, 1)
     axes.set_ylabel("share of samples")
@@ -139,7 +153,7 @@ def conflict_shares(iterations: np.ndarray, shares: dict[str, np.ndarray], *, wi
 
 def correlation(iterations: np.ndarray, values: np.ndarray, *, window: int = 1) -> Figure:
     """Correlation over training between -1 and 1, raw and as a running mean. Shapes (rows,)."""
-    figure, axes = _canvas(5.2, 3.2)
+    figure, axes = _canvas(5.0, 3.2)
     axes.axhline(0, color="black", lw=1)
     axes.plot(iterations, values, color=BLUE, alpha=0.35, lw=1, marker="o", ms=2.5, label="each iteration")
     if window > 1:
@@ -148,7 +162,7 @@ def correlation(iterations: np.ndarray, values: np.ndarray, *, window: int = 1) 
     axes.set_yticks([-1, -0.5, 0, 0.5, 1])
     axes.set_ylabel("correlation within groups")
     for height, word, va in ((0.97, "rewards agree", "top"), (-0.97, "rewards compete", "bottom")):
-        axes.text(0.01, height, word, transform=axes.get_yaxis_transform(), va=va, color=FAINT, fontsize=9)
+        axes.text(0.01, height, word, transform=axes.get_yaxis_transform(), va=va, color=FAINT, fontsize=10)
     _iteration_axis(axes, iterations)
     if window > 1:
         _legend(axes, loc="upper right")
@@ -162,7 +176,8 @@ def vital_sign(
     figure, axes = _canvas(3.4, 2.1)
     marker = "o" if np.isfinite(values).sum() <= 2 else None
     axes.plot(iterations, values, color=BLUE, lw=1.3, marker=marker, ms=3)
-    if logarithmic and (values > 0).any():
+    positive = values[values > 0]
+    if logarithmic and len(positive) and positive.max() > 30 * positive.min():
         axes.set_yscale("log")
     if limit is not None:
         over = values > limit
@@ -176,7 +191,7 @@ def vital_sign(
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Centred mean over the finite values among `window` neighbours; shape kept."""
-    if window <= 1:
+    if window <= 1 or not len(values):
         return values
     kernel = np.ones(window)
     finite = np.isfinite(values)
@@ -235,5 +250,5 @@ def _iteration_axis(axes: Axes, iterations: Sequence[int] | np.ndarray) -> None:
 
 
 def _legend(axes: Axes, **where: Any) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=9, **where)
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=10, **where)

@@ -93,6 +93,11 @@ class RunRecord:
         """(rows,) float64 of one logged metric; NaN where it was not logged."""
         return np.array([_number(row.get(key)) for row in self.rows], dtype=np.float64)
 
+    def held_out(self, metric: str) -> np.ndarray:
+        """(n,) every held-out value of one metric, over all evaluations; NaN where it could not score."""
+        columns = [e.values[:, :, e.metrics.index(metric)].ravel() for e in self.evaluations if metric in e.metrics]
+        return np.concatenate(columns) if columns else np.empty(0)
+
     @property
     def planned_iterations(self) -> int | None:
         import yaml

@@ -2,23 +2,22 @@
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from customized_grpo.report import page, plots
-from customized_grpo.report.intervals import Change, change, level
-from customized_grpo.report.page import Picture, Remark, words
+from customized_grpo.report.intervals import Change, change, since_first
+from customized_grpo.report.page import Picture, listed, words
 from customized_grpo.report.record import RunRecord, iteration_files, read_run
+from customized_grpo.report.remarks import CLAMP_LIMIT, CLIP_LIMIT, RATIO_TOLERANCE, remarks
 
 STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
 
-RATIO_TOLERANCE = 1e-4
-"""A first-update ratio further from 1 than this is no longer small against the usual clip ranges."""
-CLIP_LIMIT = 0.5
-CLAMP_LIMIT = 0.05
+MOST_GRIDS = 6
+"""Sample grids inside the page, evenly over training; all of them lie in RUN/samples."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def contents(record: RunRecord) -> dict[str, object]:
         "untrained": untrained,
         "colours": dict(zip(record.metrics, _colours(record.metrics), strict=True)),
         "progress": progress(record),
-        "remarks": remarks(record, trained, untrained, problems),
+        "remarks": remarks(record, changes, problems),
         "over_training": pictures[0],
         "grids": pictures[1],
         "reward_plots": reward_plots(record),
@@ -131,20 +130,18 @@ def headline(record: RunRecord, trained: Sequence[Change], untrained: Sequence[C
 
 
 def _verdicts(changes: Sequence[Change], noun: str) -> str:
-    """Such as 'both rewards rose' or 'prompt rose, identity shows no clear change'."""
-    verbs = {"rose": "rose", "fell": "fell", "unclear": "no clear change"}
-    kinds = {c.difference.verdict for c in changes}
-    if len(kinds) == 1:
-        kind = kinds.pop()
-        if len(changes) == 1:
-            return f"{words(changes[0].metric)} {verbs[kind] if kind != 'unclear' else 'shows no clear change'}"
-        every = f"both {noun}s" if len(changes) == 2 else f"all {len(changes)} {noun}s"
-        return f"{every} {kind}" if kind != "unclear" else f"no clear change in {every.replace('all', 'any of the')}"
+    """Such as 'both rewards rose' or 'prompt rose, no clear change in identity'."""
     parts = []
     for kind in ("rose", "fell", "unclear"):
         names = [words(c.metric) for c in changes if c.difference.verdict == kind]
-        if names:
-            parts.append(f"{_and(names)} {kind}" if kind != "unclear" else f"no clear change in {_and(names)}")
+        if not names:
+            continue
+        every, none = listed(names), listed(names)
+        if len(names) == len(changes) == 2:
+            every, none = f"both {noun}s", f"either {noun}"
+        elif len(names) == len(changes) > 2:
+            every, none = f"all {len(names)} {noun}s", f"any of the {len(names)} {noun}s"
+        parts.append(f"no clear change in {none}" if kind == "unclear" else f"{every} {kind}")
     return ", ".join(parts)
 
 
@@ -156,83 +153,13 @@ def progress(record: RunRecord) -> str:
     return f"{record.status}, iteration {done}{of}" if record.status != "finished" else f"finished, {done} iterations"
 
 
-def remarks(
-    record: RunRecord, trained: Sequence[Change], untrained: Sequence[Change], problems: Iterable[str]
-) -> list[Remark]:
-    """What the reader should know before trusting the page; the limits are explained in docs/metrics.md."""
-    found = [*_status_remarks(record), *_reward_remarks(record), *_update_remarks(record)]
-    rose = [words(c.metric) for c in trained if c.difference.verdict == "rose"]
-    fell = [words(c.metric) for c in untrained if c.difference.verdict == "fell"]
-    if rose and fell:
-        found.append(
-            Remark(
-                f"{_and(rose)} rose while {_and(fell)}, which was not trained on, fell: look for reward hacking.", True
-            )
-        )
-    found.extend(
-        Remark(f"{words(c.metric)} has no score on {c.unscored} of {c.unscored + c.tasks} held-out tasks; left out.")
-        for c in (*trained, *untrained)
-        if c.unscored
-    )
-    return found + [Remark(problem) for problem in (*record.problems, *problems)]
-
-
-def _status_remarks(record: RunRecord) -> list[Remark]:
-    found = []
-    if record.status == "failed":
-        found.append(Remark("The run failed; this is what it had done until then.", True))
-    elif record.status == "interrupted":
-        found.append(Remark("The run was interrupted; it can be resumed from its last checkpoint."))
-    elif record.status == "running":
-        found.append(Remark("The run was still going, or was killed, when this report was written."))
-    if not record.rows:
-        found.append(Remark("No iteration has been logged yet."))
-    return found
-
-
-def _reward_remarks(record: RunRecord) -> list[Remark]:
-    found = []
-    samples = np.nansum(record.series("samples"))
-    for name in record.rewards:
-        unscored = int(np.nansum(record.series(f"reward/{name}/unscored")))
-        if unscored:
-            found.append(
-                Remark(f"{words(name)} could not score {unscored:,} of {samples:,.0f} training samples.", True)
-            )
-        spread = record.series(f"reward/{name}/spread")
-        if len(spread) and (spread == 0).all():
-            found.append(Remark(f"{words(name)} was the same for every sample of a group, so it taught nothing.", True))
-    return found
-
-
-def _update_remarks(record: RunRecord) -> list[Remark]:
-    found = []
-    if (skipped := int(np.nansum(record.series("update/skipped")))) > 0:
-        found.append(Remark(f"{skipped} updates were skipped because loss or gradient was not finite.", True))
-    error = record.series("update/first_ratio_error")
-    if (error > RATIO_TOLERANCE).any():
-        found.append(
-            Remark(
-                f"The first update's ratio was off by up to {np.nanmax(error):.1g}: "
-                "the update does not recompute what the rollout sampled.",
-                True,
-            )
-        )
-    clipped = record.series("update/clip_share")
-    if (share := _mean(clipped[-max(1, len(clipped) // 4) :])) > CLIP_LIMIT:
-        found.append(Remark(f"The clip stopped {share:.0%} of the gradient at the end: lower the learning rate.", True))
-    if (share := _mean(record.series("advantage/clamped"))) > CLAMP_LIMIT:
-        found.append(Remark(f"{share:.0%} of the advantages were clamped.", True))
-    return found
-
-
 def reward_plots(record: RunRecord) -> list[Picture]:
     """A curve for every reward and every other metric; the trade-off where there are two rewards."""
     evaluated = [evaluation.iteration for evaluation in record.evaluations]
     found = []
     for metric, colour in zip(record.metrics, _colours(record.metrics), strict=True):
         mean, spread = record.series(f"reward/{metric}/mean"), record.series(f"reward/{metric}/spread")
-        levels = [level(evaluation, metric) for evaluation in record.evaluations]
+        levels = since_first(record.evaluations, metric)
         if not np.isfinite(mean).any() and not any(np.isfinite(x.value) for x in levels):
             continue
         figure = plots.training_curve(
@@ -242,11 +169,12 @@ def reward_plots(record: RunRecord) -> list[Picture]:
         found.append(page.plot(figure, record.folder, f"reward-{_slug(metric)}", title=title))
     if len(record.rewards) == 2 and len(record.evaluations) > 1:
         across, up = record.rewards[1], record.rewards[0]
-        path = [(e.iteration, level(e, across), level(e, up)) for e in record.evaluations]
+        axes = (since_first(record.evaluations, metric) for metric in (across, up))
+        path = list(zip(evaluated, *axes, strict=True))
         path = [point for point in path if np.isfinite([point[1].value, point[2].value]).all()]
         if len(path) > 1:
             figure = plots.trade_off(path, xlabel=words(across), ylabel=words(up))
-            found.append(page.plot(figure, record.folder, "trade-off", title="The way between the two rewards"))
+            found.append(page.plot(figure, record.folder, "trade-off", title="Trade-off between the two rewards"))
     return found
 
 
@@ -319,8 +247,10 @@ def sample_pictures(record: RunRecord, problems: list[str]) -> tuple[Picture | N
     over_training = None
     if (path := folder / "over_training.png").is_file():
         over_training = embed(path, "Reference, then the same prompt and noise over training")
-    grids = (embed(path, f"Iteration {iteration}") for iteration, path in iteration_files(folder, ".png"))
-    return over_training, [grid for grid in grids if grid][::-1]
+    files = list(iteration_files(folder, ".png"))
+    chosen = sorted({round(i) for i in np.linspace(0, len(files) - 1, min(len(files), MOST_GRIDS))}, reverse=True)
+    grids = (embed(files[i][1], f"Iteration {files[i][0]}") for i in chosen)
+    return over_training, [grid for grid in grids if grid]
 
 
 def _prompts(path: Path, problems: list[str]) -> tuple[str, ...]:
@@ -362,15 +292,6 @@ def _colours(metrics: Sequence[str]) -> list[str]:
 def _moves(values: np.ndarray) -> bool:
     finite = values[np.isfinite(values)]
     return len(finite) > 0 and bool((finite != finite[0]).any())
-
-
-def _mean(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")
-
-
-def _and(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _slug(name: str) -> str:

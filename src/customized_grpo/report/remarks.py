@@ -1,0 +1,96 @@
+"""What the reader of a run's report should know before trusting it. The limits are explained in docs/metrics.md."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from customized_grpo.report.intervals import Change
+from customized_grpo.report.page import Remark, listed, words
+from customized_grpo.report.record import RunRecord
+
+RATIO_TOLERANCE = 1e-4
+"""A first-update ratio further from 1 than this is no longer small against the usual clip ranges."""
+CLIP_LIMIT = 0.5
+"""Mean clip share over the last quarter of training."""
+CLAMP_LIMIT = 0.05
+"""Mean share of clamped advantages."""
+
+
+def remarks(record: RunRecord, changes: Sequence[Change], problems: Iterable[str] = ()) -> list[Remark]:
+    """Everything worth a sentence, serious or not.
+
+    Args:
+        record: the run.
+        changes: first against last evaluation; may be empty.
+        problems: what else could not be read.
+    """
+    unreadable = (Remark(problem) for problem in (*record.problems, *problems))
+    return [*_status(record), *_hacking(record, changes), *_rewards(record), *_scores(record, changes),
+            *_update(record), *unreadable]  # fmt: skip
+
+
+def _status(record: RunRecord) -> Iterator[Remark]:
+    if record.status == "failed":
+        yield Remark("The run failed; this is what it had done until then.", True)
+    elif record.status == "interrupted":
+        yield Remark("The run was interrupted; it can be resumed from its last checkpoint.")
+    elif record.status == "running":
+        yield Remark("The run was still going, or was killed, when this report was written.")
+    if not record.rows:
+        yield Remark("No iteration has been logged yet.")
+
+
+def _hacking(record: RunRecord, changes: Sequence[Change]) -> Iterator[Remark]:
+    rose = [words(c.metric) for c in changes if c.metric in record.rewards and c.difference.verdict == "rose"]
+    fell = [words(c.metric) for c in changes if c.metric not in record.rewards and c.difference.verdict == "fell"]
+    if rose and fell:
+        was = "was" if len(fell) == 1 else "were"
+        yield Remark(
+            f"{listed(rose)} rose while {listed(fell)}, which {was} not trained on, fell: reward hacking?", True
+        )
+
+
+def _rewards(record: RunRecord) -> Iterator[Remark]:
+    samples = np.nansum(record.series("samples"))
+    for name in record.rewards:
+        if unscored := int(np.nansum(record.series(f"reward/{name}/unscored"))):
+            yield Remark(f"{words(name)} could not score {unscored:,} of {samples:,.0f} training samples.", True)
+        spread = record.series(f"reward/{name}/spread")
+        if len(spread) and (spread == 0).all():
+            yield Remark(f"{words(name)} was the same for every sample of a group, so it taught nothing.", True)
+
+
+def _scores(record: RunRecord, changes: Sequence[Change]) -> Iterator[Remark]:
+    compared = {c.metric: c for c in changes}
+    for metric in record.metrics:
+        values = record.held_out(metric)
+        if missing := int((~np.isfinite(values)).sum()):
+            text = f"{words(metric)} could not score {missing:,} of {len(values):,} held-out pictures"
+            if metric in compared and (left_out := compared[metric].unscored):
+                text += f"; {left_out} of {left_out + compared[metric].tasks} tasks are left out of its change"
+            yield Remark(f"{text}.")
+
+
+def _update(record: RunRecord) -> Iterator[Remark]:
+    if (skipped := int(np.nan_to_num(record.series("update/skipped")).max(initial=0))) > 0:
+        yield Remark(
+            f"{skipped} {'update was' if skipped == 1 else 'updates were'} skipped: loss or gradient was not finite.",
+            True,
+        )
+    error = record.series("update/first_ratio_error")
+    if (error > RATIO_TOLERANCE).any():
+        yield Remark(
+            f"The first update's ratio was off by up to {np.nanmax(error):.1g}: "
+            "the update does not recompute what the rollout sampled.",
+            True,
+        )
+    clipped = record.series("update/clip_share")
+    if (share := _mean(clipped[-max(1, len(clipped) // 4) :])) > CLIP_LIMIT:
+        yield Remark(f"The clip stopped {share:.0%} of the gradient at the end: lower the learning rate.", True)
+    if (share := _mean(record.series("advantage/clamped"))) > CLAMP_LIMIT:
+        yield Remark(f"{share:.0%} of the advantages were clamped.", True)
+
+
+def _mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")

@@ -1,0 +1,451 @@
+"""Reports: numbers by hand, and a page for whatever a run left behind."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from customized_grpo.errors import UserError
+from customized_grpo.report import page, plots, write_report
+from customized_grpo.report.intervals import Estimate, change, level, since_first
+from customized_grpo.report.record import Evaluation, read_run
+from customized_grpo.report.remarks import remarks
+from customized_grpo.report.run import contents, headline, reward_changes, stages
+
+TASKS = [("a-0", "a"), ("a-1", "a"), ("b-0", "b"), ("b-1", "b"), ("c-0", "c")]
+BASE = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def evaluation(iteration: int, *columns: Any, metrics: tuple[str, ...] = ("prompt", "identity")) -> Evaluation:
+    """One replicate; a column is the scores of one metric on TASKS."""
+    values = np.stack([np.asarray(column, dtype=float) for column in columns], axis=-1)[None]
+    tasks, subjects = zip(*TASKS, strict=True)
+    return Evaluation(iteration, metrics, metrics[:2], tasks, subjects, values)
+
+
+def save(result: Evaluation, run: Path) -> None:
+    values = [[[x if math.isfinite(x) else None for x in task] for task in rep] for rep in result.values.tolist()]
+    content = {
+        "iteration": result.iteration,
+        "metrics": result.metrics,
+        "rewards": result.rewards,
+        "tasks": [{"id": task, "subject": subject, "prompt": "a cat"} for task, subject in TASKS],
+        "values": values,
+    }
+    (run / "evaluations").mkdir(exist_ok=True)
+    (run / "evaluations" / f"iteration-{result.iteration:06d}.json").write_text(json.dumps(content))
+
+
+def row(iteration: int, rewards: tuple[str, ...] = ("prompt", "identity"), **changed: Any) -> dict[str, Any]:
+    logged: dict[str, Any] = {"iteration": iteration, "samples": 8}
+    for name in rewards:
+        logged |= {f"reward/{name}/mean": 0.5 + 0.01 * iteration, f"reward/{name}/spread": 0.1}
+        logged[f"reward/{name}/unscored"] = 0
+    if len(rewards) > 1:
+        logged |= {"conflict/share": 0.5, "conflict/both_positive": 0.3, "conflict/both_negative": 0.2}
+        logged["conflict/correlation"] = -0.1 * iteration
+    logged |= {"update/clip_share": 0.1 * iteration, "update/first_ratio_error": 0.0, "update/grad_norm": 0.01}
+    logged |= {"update/skipped": 0, "advantage/clamped": 0.0, "seconds/rollout": 2.0, "seconds/update": 3.0}
+    return logged | {key.replace("__", "/"): value for key, value in changed.items()}
+
+
+def write_rows(run: Path, rows: list[dict[str, Any]]) -> None:
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A small finished run with everything in it."""
+    folder = tmp_path / "a run"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "config.yaml").write_text("training:\n  iterations: 3\n")
+    summary = {"model": "tiny", "trainable_parameters": 10, "total_parameters": 100, "rewards": ["prompt", "identity"]}
+    info = {"name": "demo", "command": ["cgrpo", "train", "a b"], "status": "finished", "seconds": 20.0}
+    info |= {"summary": {**summary, "samples_per_iteration": 8}, "versions": {"torch": "2"}, "hardware": "a laptop"}
+    (folder / "run.json").write_text(json.dumps(info))
+    write_rows(folder, [row(i) for i in (1, 2, 3)])
+    metrics = ("prompt", "identity", "subject_kept")
+    save(evaluation(0, BASE, BASE, BASE, metrics=metrics), folder)
+    save(evaluation(3, BASE + 0.2, BASE - 0.1, BASE + np.array([0.1, -0.1, 0.1, -0.1, 0]), metrics=metrics), folder)
+    for name in ("over_training", "iteration-000000", "iteration-000003"):
+        Image.new("RGB", (40, 20), "red").save(folder / "samples" / f"{name}.png")
+    (folder / "samples" / "captions.json").write_text('{"prompts": ["a <b>cat</b>"]}')
+    return folder
+
+
+@pytest.fixture
+def unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time; where only the words matter, plots stay empty."""
+
+    def save(figure: Any, folder: Path, name: str) -> Path:
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.svg").write_text("<svg/>")
+        return folder / f"{name}.svg"
+
+    monkeypatch.setattr(plots, "save", save)
+
+
+def text_of(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", html, flags=re.S)).split())
+
+
+# What an evaluation says
+
+
+def test_a_task_is_the_mean_of_its_scored_replicates() -> None:
+    values = np.array([[[1.0], [math.nan], [2.0]], [[3.0], [math.nan], [math.nan]]])
+    found = Evaluation(0, ("prompt",), ("prompt",), ("x", "y", "z"), ("x", "y", "z"), values)
+    np.testing.assert_array_equal(found.per_task("prompt"), [2.0, math.nan, 2.0])
+    assert np.isnan(found.per_task("other")).all()
+
+
+def test_a_change_is_paired_over_the_tasks_scored_twice() -> None:
+    before = evaluation(0, BASE, [math.nan, 1, 2, 3, 4])
+    after = evaluation(5, BASE + 0.25, [9, 2, math.nan, 5, 7])
+    moved = change(before, after, "prompt")
+    assert moved.difference == pytest.approx((0.25, 0.25, 0.25))
+    assert moved.difference.verdict == "rose"
+    moved = change(before, after, "identity")
+    assert (moved.tasks, moved.subjects, moved.unscored) == (3, 3, 2)
+    assert moved.before.value == pytest.approx((1 + 3 + 4) / 3)
+    assert moved.after.value == pytest.approx((2 + 5 + 7) / 3)
+    assert moved.difference.value == pytest.approx(2.0)
+
+
+def test_a_change_pairs_tasks_by_name_not_by_place() -> None:
+    before, after = evaluation(0, BASE, BASE), evaluation(1, BASE, BASE)
+    turned = Evaluation(
+        1, after.metrics, after.rewards, after.tasks[::-1], after.subjects[::-1], after.values[:, ::-1] + 0.5
+    )
+    assert change(before, turned, "prompt").difference == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_intervals_resample_subjects() -> None:
+    # The third of three subjects, with one task of the five, gained 3. A resample leaves it out with probability
+    # (2/3)^3 = 30 %, so the interval reaches 0; it holds nothing else with 1/27 = 4 %, so the interval reaches 3.
+    moved = change(
+        evaluation(0, BASE, BASE), evaluation(1, BASE + np.array([0, 0, 0, 0, 3]), BASE), "prompt"
+    ).difference
+    assert moved == pytest.approx((3 / 5, 0, 3), abs=1e-6)
+    assert moved.verdict == "unclear"
+
+
+def test_an_interval_that_touches_zero_is_unclear() -> None:
+    assert Estimate(0.6, 2e-8, 3.0).verdict == Estimate(-0.6, -3.0, -2e-8).verdict == "unclear"
+    assert Estimate(2e-8, 2e-8, 2e-8).verdict == "rose"
+    assert Estimate(1.0, math.nan, math.nan).verdict == "unclear"
+
+
+def test_one_subject_has_no_interval() -> None:
+    one = Evaluation(0, ("prompt",), ("prompt",), ("x", "y"), ("s", "s"), np.array([[[1.0], [2.0]]]))
+    assert level(one, "prompt").value == 1.5
+    assert math.isnan(level(one, "prompt").low)
+    assert change(one, one, "prompt").difference.verdict == "unclear"
+
+
+def test_bars_since_the_first_evaluation_are_those_of_the_paired_change() -> None:
+    first, last = evaluation(0, BASE, BASE), evaluation(4, BASE + np.array([0.1, 0.1, 0.3, 0.3, 0.2]), BASE)
+    start, end = since_first([first, last], "prompt")
+    moved = change(first, last, "prompt")
+    assert start.value == pytest.approx(0.3)
+    assert math.isnan(start.low)
+    assert end == pytest.approx([0.3 + x for x in moved.difference])
+    assert since_first([first], "prompt") == [level(first, "prompt")]
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ({"prompt": 0.1, "identity": 0.1}, "Both rewards rose on held-out subjects."),
+        ({"prompt": -0.1, "identity": -0.1}, "Both rewards fell on held-out subjects."),
+        ({"prompt": 0.1, "identity": -0.1}, "Prompt rose, identity fell on held-out subjects."),
+        ({"prompt": 0.0, "identity": -0.1}, "Identity fell, no clear change in prompt on held-out subjects."),
+        ({"prompt": 0.0, "identity": 0.0}, "No clear change in either reward on held-out subjects."),
+        ({"prompt": 0.1}, "Prompt rose on held-out subjects."),
+        ({"prompt": 0.1, "identity": 0.1, "style": 0.1}, "All 3 rewards rose on held-out subjects."),
+    ],
+)
+def test_the_headline_is_what_the_intervals_say(run: Path, differences: dict[str, float], expected: str) -> None:
+    record = read_run(run)
+    metrics = tuple(differences)
+    before = evaluation(0, *(BASE for _ in metrics), metrics=metrics)
+    after = evaluation(1, *(BASE + d for d in differences.values()), metrics=metrics)
+    assert headline(record, [change(before, after, m) for m in metrics], [])[0] == expected
+
+
+# The page
+
+
+def test_the_report_is_one_page_that_needs_no_network(run: Path) -> None:
+    path = write_report(run)
+    assert path == run / "report.html"
+    html = path.read_text()
+    text = text_of(html)
+    assert "Prompt rose, identity fell on held-out subjects." in text
+    assert "Of what was not trained on: no clear change in subject kept." in text
+    assert "finished, 3 iterations" in text
+    assert "cgrpo train &#39;a b&#39;" in html
+    for source in re.findall(r'src="([^"]*)"', html):
+        assert source.startswith("data:image/")
+    for link in re.findall(r'href="([^"]*)"', html):
+        assert link.startswith(("#", "data:")) or (run / link).is_file()
+    assert not re.search(r"@import|url\(|<link rel=.stylesheet|<script src", html)
+
+
+def test_plots_lie_beside_the_page_as_svg_and_png(run: Path) -> None:
+    write_report(run)
+    names = {path.stem for path in (run / "plots").glob("*.svg")}
+    assert names == {path.stem for path in (run / "plots").glob("*.png")}
+    assert names >= {"reward-prompt", "reward-identity", "reward-subject-kept", "trade-off", "conflict-shares"}
+
+
+def test_the_same_run_gives_the_same_page(run: Path) -> None:
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_text_from_the_run_is_escaped(run: Path) -> None:
+    (run / "config.yaml").write_text("note: <script>alert(1)</script>\n")
+    html = write_report(run).read_text()
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert" in html
+    assert "<b>cat" not in html
+
+
+def test_time_is_shared_out_over_stages(run: Path) -> None:
+    found = {stage.name: stage for stage in stages(read_run(run))}
+    assert found["rollout"].total == 6
+    assert found["update"].per_iteration == 3
+    assert found["outside iterations"].total == 20 - 15
+    assert sum(stage.share for stage in found.values()) == pytest.approx(1)
+
+
+def test_three_rewards(run: Path) -> None:
+    names = ("prompt", "identity", "style")
+    info = json.loads((run / "run.json").read_text())
+    info["summary"]["rewards"] = names
+    (run / "run.json").write_text(json.dumps(info))
+    write_rows(run, [row(i, names) for i in (1, 2, 3)])
+    for iteration in (0, 3):
+        result = evaluation(iteration, *[BASE + iteration] * 3, metrics=names)
+        save(Evaluation(iteration, names, names, result.tasks, result.subjects, result.values), run)
+    text = text_of(write_report(run).read_text())
+    assert "All 3 rewards rose" in text
+    assert "style" in text
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_one_reward_has_no_conflict(run: Path) -> None:
+    info = json.loads((run / "run.json").read_text())
+    info["summary"]["rewards"] = ["prompt"]
+    (run / "run.json").write_text(json.dumps(info))
+    write_rows(run, [row(i, ("prompt",)) for i in (1, 2)])
+    assert "Conflict needs two rewards" in text_of(write_report(run).read_text())
+
+
+# What a killed, unfinished or damaged run left
+
+
+def test_the_configuration_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {iterations: 40}\n")
+    text = text_of(write_report(tmp_path).read_text())
+    for sentence in (
+        "No held-out evaluation yet.",
+        "No iteration has been logged yet.",
+        "No sample grids have been written.",
+        "No rewards have been logged.",
+        "No update has been logged.",
+        "No times have been logged.",
+        "unknown, iteration 0 of 40",
+    ):
+        assert sentence in text
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_one_evaluation_is_shown_but_not_compared(run: Path) -> None:
+    (run / "evaluations" / "iteration-000003.json").unlink()
+    text = text_of(write_report(run).read_text())
+    assert "One held-out evaluation so far, at iteration 0." in text
+    assert reward_changes(read_run(run)) == []
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
+@pytest.mark.usefixtures("unplotted")
+def test_an_unfinished_run_says_so(run: Path, status: str) -> None:
+    info = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**info, "status": status, "seconds": None, "finished": None}))
+    write_rows(run, [row(1)])
+    text = text_of(write_report(run).read_text())
+    assert f"{status}, iteration 1 of 3" in text
+    assert {"running": "still going", "interrupted": "resumed", "failed": "The run failed"}[status] in text
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_a_cut_last_line_is_left_out_and_mentioned(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 4, "reward/pro')
+    record = read_run(run)
+    assert record.iterations.tolist() == [1, 2, 3]
+    assert "cut off" in text_of(write_report(run).read_text())
+
+
+def test_damaged_lines_are_counted_with_their_numbers(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([lines[0], "nonsense", "[]", lines[2], ""]))
+    record = read_run(run)
+    assert record.iterations.tolist() == [1, 3]
+    assert record.problems == ("2 of 4 lines of metrics.jsonl are damaged and left out (line 2, 3).",)
+
+
+def test_an_iteration_done_again_after_a_resume_counts_once(run: Path) -> None:
+    write_rows(run, [row(1), row(2), row(2, samples=99), row(3)])
+    record = read_run(run)
+    assert record.iterations.tolist() == [1, 2, 3]
+    assert record.series("samples").tolist() == [8, 99, 8]
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_damaged_files_are_named(run: Path) -> None:
+    (run / "run.json").write_text("{")
+    (run / "evaluations" / "iteration-000002.json").write_text(
+        '{"iteration": 2, "metrics": ["a"], "tasks": [], "values": 1}'
+    )
+    (run / "samples" / "iteration-000003.png").write_bytes(b"not a picture")
+    (run / "samples" / "captions.json").write_text("[]")
+    text = text_of(write_report(run).read_text())
+    for sentence in (
+        "Run.json is damaged",
+        "Evaluations/iteration-000002.json is damaged",
+        "Samples/iteration-000003.png could not be read",
+        "Samples/captions.json is damaged",
+    ):
+        assert sentence in text
+
+
+def test_nothing_but_nan(run: Path) -> None:
+    write_rows(run, [dict.fromkeys(row(1), math.nan) | {"iteration": i} for i in (1, 2)])
+    empty = np.full(5, math.nan)
+    for iteration in (0, 3):
+        save(evaluation(iteration, empty, empty), run)
+    text = text_of(write_report(run).read_text())
+    assert "Prompt could not score 10 of 10 held-out pictures; 5 of 5 tasks are left out of its change." in text
+
+
+def test_health_is_remarked_on(run: Path) -> None:
+    bad = {"reward/prompt/unscored": 2, "reward/identity/spread": 0.0, "update/first_ratio_error": 0.01}
+    bad |= {"update/clip_share": 0.9, "advantage/clamped": 0.2}
+    write_rows(run, [row(i) | bad | {"update/skipped": skipped} for i, skipped in ((1, 0), (2, 2), (3, 2))])
+    save(evaluation(3, BASE + 0.2, BASE, BASE - 0.2, metrics=("prompt", "identity", "subject_kept")), run)
+    record = read_run(run)
+    serious = {remark.text for remark in remarks(record, reward_changes(record)) if remark.serious}
+    assert serious == {
+        "prompt rose while subject kept, which was not trained on, fell: reward hacking?",
+        "prompt could not score 6 of 24 training samples.",
+        "identity was the same for every sample of a group, so it taught nothing.",
+        "2 updates were skipped: loss or gradient was not finite.",
+        "The first update's ratio was off by up to 0.01: the update does not recompute what the rollout sampled.",
+        "The clip stopped 90% of the gradient at the end: lower the learning rate.",
+        "20% of the advantages were clamped.",
+    }
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_a_healthy_run_gives_no_remarks(run: Path) -> None:
+    assert contents(read_run(run))["remarks"] == []
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "file"])
+def test_what_is_no_run_is_one_clear_sentence(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "x"
+    if kind == "empty":
+        folder.mkdir()
+    elif kind == "file":
+        folder.write_text("")
+    with pytest.raises(UserError, match="is not a run" if kind == "empty" else "There is no folder"):
+        write_report(folder)
+
+
+def test_a_folder_that_takes_no_report(run: Path) -> None:
+    (run / "plots").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+# Parts
+
+
+def test_a_large_picture_is_embedded_smaller_and_left_alone_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("RGB", (3000, 300)).save(path)
+    before = path.read_bytes()
+    picture = page.image(path, base=tmp_path, alt="")
+    assert picture.source.startswith("data:image/jpeg")
+    assert picture.link == "large.png"
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.51234, "0.512"),
+        (-1.5, "−1.500"),
+        (12.345, "12.35"),
+        (1234.5, "1,234"),
+        (4e-5, "4.0e−5"),
+        (math.nan, "–"),
+    ],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert page.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.423, "0.42 s"),
+        (7.31, "7.3 s"),
+        (59.97, "1 min 00 s"),
+        (312, "5 min 12 s"),
+        (11040, "3 h 04 min"),
+        (math.nan, "–"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert page.duration(seconds) == text
+
+
+def test_running_mean_is_centred_and_skips_what_is_missing() -> None:
+    values = np.array([1.0, 2.0, math.nan, 6.0])
+    np.testing.assert_allclose(plots.running_mean(values, 3), [1.5, 1.5, 4.0, 6.0])
+    np.testing.assert_array_equal(plots.running_mean(values, 1), values)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_plots_of_few_points(tmp_path: Path, count: int) -> None:
+    x, y = np.arange(count), np.linspace(0.1, 0.4, count)
+    shares = {"conflict": y, "both better": y, "both worse": y}
+    estimates = [Estimate(v, math.nan, math.nan) for v in y]
+    figures = {
+        "curve": plots.training_curve(x, y, y, list(x), estimates),
+        "shares": plots.conflict_shares(x, shares),
+        "correlation": plots.correlation(x, y, window=3),
+        "vital": plots.vital_sign(x, y, limit=0.2, logarithmic=True),
+    }
+    for name, figure in figures.items():
+        assert "<svg" in plots.save(figure, tmp_path, name).read_text()
+
+
+def test_importing_reports_is_light() -> None:
+    code = "import sys, customized_grpo.report; print({'torch', 'matplotlib', 'jinja2'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
