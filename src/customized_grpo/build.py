@@ -47,22 +47,44 @@ def resolve(use: str, slot: str) -> Any:
 
 def bind(spec: Spec, slot: str) -> Callable[..., Any]:
     """A function with the arguments of its spec bound, checked against its signature."""
-    function = resolve(spec.use, slot)
-    _check_arguments(function, spec, slot)
+    function = check_spec(spec, slot)
     return partial(function, **spec.arguments) if spec.arguments else function
 
 
 def construct(spec: Spec, slot: str, **extra: Any) -> Any:
     """An object: a class is called with the spec's arguments, through `from_pretrained` if it has one; a function is
     bound. `extra` arguments are passed where the signature takes them and the spec does not say otherwise."""
-    target = resolve(spec.use, slot)
+    target = check_spec(spec, slot)
     if not inspect.isclass(target):
         return bind(spec, slot)
-    maker = getattr(target, "from_pretrained", target)
-    _check_arguments(target, spec, slot, also=maker)
-    accepted = _parameters(target) | _parameters(maker)
+    accepted = set().union(*map(_parameters, _makers(target)))
     arguments = {k: v for k, v in extra.items() if k in accepted} | spec.arguments
-    return maker(**arguments)
+    try:
+        return _makers(target)[-1](**arguments)
+    except TypeError as error:
+        raise UserError(f"{slot}: {spec.use} cannot be made with {sorted(arguments)}: {error}") from error
+
+
+def check_spec(spec: Spec, slot: str) -> Any:
+    """What a spec names, after checking its arguments against the signature.
+
+    Raises:
+        UserError: if the name does not exist or takes no such argument, with the nearest there is.
+    """
+    target = resolve(spec.use, slot)
+    makers = _makers(target)
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(makers[0]).parameters.values()):
+        return target
+    known = set().union(*map(_parameters, makers)) - {"self", "pipeline"}
+    for name in spec.arguments:
+        if name not in known:
+            raise UserError(f"{slot}: {spec.use} takes no setting '{name}'.{nearest(name, known)}")
+    return target
+
+
+def _makers(target: Any) -> list[Callable[..., Any]]:
+    """The class (or function) and, last, what makes an object of it."""
+    return [target, target.from_pretrained] if hasattr(target, "from_pretrained") else [target]
 
 
 def _parameters(function: Callable[..., Any]) -> set[str]:
@@ -71,17 +93,3 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
-
-
-def _check_arguments(
-    function: Callable[..., Any], spec: Spec, slot: str, also: Callable[..., Any] | None = None
-) -> None:
-    makers = [function] if also is None else [function, also]
-    if any(
-        p.kind is p.VAR_KEYWORD for maker in makers for p in inspect.signature(maker).parameters.values()
-    ) and len(makers) == 1:  # fmt: skip
-        return
-    known = set().union(*(_parameters(maker) for maker in makers)) - {"self"}
-    for name in spec.arguments:
-        if name not in known:
-            raise UserError(f"{slot}: {spec.use} takes no setting '{name}'.{nearest(name, known)}")

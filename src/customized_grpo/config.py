@@ -9,6 +9,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from customized_grpo.build import check_spec
 from customized_grpo.checkpoint import CheckpointSettings
 from customized_grpo.data import DataSettings
 from customized_grpo.errors import UserError, nearest
@@ -174,3 +175,34 @@ def _model_at(model: type[BaseModel], keys: list[str]) -> type[BaseModel] | None
             return None
         model = found[0]
     return model
+
+
+def describe_settings(model: type[BaseModel], prefix: str = "") -> str:
+    """Every setting with its default and its explanation, one paragraph each."""
+    paragraphs = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            title = f"{prefix}{name}: {' '.join((kind.__doc__ or '').split())}"
+            paragraphs += [title, describe_settings(kind, f"{prefix}{name}.")]
+        else:
+            default = field.default.model_dump() if isinstance(field.default, Spec) else field.default
+            text = " ".join((field.description or "").split())
+            paragraphs.append(f"{prefix}{name} = {default}\n    {text}")
+    return "\n\n".join(paragraphs)
+
+
+def check_names(config: Config) -> None:
+    """Resolve every name in a configuration without building anything.
+
+    Raises:
+        UserError: for the first name or argument that does not exist.
+    """
+    slots = [
+        ("policy", config.policy), ("advantage", config.method.advantage), ("time_weights", config.method.time_weights),
+        ("dynamics", config.rollout.dynamics), ("steps", config.rollout.steps),
+        ("optimizer", config.training.optimizer), *(("reward", spec) for spec in config.rewards.values()),
+        *(("metric", spec) for spec in config.metrics.values()),
+    ]  # fmt: skip
+    for slot, spec in slots:
+        check_spec(spec, slot)

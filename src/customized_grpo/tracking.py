@@ -49,6 +49,13 @@ class RunFolder:
         if path is None:
             stem = datetime.now().strftime("%Y%m%d-%H%M%S")
             path = next(p for i in range(1000) if not (p := Path("runs") / (stem + (f"-{i}" if i else ""))).exists())
+        cls.check_free(path)
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path)
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raise UserError if a new run cannot go there."""
         if path.exists() and not path.is_dir():
             raise UserError(f"output is '{path}', which is a file; name a folder that does not exist yet.")
         if path.is_dir() and any(path.iterdir()):
@@ -56,8 +63,6 @@ class RunFolder:
                 f"The folder '{path}' holds something already; name another output, "
                 f"or go on with the run in it: cgrpo train --resume {path}"
             )
-        path.mkdir(parents=True, exist_ok=True)
-        return cls(path)
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":

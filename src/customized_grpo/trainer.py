@@ -172,6 +172,7 @@ class Trainer:
         decay = self.config.training.ema_decay
         self.ema = {n: t.clone() for n, t in policy.trainable_state().items()} if decay else None
         self.iteration, self.samples, self.updates, self.skipped, self.constant_streak = 0, 0, 0, 0, 0
+        self.updates_at_start = 0
         self.clock = Clock()
         self.stop_requested = False
         self._check()
@@ -206,18 +207,18 @@ class Trainer:
                         self._save(run)
             except BaseException as error:
                 self._close(run, "failed", started)
-                if isinstance(error, UserError | TrainingError):
-                    raise
+                if isinstance(error, UserError):
+                    self._save_before(run)
                 raise
         return self._finish(run, first, last, started)
 
     def _iterate(self) -> dict[str, float]:
         """One iteration: numbered as in docs/concepts.md."""
         self.clock.reset()
+        self.updates_at_start = self.updates
         # 1. draw prompts, sample groups
-        with self.clock("other"):
-            slots, examples = self._draw()
-            plan = self._step_plan()
+        slots, examples = self._draw()
+        plan = self._step_plan()
         self._stage("rollout")
         chunks = self._chunks(slots, examples)
         rollouts = [self._collect(chunk, plan) for chunk in chunks]
@@ -227,9 +228,8 @@ class Trainer:
             scored = [self._score(rollout, chunk) for rollout, chunk in zip(rollouts, chunks, strict=True)]
             values = self._gather(torch.cat([rewards.values for rewards in scored]))
         # 3. scores to advantages, over the groups of all processes
-        with self.clock("other"):
-            record = self._reward_record(values)
-            advantage = self._advantages(values, rollouts[0], record)
+        record = self._reward_record(values)
+        advantage = self._advantages(values, rollouts[0], record)
         # 4. update
         self._stage("update")
         with self.clock("update"):
@@ -244,12 +244,12 @@ class Trainer:
         count, length = self.config.training.prompts_per_iteration, len(self.train_dataset)
         share = count // self.accelerator.num_processes
         slots = list(range(share * self.accelerator.process_index, share * (self.accelerator.process_index + 1)))
-        examples = []
-        for slot in slots:
-            epoch, place = divmod((self.iteration - 1) * count + slot, length)
-            order = torch.randperm(length, generator=generator("order", self.config.seed, epoch))
-            examples.append(self.train_dataset[int(order[place])])
-        return slots, examples
+        places = [divmod((self.iteration - 1) * count + slot, length) for slot in slots]
+        orders = {
+            epoch: torch.randperm(length, generator=generator("order", self.config.seed, epoch))
+            for epoch in {epoch for epoch, _ in places}
+        }
+        return slots, [self.train_dataset[int(orders[epoch][place])] for epoch, place in places]
 
     def _step_plan(self) -> Any:
         draw = generator("steps", self.config.seed, self.iteration)
@@ -561,6 +561,12 @@ class Trainer:
             checkpoints.prune(run.checkpoints, self.config.checkpoint.keep)
             self.observer.on_checkpoint(path)
         self.accelerator.wait_for_everyone()
+
+    def _save_before(self, run: RunFolder) -> None:
+        """Keep the finished iterations when a reward or an example fails: that happens before the update."""
+        if self.accelerator.num_processes == 1 and self.iteration > 1 and self.updates_at_start == self.updates:
+            self.iteration -= 1
+            self._save(run)
 
     def _restore(self, run: RunFolder) -> None:
         found = checkpoints.checkpoints(run.checkpoints)

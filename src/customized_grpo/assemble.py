@@ -1,0 +1,71 @@
+"""A configuration to living objects: policy, rewards, datasets, trainer."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from customized_grpo import checkpoint
+from customized_grpo.build import construct
+from customized_grpo.config import Config, load_config
+from customized_grpo.data import load_datasets
+from customized_grpo.errors import UserError
+from customized_grpo.policies.contract import Policy
+from customized_grpo.scoring import RewardFunction
+from customized_grpo.settings import Spec
+from customized_grpo.tracking import RunFolder
+from customized_grpo.trainer import Trainer
+from customized_grpo.types import Example
+
+
+def build_policy(config: Config) -> Policy:
+    """The policy a configuration names, with an untrained adapter."""
+    policy = construct(config.policy, "policy", seed=config.seed)
+    if not isinstance(policy, Policy):
+        raise UserError(f"policy: {config.policy.use} gives a {type(policy).__name__}, which is not a Policy.")
+    return policy
+
+
+def build_rewards(specs: dict[str, Spec], slot: str = "reward") -> dict[str, RewardFunction]:
+    """Rewards (or metrics) by name, in the order of the configuration."""
+    return {name: construct(spec, slot) for name, spec in specs.items()}
+
+
+def build_trainer(config: Config) -> Trainer:
+    """Everything a run needs. Cheap parts first, so that a wrong path fails before a large model is loaded."""
+    train, held_out = load_datasets(config.data)
+    rewards = build_rewards(config.rewards)
+    metrics = build_rewards(config.metrics, "metric")
+    return Trainer(build_policy(config), rewards, train, held_out, config, metrics)
+
+
+def open_run(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Config]:
+    """A run folder and its configuration, with overrides on top."""
+    run = RunFolder.existing(path)
+    return run, load_config(run.config, [*overrides, f"output={os.fspath(run.path)}"])
+
+
+def load_trained(policy: Policy, run: RunFolder, iteration: int | None = None) -> int:
+    """Put the newest (or the given) checkpoint's weights into a policy: the averaged ones where there are any.
+
+    Returns:
+        The iteration they are of.
+
+    Raises:
+        UserError: if there is no such checkpoint, or it is of another model.
+    """
+    found = checkpoint.checkpoints(run.checkpoints)
+    if iteration is not None:
+        found = [path for path in found if int(path.name.split("-")[1]) == iteration]
+    if not found:
+        which = "no finished checkpoint" if iteration is None else f"no checkpoint of iteration {iteration}"
+        raise UserError(f"'{run.path}' has {which} under {run.checkpoints}; train on, or name another run.")
+    state = checkpoint.load(found[-1])
+    policy.load_trainable_state(state.ema if state.ema is not None else state.trainable)
+    return state.iteration
+
+
+def held_out_examples(config: Config) -> list[Example]:
+    """The examples that evaluation uses."""
+    train, held_out = load_datasets(config.data)
+    source = held_out if held_out is not None else train
+    return [source[i] for i in range(min(config.evaluation.examples, len(source)))]

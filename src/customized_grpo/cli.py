@@ -1,0 +1,226 @@
+"""The command line: `cgrpo train`, `generate`, `eval`, `pretrain`, `config`, `report`."""
+
+import errno
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from customized_grpo._version import __version__
+from customized_grpo.errors import TrainingError, UserError
+
+app = typer.Typer(
+    name="cgrpo",
+    help="Reinforcement learning for subject-driven image generation, where rewards compete.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+DEBUG = "--debug"
+console = Console()
+errors = Console(stderr=True)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG.yaml] [section.setting=value ...]", help="A configuration file and overrides."),
+]
+Run = Annotated[Path, typer.Option("--run", help="A run folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show tracebacks and warnings; goes anywhere.")] = False,
+) -> None:
+    if version:
+        console.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    settings: Settings = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+) -> None:
+    """Train. Without arguments: the embedded default, a tiny FLUX-Kontext on the toy world."""
+    from customized_grpo.assemble import build_trainer, open_run
+    from customized_grpo.config import load_config, to_yaml
+    from customized_grpo.display import Display, show_result
+
+    _quiet_libraries()
+    file, overrides = _split(settings)
+    run = None
+    if resume is not None:
+        if file is not None:
+            raise UserError("--resume takes its configuration from the run folder; leave the file out.")
+        run, config = open_run(resume, overrides)
+    else:
+        config = load_config(file, overrides)
+        _check_output(config.output)
+    trainer = build_trainer(config)
+    main = trainer.accelerator.is_main_process
+    display = Display(console if main else Console(quiet=True))
+    try:
+        result = trainer.train(display, resume=run, config_yaml=to_yaml(config))
+    finally:
+        display.stop()
+    if main:
+        show_result(console, result, list(trainer.rewards), _write_report(result.run))
+    if result.interrupted:
+        raise typer.Exit(130)
+
+
+@app.command()
+def generate(
+    run: Run,
+    reference: Annotated[Path | None, typer.Option(help="A picture of the subject; none takes a toy subject.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to draw.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures, each from its own noise.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the noise, and of the toy subject.")] = 0,
+    iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
+    output: Annotated[Path | None, typer.Option(help="PNG to write; none makes a new one in RUN/generated.")] = None,
+) -> None:
+    """Draw a subject with the base and the tuned model, side by side, from the same noise."""
+    from customized_grpo.assemble import build_policy, load_trained, open_run
+    from customized_grpo.generation import generate as draw
+    from customized_grpo.generation import new_file, reference_example
+
+    _quiet_libraries()
+    folder, config = open_run(run)
+    target = new_file(folder.path / "generated", output)
+    example = reference_example(reference, prompt, seed)
+    policy = build_policy(config)
+    sheet = draw(
+        policy, example, lambda: load_trained(policy, folder, iteration), count, seed,
+        config.rollout.num_inference_steps,
+    )  # fmt: skip
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(target)
+    console.print(f'"{example.prompt}"\n{target}', highlight=False, soft_wrap=True)
+
+
+@app.command(name="eval")
+def evaluate(
+    settings: Settings = None,
+    run: Annotated[Path | None, typer.Option("--run", help="A run folder; none evaluates the base model.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for scores and pictures.")] = None,
+) -> None:
+    """Score a model on held-out subjects: the base model, or a run against its base."""
+    from customized_grpo.generation import evaluate_command
+
+    _quiet_libraries()
+    file, overrides = _split(settings)
+    evaluate_command(console, file, overrides, run, iteration, output)
+
+
+@app.command()
+def config(
+    settings: Settings = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the configuration is valid.")] = False,
+    describe: Annotated[bool, typer.Option("--describe", help="Explain every setting.")] = False,
+) -> None:
+    """Print the resolved configuration, or validate a file."""
+    from customized_grpo.config import Config, describe_settings, load_config, to_yaml
+
+    file, overrides = _split(settings)
+    resolved = load_config(file, overrides)
+    if describe:
+        typer.echo(describe_settings(Config))
+    elif check:
+        from customized_grpo.config import check_names
+
+        check_names(resolved)
+        console.print(f"{file or 'The configuration'} is valid.", highlight=False)
+    else:
+        typer.echo(to_yaml(resolved), nl=False)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write RUN/report.html: one page, no network needed."""
+    from customized_grpo.report import write_report
+
+    console.print(str(write_report(folder)), highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run, and turn what went wrong into one sentence and exit status 2."""
+    debug = DEBUG in sys.argv[1:]
+    sys.argv = [word for word in sys.argv if word != DEBUG]
+    os.environ["CGRPO_DEBUG"] = "1" if debug else ""
+    try:
+        app(standalone_mode=True)
+    except (UserError, TrainingError) as error:
+        _fail(str(error), debug)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT):
+            raise
+        _fail(f"Cannot write '{error.filename}': {os.strerror(error.errno)}. Free space or name another output.", debug)
+    except KeyboardInterrupt:
+        _fail("Interrupted.", debug, status=130)
+
+
+def _fail(sentence: str, debug: bool, status: int = 2) -> None:
+    if debug:
+        raise  # noqa: PLE0704 - called from the handlers of main
+    errors.print(f"[bold red]error:[/bold red] {_escape(sentence)}", highlight=False, soft_wrap=True)
+    sys.exit(status)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(text.split()))
+
+
+def _split(settings: list[str] | None) -> tuple[Path | None, list[str]]:
+    """The configuration file and the overrides among the arguments."""
+    words = list(settings or [])
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise UserError(f"Give one configuration file, got {' and '.join(files)}; overrides look like section.name=1.")
+    return (Path(files[0]) if files else None), [word for word in words if "=" in word]
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse a folder in use before minutes are spent on loading."""
+    from customized_grpo.tracking import RunFolder
+
+    if output is not None:
+        RunFolder.check_free(output)
+
+
+def _write_report(run: Path) -> Path | None:
+    from customized_grpo.report import write_report
+
+    try:
+        return write_report(run)
+    except (UserError, OSError) as error:
+        errors.print(f"The report could not be written: {error}", highlight=False)
+        return None
+
+
+def _quiet_libraries() -> None:
+    """Loading bars and advice of the libraries below would drown our own output; warnings stay for --debug."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.environ.get("CGRPO_DEBUG"):
+        return
+    warnings.simplefilter("ignore")
+    libraries: list[Any] = []
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries += [diffusers_logging, transformers_logging]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    main()

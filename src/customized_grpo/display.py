@@ -1,0 +1,121 @@
+"""What `cgrpo train` shows: a summary, one live line, what changed. Quiet when the output is not a terminal."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from customized_grpo.evaluation import Change, Evaluation
+from customized_grpo.trainer import Observer, Result, Summary
+
+STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
+
+
+class Display(Observer):
+    """One live progress display."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.rewards: tuple[str, ...] = ()
+
+    def on_start(self, summary: Summary) -> None:
+        self.rewards = summary.rewards
+        table = Table.grid(padding=(0, 2))
+        share = summary.trainable_parameters / summary.total_parameters
+        rows = {
+            "run": str(summary.run),
+            "model": f"{summary.model} on {summary.device}, {summary.trainable_parameters:,} of "
+            f"{summary.total_parameters:,} parameters train ({share:.1%})",
+            "rewards": ", ".join(summary.rewards),
+            "work": f"{summary.iterations - summary.start_iteration} iterations x {summary.samples_per_iteration} "
+            f"pictures, about {duration(summary.expected_seconds)}",
+        }
+        if summary.start_iteration:
+            rows["resumed"] = f"after iteration {summary.start_iteration}"
+        for name, value in rows.items():
+            table.add_row(f"[bold]{name}[/bold]", value)
+        self.console.print(table)
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"), console=self.console,
+            )  # fmt: skip
+            self.progress.start()
+            self.task = self.progress.add_task(
+                "starting", total=summary.iterations, completed=summary.start_iteration, numbers=""
+            )
+
+    def on_stage(self, stage: str) -> None:
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, description=f"{stage:<10}")
+
+    def on_iteration(self, record: Mapping[str, float]) -> None:
+        rewards = "  ".join(f"{name} {record[f'reward/{name}/mean']:.3f}" for name in self.rewards)
+        conflict = f"  conflict {record['conflict/share']:.0%}" if "conflict/share" in record else ""
+        seconds = " ".join(f"{s} {record[f'seconds/{s}']:.1f}" for s in STAGES if record[f"seconds/{s}"] >= 0.05)
+        if self.progress is not None and self.task is not None:
+            self.progress.update(
+                self.task, completed=record["iteration"], numbers=f"{rewards}{conflict}  [dim]s: {seconds}[/dim]"
+            )
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        means = "  ".join(f"{name} {value:.3f}" for name, value in evaluation.means().items())
+        self.console.print(f"held-out, iteration {evaluation.iteration:>3}: {means}", highlight=False)
+
+    def stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def show_changes(console: Console, changes: Sequence[Change], rewards: Sequence[str]) -> None:
+    """Before -> after on held-out subjects, with intervals."""
+    if not changes:
+        return
+    table = Table(title="Held-out subjects, same prompts and noise", title_justify="left")
+    for column in ("", "before", "after", "change", "95 % interval"):
+        table.add_column(column, justify="left" if not column else "right")
+    for change in changes:
+        clear = change.low > 0 or change.high < 0
+        name = change.metric if change.metric in rewards else f"{change.metric} (not trained on)"
+        table.add_row(
+            name, f"{change.before:.3f}", f"{change.after:.3f}",
+            f"[{'bold ' if clear else ''}{'green' if change.difference > 0 else 'red'}]{change.difference:+.3f}[/]",
+            f"{change.low:+.3f} to {change.high:+.3f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def show_result(console: Console, result: Result, rewards: Sequence[str], report: Path | None) -> None:
+    """What came out, where it is, and what to do next."""
+    show_changes(console, result.changes, rewards)
+    if result.interrupted:
+        console.print(f"Stopped; everything is saved. Go on with: [bold]cgrpo train --resume {result.run}[/bold]")
+    lines = {"report": report, "adapter": adapter(result.run), "pictures": result.run / "samples"}
+    for name, path in lines.items():
+        if path is not None and path.exists():
+            console.print(f"{name:<9} {path}", highlight=False, soft_wrap=True)
+    if not result.interrupted:
+        console.print(
+            f"took      {duration(result.seconds)}\n"
+            f"next      cgrpo generate --run {result.run}      draw something with it\n"
+            f"          tensorboard --logdir {result.run}      look at the curves",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def adapter(run: Path) -> Path | None:
+    found = sorted((run / "checkpoints").glob("iteration-*/adapter"))
+    return found[-1] if found else None
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

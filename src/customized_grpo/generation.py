@@ -1,0 +1,108 @@
+"""Pictures and scores from trained weights: what `cgrpo generate` and `cgrpo eval` do."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+
+from customized_grpo import evaluation as evaluations
+from customized_grpo.assemble import build_policy, build_rewards, held_out_examples, load_trained, open_run
+from customized_grpo.config import load_config
+from customized_grpo.data.examples import read_picture
+from customized_grpo.display import show_changes
+from customized_grpo.errors import UserError
+from customized_grpo.grids import grid, save_grid, to_image
+from customized_grpo.policies.contract import Policy, repeat
+from customized_grpo.randomness import normal
+from customized_grpo.rollout import sample_ode
+from customized_grpo.types import Example
+
+
+def reference_example(reference: Path | None, prompt: str | None, seed: int) -> Example:
+    """The user's picture and prompt; without a picture, a toy subject.
+
+    Raises:
+        UserError: if a picture comes without a prompt, or is not there.
+    """
+    if prompt is not None and not prompt.strip():
+        raise UserError("--prompt is empty; say what to draw.")
+    if reference is None:
+        from customized_grpo.toyworld.dataset import toy_reference
+
+        example = toy_reference(seed)
+        return replace(example, prompt=prompt) if prompt else example
+    if not reference.is_file():
+        raise UserError(f"There is no picture '{reference}'; give --reference a file.")
+    if prompt is None:
+        raise UserError('--reference needs a --prompt, such as --prompt "a cat on the beach".')
+    picture, mask = read_picture(reference)
+    return Example(reference.stem, prompt, (picture,), masks=(mask,) if mask else ())
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy, example: Example, load: Callable[[], int], count: int, seed: int, num_inference_steps: int
+) -> Image.Image:
+    """One row per noise: reference | base | tuned. `load` puts the trained weights into the policy."""
+    conditioning = repeat(policy.encode([example]), count)
+    noise = normal(policy.latent_shape(conditioning), [("generate", seed, i) for i in range(count)])
+    base = sample_ode(policy, conditioning, noise, num_inference_steps)
+    iteration = load()
+    tuned = sample_ode(policy, conditioning, noise, num_inference_steps)
+    rows = [[*example.references, to_image(a), to_image(b)] for a, b in zip(base, tuned, strict=True)]
+    headers = ["reference"] * len(example.references) + ["base", f"iteration {iteration}"]
+    return grid(rows, headers, [example.prompt] * count)
+
+
+def new_file(folder: Path, wanted: Path | None) -> Path:
+    """A PNG that does not exist yet.
+
+    Raises:
+        UserError: if the wanted one does.
+    """
+    if wanted is None:
+        return next(path for i in range(10**6) if not (path := folder / f"{i:04d}.png").exists())
+    if wanted.exists():
+        raise UserError(f"'{wanted}' exists already; name another --output.")
+    return wanted if wanted.suffix else wanted.with_suffix(".png")
+
+
+def evaluate_command(
+    console: Console,
+    file: Path | None,
+    overrides: Sequence[str],
+    run: Path | None,
+    iteration: int | None,
+    output: Path | None,
+) -> None:
+    """Evaluate the base model of a configuration, and a run's checkpoint beside it."""
+    if run is None:
+        folder, config = None, load_config(file, overrides)
+    elif file is not None:
+        raise UserError("Give --run or a configuration file, not both; overrides may follow --run.")
+    else:
+        folder, config = open_run(run, overrides)
+    if output is not None and output.exists() and any(output.iterdir()):
+        raise UserError(f"The folder '{output}' holds something already; name another --output.")
+    examples = held_out_examples(config)
+    rewards, metrics = build_rewards(config.rewards), build_rewards(config.metrics, "metric")
+    policy, steps = build_policy(config), config.rollout.num_inference_steps
+
+    def measure(step: int) -> evaluations.Evaluation:
+        result = evaluations.evaluate(policy, examples, rewards, metrics, config.evaluation, steps, step)
+        means = "  ".join(f"{name} {value:.3f}" for name, value in result.means().items())
+        console.print(f"{'base' if step == 0 else f'iteration {step}'}: {means}", highlight=False)
+        if output is not None:
+            result.save(output / f"iteration-{step:06d}.json")
+            save_grid(result, output)
+        return result
+
+    base = measure(0)
+    if folder is not None:
+        after = measure(load_trained(policy, folder, iteration))
+        show_changes(console, evaluations.changes(base, after), list(config.rewards))
+    if output is not None:
+        console.print(f"scores and pictures: {output}", highlight=False, soft_wrap=True)
