@@ -44,7 +44,7 @@ def save(result: Evaluation, run: Path) -> None:
 
 
 def row(iteration: int, rewards: tuple[str, ...] = ("prompt", "identity"), **changed: Any) -> dict[str, Any]:
-    logged: dict[str, Any] = {"iteration": iteration, "samples": 8}
+    logged: dict[str, Any] = {"iteration": iteration, "samples": 8 * iteration}
     for name in rewards:
         logged |= {f"reward/{name}/mean": 0.5 + 0.01 * iteration, f"reward/{name}/spread": 0.1}
         logged[f"reward/{name}/unscored"] = 0
@@ -309,7 +309,7 @@ def test_an_iteration_done_again_after_a_resume_counts_once(run: Path) -> None:
     write_rows(run, [row(1), row(2), row(2, samples=99), row(3)])
     record = read_run(run)
     assert record.iterations.tolist() == [1, 2, 3]
-    assert record.series("samples").tolist() == [8, 99, 8]
+    assert record.series("samples").tolist() == [8, 99, 24]
 
 
 @pytest.mark.usefixtures("unplotted")

@@ -51,7 +51,7 @@ def _hacking(record: RunRecord, changes: Sequence[Change]) -> Iterator[Remark]:
 
 
 def _rewards(record: RunRecord) -> Iterator[Remark]:
-    samples = np.nansum(record.series("samples"))
+    samples = np.nan_to_num(record.series("samples")).max(initial=0)
     for name in record.rewards:
         if unscored := int(np.nansum(record.series(f"reward/{name}/unscored"))):
             yield Remark(f"{words(name)} could not score {unscored:,} of {samples:,.0f} training samples.", True)
