@@ -107,7 +107,7 @@ def probability_of_improvement(
         baseline: shape (seeds', tasks) or (seeds', tasks, M); seeds' may differ.
         clusters, generator, resamples, level: as in `mean_interval`.
 
-    Source: rliable (arXiv 2108.13264), section 4.3.
+    Source: rliable (arXiv 2108.13264).
     """
     ours, theirs = _scores(values), _scores(baseline)
     if ours.shape[1] != theirs.shape[1]:

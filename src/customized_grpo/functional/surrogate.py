@@ -53,7 +53,7 @@ def gaussian_kl(step: Gaussian, base: Gaussian) -> Tensor:
 
     ||mean - mean_base||^2 / (2 std^2): both steps have the same std, because the dynamics alone set it.
 
-    Source: Flow-GRPO (arXiv 2505.05470), section 4.3.
+    Source: Flow-GRPO (arXiv 2505.05470).
     """
     return ((step.mean - base.mean) ** 2 / (2 * step.std**2)).flatten(1).mean(1)
 
