@@ -76,7 +76,7 @@ def image(
             buffer = io.BytesIO()
             small.save(buffer, "JPEG", quality=90)
             content, kind = buffer.getvalue(), "image/jpeg"
-    zoom = max(1, min(3, 900 // max(natural, 1)))
+    zoom = max(1, min(4, 320 // max(natural, 1)))
     link = path.relative_to(base).as_posix()
     return Picture(_data_uri(kind, content), alt, natural * zoom, title, caption, link, rows)
 

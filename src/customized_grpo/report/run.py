@@ -48,7 +48,7 @@ VITALS = (
     Vital("update/kl", "KL to the base policy", "nats per latent element", logarithmic=True),
     Vital("update/grad_norm", "Gradient norm", "before clipping", logarithmic=True),
     Vital("update/learning_rate", "Learning rate", ""),
-    Vital("update/loss", "Loss", "says little: near 0 by construction"),
+    Vital("update/loss", "Loss", "says little: minus the mean advantage"),
     Vital("advantage/std", "Advantage spread", "standard scores; about 1"),
     Vital("advantage/clamped", "Advantages clamped", "share", CLAMP_LIMIT),
     Vital("memory/peak_gib", "Peak memory", "GiB; should be flat"),
@@ -268,7 +268,7 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
     summary, info = record.summary, record.info
     trainable, total = summary.get("trainable_parameters"), summary.get("total_parameters")
     share = f" of {page.count(total)}" if total else ""
-    seconds = info.get("seconds")
+    seconds = sum(stage.total for stage in stages(record))
     found = [
         ("model", summary.get("model")),
         ("trained parameters", f"{page.count(trainable)}{share}" if trainable else None),
@@ -278,7 +278,7 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
             page.count(summary["samples_per_iteration"]) if "samples_per_iteration" in summary else None,
         ),
         ("iterations", progress(record)),
-        ("time", page.duration(float(seconds)) if seconds else None),
+        ("time", page.duration(seconds) if seconds else None),
         ("started", str(info.get("started") or "").replace("T", " ")[:19]),
         ("hardware", info.get("hardware")),
     ]
