@@ -272,6 +272,12 @@ def test_prompts_do_not_touch_each_other(aggregation):
     assert_close(together, apart)
 
 
+def test_the_door_closes_on_unscored_images_whatever_the_aggregation_says():
+    rewards = torch.tensor([[[1.0, 4.0], [3.0, math.nan], [2.0, 5.0]]])
+    a = adv.advantages(lambda z, weights: torch.ones(1, 3, 2), rewards, TWO_STEPS)
+    assert a[0, :, 0].tolist() == [1.0, 0.0, 1.0]
+
+
 def test_the_door_clamps_and_passes_settings_on():
     def ten_times(z: Tensor, weights: Tensor, *, factor: float) -> Tensor:
         return factor * adv.weighted_sum(z, weights)

@@ -27,9 +27,11 @@ def width(i: Interval) -> float:
     return (i.high - i.low).item()
 
 
-def test_bootstrap_agrees_with_the_plain_loop():
+@pytest.mark.parametrize("missing", [False, True])
+def test_bootstrap_agrees_with_the_plain_loop(missing):
     scores = torch.rand(3, 8, 2, generator=rng(1), dtype=torch.float64)
-    scores[1, 4, 0] = scores[0, 7, 1] = math.nan
+    if missing:
+        scores[1, 4, 0] = scores[0, 7, 1] = math.nan
     clusters = ["cat", "dog", "cat", "owl", "owl", "owl", "dog", "cat"]
     mean, draws = bootstrap(scores, clusters, rng(), resamples=4000)
     assert_close(mean, scores.nanmean(dim=(0, 1)))
