@@ -19,11 +19,15 @@ def weights_path(component: Component) -> Path:
         UserError: if there is no such component, or its folder is missing.
     """
     if component not in get_args(Component):
-        raise UserError(f"There is no toy-world component '{component}'; expected one of {', '.join(get_args(Component))}.")
+        raise UserError(
+            f"There is no toy-world component '{component}'; expected one of {', '.join(get_args(Component))}."
+        )
     override = os.environ.get(WEIGHTS_VARIABLE)
     path = (Path(override) if override else Path(__file__).parent / "weights") / component
     if not path.is_dir():
-        raise UserError(f"No toy-world weights at {path}; reinstall the package, or point {WEIGHTS_VARIABLE} at a folder.")
+        raise UserError(
+            f"No toy-world weights at {path}; reinstall the package, or point {WEIGHTS_VARIABLE} at a folder."
+        )
     return path
 
 

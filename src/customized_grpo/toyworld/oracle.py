@@ -1,0 +1,142 @@
+"""The oracle: reads the attributes of a picture back, independently of the reward models.
+
+It is a plain convolutional network trained on the attributes themselves; its measured accuracies are in docs/toyworld.md.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from customized_grpo.toyworld import weights_path
+from customized_grpo.toyworld.dataset import ToyExample
+from customized_grpo.toyworld.draw import SIZE
+from customized_grpo.toyworld.world import ATTRIBUTES, SUBJECT_ATTRIBUTES, visible_attributes
+from customized_grpo.types import Example
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+class Oracle(nn.Module):
+    """Eight convolutions with a stem at full resolution, because eyes and mouths are a few pixels wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        plan = ((3, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 96, 2), (96, 96, 1), (96, 128, 2))
+        self.features = nn.Sequential(*(layer for step in plan for layer in _convolution(*step)), nn.Flatten())
+        self.heads = nn.ModuleDict({name: nn.Linear(128 * 4 * 4, len(values)) for name, values in ATTRIBUTES.items()})
+
+    @classmethod
+    def load(cls, folder: str | Path | None = None) -> "Oracle":
+        """The packaged oracle, or the one in `folder`, ready to read."""
+        from safetensors.torch import load_file
+
+        oracle = cls()
+        state = load_file(Path(folder or weights_path("oracle")) / WEIGHTS_FILE)
+        oracle.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+        return oracle.eval().requires_grad_(False)
+
+    def save(self, folder: Path) -> None:
+        """Float16 safetensors."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.half() if value.is_floating_point() else value for name, value in self.state_dict().items()}
+        save_file(state, folder / WEIGHTS_FILE)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits per attribute, (B, values), of images (B, 3, 64, 64) in [0, 1]."""
+        features = self.features(images * 2 - 1)
+        return {name: head(features).float() for name, head in self.heads.items()}
+
+    @torch.no_grad()
+    def read(self, images: Tensor) -> dict[str, Tensor]:
+        """What the pictures show.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1]; other sizes are resampled to 64 x 64.
+
+        Returns:
+            Per name in `ATTRIBUTES` an (B,) int64 index into its values. A colour of nothing is a guess: look first
+            whether there is an accessory, a companion or a pattern.
+        """
+        if images.shape[-2:] != (SIZE, SIZE):
+            images = F.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+        return {name: logits.argmax(-1) for name, logits in self(images.to(self.device).float()).items()}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+
+def _convolution(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+
+
+NEEDS = {"accessory_colour": "accessory", "companion_colour": "companion", "pattern_colour": "pattern"}
+"""A colour counts only on the right thing."""
+
+
+def expected_of_subject(example: ToyExample) -> dict[str, str]:
+    """What must be kept of the subject: not what the prompt changes or hides."""
+    seen = visible_attributes(example.truth_subject, example.truth_scene)
+    recoloured = ("colour", "pattern_colour") if example.truth_scene.recolour else ()
+    return {name: value for name in SUBJECT_ATTRIBUTES if name not in recoloured and (value := seen[name]) is not None}
+
+
+def expected_of_prompt(example: ToyExample) -> dict[str, str]:
+    """What the prompt asks for beyond the subject: place, accessory, companion, their colours, recolouring."""
+    scene = example.truth_scene
+    asked = {
+        "background": scene.background if scene.background != "plain" else None,
+        "accessory": scene.accessory,
+        "accessory_colour": scene.accessory_colour,
+        "companion": scene.companion,
+        "companion_colour": scene.companion_colour,
+        "colour": scene.recolour,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def share_right(read: Mapping[str, Tensor], row: int, expected: Mapping[str, str]) -> float:
+    """Share of the expected attributes that row `row` shows; NaN if nothing is expected."""
+
+    def shown(name: str) -> bool:
+        return name not in expected or int(read[name][row]) == ATTRIBUTES[name].index(expected[name])
+
+    right = [shown(name) and shown(NEEDS.get(name, name)) for name in expected]
+    return sum(right) / len(right) if right else torch.nan
+
+
+class _Judge:
+    """A reward that asks the oracle; NaN for examples whose truth is not known."""
+
+    expected: Callable[[ToyExample], dict[str, str]]
+
+    def __init__(self, oracle: Oracle | None = None) -> None:
+        self.oracle = oracle or Oracle.load()
+
+    def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        """(B,) float32 in [0, 1], on the images' device."""
+        read = {name: value.cpu() for name, value in self.oracle.read(images).items()}
+        scores = [
+            share_right(read, row, type(self).expected(example)) if isinstance(example, ToyExample) else torch.nan
+            for row, example in enumerate(examples)
+        ]
+        return torch.tensor(scores, dtype=torch.float32, device=images.device)
+
+
+class SubjectKept(_Judge):
+    """Share of the subject's attributes that are still there."""
+
+    name = "oracle_subject"
+    expected = staticmethod(expected_of_subject)
+
+
+class PromptShown(_Judge):
+    """Share of what the prompt asks for that is there."""
+
+    name = "oracle_prompt"
+    expected = staticmethod(expected_of_prompt)

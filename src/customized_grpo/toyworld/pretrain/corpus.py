@@ -1,0 +1,143 @@
+"""Rendered pictures to pretrain and to measure on. A corpus is a pure function of (settings, seed)."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from customized_grpo.toyworld.draw import SIZE, render, render_with_mask
+from customized_grpo.toyworld.world import (
+    ATTRIBUTES,
+    EARS,
+    EYES,
+    MOUTHS,
+    PATTERNS,
+    REFERENCE,
+    Scene,
+    Split,
+    Subject,
+    prompt,
+    sample_scene,
+    sample_subject,
+    visible_attributes,
+)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """N subjects with V pictures each; picture 0 is the reference."""
+
+    images: Tensor
+    """(N, V, 3, 64, 64) uint8."""
+    masks: Tensor
+    """(N, 64, 64) uint8, 255 on the subject of the reference."""
+    subjects: tuple[Subject, ...]
+    scenes: tuple[tuple[Scene, ...], ...]
+    """What is asked for: N rows of V scenes."""
+
+    @property
+    def prompts(self) -> list[list[str]]:
+        return [[prompt(s.noun, scene) for scene in row] for s, row in zip(self.subjects, self.scenes, strict=True)]
+
+    def labels(self) -> dict[str, Tensor]:
+        """Per attribute an (N, V) int64 index into `ATTRIBUTES`, -1 where there is nothing to see; if faithful."""
+        rows = [
+            [visible_attributes(s, scene) for scene in row] for s, row in zip(self.subjects, self.scenes, strict=True)
+        ]
+        return {name: torch.tensor([[_index(name, seen[name]) for seen in row] for row in rows]) for name in ATTRIBUTES}
+
+
+def _index(name: str, value: str | None) -> int:
+    return -1 if value is None else ATTRIBUTES[name].index(value)
+
+
+def faithful(
+    count: int,
+    scenes: int,
+    seed: int,
+    split: Split = "train",
+    prompts: Split | None = None,
+    on_row: Callable[[int], None] = lambda _: None,
+) -> Corpus:
+    """Every picture shows exactly its subject and its scene."""
+    return _corpus(
+        count,
+        scenes,
+        seed,
+        split,
+        prompts,
+        lambda rng, subject, scene: render(subject, scene, rng.getrandbits(32)),
+        on_row,
+    )
+
+
+def imperfect(count: int, scenes: int, seed: int, on_row: Callable[[int], None] = lambda _: None) -> Corpus:
+    """Training pairs with the faults of real synthetic pairs, so that the base model leaves RL something to win.
+
+    8 % are copies of the reference, 30 % show a subject that is a little different, 25 % leave out something asked for.
+    """
+
+    def draw(rng: random.Random, subject: Subject, scene: Scene) -> np.ndarray:
+        if rng.random() < 0.08:
+            return render(subject, REFERENCE, rng.getrandbits(32))
+        shown = _drift(rng, subject) if rng.random() < 0.3 else subject
+        return render(shown, _forget(rng, scene) if rng.random() < 0.25 else scene, rng.getrandbits(32))
+
+    return _corpus(count, scenes, seed, "train", "train", draw, on_row)
+
+
+def _corpus(
+    count: int,
+    scenes: int,
+    seed: int,
+    split: Split,
+    prompts: Split | None,
+    draw: Callable[[random.Random, Subject, Scene], np.ndarray],
+    on_row: Callable[[int], None],
+) -> Corpus:
+    images = np.empty((count, 1 + scenes, SIZE, SIZE, 3), dtype=np.uint8)
+    masks = np.empty((count, SIZE, SIZE), dtype=np.uint8)
+    subjects: list[Subject] = []
+    asked: list[tuple[Scene, ...]] = []
+    for n in range(count):
+        rng = random.Random(f"{seed} {split} {n}")
+        subject = sample_subject(rng, split)
+        row = tuple(sample_scene(rng, subject.noun, prompts) for _ in range(scenes))
+        images[n, 0], masks[n] = render_with_mask(subject, REFERENCE, rng.getrandbits(32))
+        for v, scene in enumerate(row, start=1):
+            images[n, v] = draw(rng, subject, scene)
+        subjects.append(subject)
+        asked.append((REFERENCE, *row))
+        on_row(n)
+    return Corpus(torch.from_numpy(images).movedim(-1, 2), torch.from_numpy(masks), tuple(subjects), tuple(asked))
+
+
+def _drift(rng: random.Random, subject: Subject) -> Subject:
+    """The same creature as a careless painter remembers it: one attribute off."""
+    return rng.choice(
+        (
+            replace(subject, hue_shift=subject.hue_shift + rng.choice((-1, 1)) * rng.uniform(0.05, 0.2)),
+            replace(subject, hue_shift=subject.hue_shift + rng.choice((-1, 1)) * rng.uniform(0.05, 0.2)),
+            replace(subject, pattern=rng.choice(PATTERNS)),
+            replace(subject, ears=rng.choice(EARS)),
+            replace(subject, eyes=rng.choice(EYES), mouth=rng.choice(MOUTHS)),
+            replace(subject, pattern_colour=sample_subject(rng).pattern_colour),
+        )
+    )
+
+
+def _forget(rng: random.Random, scene: Scene) -> Scene:
+    """The scene without one of the things asked for."""
+    without = []
+    if scene.background != "plain":
+        without.append(replace(scene, background="plain"))
+    if scene.accessory:
+        without.append(replace(scene, accessory=None, accessory_colour=None))
+    if scene.companion:
+        without.append(replace(scene, companion=None, companion_colour=None))
+    if scene.recolour:
+        without.append(replace(scene, recolour=None))
+    return rng.choice(without)

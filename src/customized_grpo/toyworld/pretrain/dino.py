@@ -1,0 +1,126 @@
+"""The identity reward: a DINOv2 encoder that knows a creature again wherever it stands."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from customized_grpo.toyworld.pretrain import augment
+from customized_grpo.toyworld.pretrain.clip import normalize
+from customized_grpo.toyworld.pretrain.corpus import Corpus
+from customized_grpo.toyworld.world import ATTRIBUTES, SUBJECT_ATTRIBUTES
+
+if TYPE_CHECKING:
+    from transformers import Dinov2Model
+
+TEMPERATURE = 0.1
+RECOLOURED_WEIGHT = 0.3
+"""Of a pair in which one picture is recoloured: it is less the same creature."""
+
+
+def build() -> "Dinov2Model":
+    from transformers import Dinov2Config, Dinov2Model
+
+    return Dinov2Model(
+        Dinov2Config(
+            hidden_size=128, num_hidden_layers=4, num_attention_heads=4, mlp_ratio=3, image_size=64, patch_size=8
+        )
+    )
+
+
+def embed(dino: "Dinov2Model", images: Tensor) -> Tensor:
+    """Unit vectors (B, 128), the class token, of images (B, 3, 64, 64) in [0, 1]."""
+    return F.normalize(dino(pixel_values=normalize(images)).last_hidden_state[:, 0].float(), dim=-1)
+
+
+class Student(nn.Module):
+    """DINOv2 with heads for the subject's attributes on its class token; the heads are thrown away."""
+
+    def __init__(self, dino: "Dinov2Model") -> None:
+        super().__init__()
+        self.dino = dino
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(dino.config.hidden_size, len(ATTRIBUTES[name])) for name in SUBJECT_ATTRIBUTES}
+        )
+
+
+class Views:
+    """A corpus with its labels, from which pairs of pictures of one subject are drawn."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.images, self.labels, self.masks = corpus.images, corpus.labels(), corpus.masks
+        self.recoloured = torch.tensor([[scene.recolour is not None for scene in row] for row in corpus.scenes])
+        order = sorted(range(len(corpus.subjects)), key=lambda n: (corpus.subjects[n].noun, corpus.subjects[n].colour))
+        self.alike = torch.tensor(order)
+        """Rows, look-alikes next to each other."""
+
+    def sample(self, pairs: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (pairs,) and two columns each; rows come in runs of eight look-alikes, which make hard negatives."""
+        starts = torch.randint(len(self.alike) - 8, (pairs // 8, 1), generator=generator)
+        rows = self.alike[(starts + torch.arange(8)).flatten()]
+        views = self.images.shape[1]
+        first = torch.randint(1, views, (pairs,), generator=generator)
+        other = (first + torch.randint(1, views, (pairs,), generator=generator)) % views
+        use_reference = torch.rand(pairs, generator=generator) < 0.6
+        return rows, first, torch.where(use_reference, 0, other)
+
+
+def loss(student: Student, views: Views, pairs: int, generator: torch.Generator) -> Tensor:
+    """InfoNCE between two pictures of each subject, and cross-entropy of the attribute heads."""
+    rows, first, second = views.sample(pairs, generator)
+    n, v = torch.cat([rows, rows]), torch.cat([first, second])
+    images = views.images[n, v].float() / 255
+    cut_out = ((v == 0) & (torch.rand(len(v), generator=generator) < 0.5)).nonzero()[:, 0]
+    mask = views.masks[n[cut_out], None].float() / 255
+    images[cut_out] = torch.lerp(torch.ones(()), images[cut_out], mask)  # as the reward shows segmented references
+    images[::3] = augment.degrade(images[::3], generator)
+    device = student.dino.device
+    images = augment.jitter(images, generator).to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        token = student.dino(pixel_values=normalize(images)).last_hidden_state[:, 0]
+        read = {name: head(token).float() for name, head in student.heads.items()}
+    z = F.normalize(token.float(), dim=-1)
+    similarity = z @ z.T / TEMPERATURE
+    same_row = n[:, None] == n[None]
+    partner = torch.arange(len(n)).roll(pairs)
+    same_row[torch.arange(len(n)), partner] = False
+    similarity = similarity.masked_fill(same_row.to(device), -1e4)  # itself, and a row drawn twice
+    recoloured = (views.recoloured[rows, first] | views.recoloured[rows, second]).float()
+    weight = (1 - (1 - RECOLOURED_WEIGHT) * recoloured).repeat(2).to(device)
+    contrast = (F.cross_entropy(similarity, partner.to(device), reduction="none") * weight).mean()
+    attributes = sum(
+        F.cross_entropy(read[name], views.labels[name][n, v], ignore_index=-1)
+        for name in SUBJECT_ATTRIBUTES
+        if name != "colour"
+    )
+    return contrast + 0.15 * attributes
+
+
+@torch.no_grad()
+def measure(dino: "Dinov2Model", corpus: Corpus) -> dict[str, float]:
+    """On a faithful corpus of unseen subjects: does a scene find its own reference among all of them?"""
+    views = [
+        torch.cat([embed(dino, chunk.to(dino.device) / 255).cpu() for chunk in corpus.images[:, v].split(250)])
+        for v in range(corpus.images.shape[1])
+    ]
+    reference = views[0]
+    recoloured = torch.tensor([[scene.recolour is not None for scene in row] for row in corpus.scenes])
+    found, own, other = [], [], []
+    for view in views[1:]:
+        similarity = view @ reference.T
+        found.append(similarity.argmax(1) == torch.arange(len(reference)))
+        own.append(similarity.diagonal())
+        other.append((view * reference.roll(1, 0)).sum(-1))
+    hits, cosines = torch.stack(found, 1).float(), torch.stack(own, 1)
+    plain = ~recoloured[:, 1:]
+    kinds = {
+        kind: torch.tensor([[s.kind == kind for s in row[1:]] for row in corpus.scenes])
+        for kind in ("recontext", "accessory", "companion", "property")
+    }
+    return {
+        "top-1 without recolouring": hits[plain].mean().item(),
+        "top-1": hits.mean().item(),
+        **{f"cosine to own reference, {kind}": cosines[chosen].mean().item() for kind, chosen in kinds.items()},
+        "cosine to another reference": torch.stack(other).mean().item(),
+    }

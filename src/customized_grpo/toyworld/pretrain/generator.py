@@ -1,0 +1,220 @@
+"""The generator: a tiny FLUX Kontext, trained by flow matching on (reference, prompt, picture)."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from customized_grpo.toyworld.pretrain import autoencoder as ae
+from customized_grpo.toyworld.pretrain import tokenizers
+from customized_grpo.toyworld.pretrain.clip import tokenize
+from customized_grpo.toyworld.pretrain.corpus import Corpus
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    from transformers import CLIPModel, CLIPTextModel, T5EncoderModel
+
+GRID = 8
+"""Tokens along each side of a picture: 64 pixels, 16 latents, packed two by two."""
+TOKENS = GRID * GRID
+GUIDANCE = 3.5
+SHIFT = math.exp(0.5)
+"""Shift of the sigma schedule at this size, as the saved scheduler computes it."""
+TEXT_WIDTH = 96
+
+
+def build_transformer(pooled_width: int) -> "FluxTransformer2DModel":
+    """Starts as the identity flow: the modulations and the output are zero, as usual for diffusion transformers."""
+    from diffusers import FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4 * ae.LATENT_CHANNELS,
+        num_layers=2,
+        num_single_layers=5,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=pooled_width,
+        guidance_embeds=True,
+        axes_dims_rope=(8, 12, 12),
+    )
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear) and name.endswith(
+            ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear", "proj_out")
+        ):
+            if name.endswith(".proj_out"):
+                continue  # the output of a single block; its gate is zero already
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return transformer
+
+
+def build_text_encoder_2() -> "T5EncoderModel":
+    from transformers import T5Config, T5EncoderModel
+
+    tokenizer = tokenizers.build(begin=False)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=TEXT_WIDTH,
+        d_kv=24,
+        d_ff=192,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return T5EncoderModel(config)
+
+
+def build_text_encoder(clip: "CLIPModel") -> "CLIPTextModel":
+    """The text tower of the trained CLIP, frozen."""
+    from transformers import CLIPTextModel
+
+    encoder = CLIPTextModel(clip.config.text_config)
+    tower = clip.text_model.state_dict()
+    prefixed = any(name.startswith("text_model.") for name in encoder.state_dict())
+    encoder.load_state_dict({f"text_model.{k}" if prefixed else k: v for k, v in tower.items()})
+    return encoder.eval().requires_grad_(False)
+
+
+def build_scheduler() -> "FlowMatchEulerDiscreteScheduler":
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=TOKENS,
+        max_image_seq_len=4 * TOKENS,
+    )
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B, C, 16, 16) to tokens (B, 64, 4C)."""
+    count, channels, height, width = latents.shape
+    return (
+        latents.view(count, channels, height // 2, 2, width // 2, 2)
+        .permute(0, 2, 4, 1, 3, 5)
+        .reshape(count, TOKENS, 4 * channels)
+    )
+
+
+def unpack(tokens: Tensor) -> Tensor:
+    """(B, 64, 4C) to latents (B, C, 16, 16)."""
+    count, _, width = tokens.shape
+    return (
+        tokens.view(count, GRID, GRID, width // 4, 2, 2)
+        .permute(0, 3, 1, 4, 2, 5)
+        .reshape(count, width // 4, 2 * GRID, 2 * GRID)
+    )
+
+
+@torch.no_grad()
+def encode(autoencoder: "AutoencoderKL", images: Tensor, batch_size: int = 64) -> Tensor:
+    """(N, 3, 64, 64) uint8 to standardized latent tokens (N, 64, 4C) float16."""
+    shift, scale = autoencoder.config.shift_factor, autoencoder.config.scaling_factor
+    chunks = []
+    for chunk in images.split(batch_size):
+        pixels = chunk.to(autoencoder.device).float() / 127.5 - 1
+        with torch.autocast(pixels.device.type, torch.bfloat16):
+            latents = autoencoder.encode(pixels).latent_dist.mode()
+        chunks.append(pack((latents.float() - shift) * scale).half().cpu())
+    return torch.cat(chunks)
+
+
+@torch.no_grad()
+def decode(autoencoder: "AutoencoderKL", tokens: Tensor) -> Tensor:
+    """Latent tokens (B, 64, 4C) to images (B, 3, 64, 64) in [0, 1]."""
+    shift, scale = autoencoder.config.shift_factor, autoencoder.config.scaling_factor
+    return (autoencoder.decode(unpack(tokens) / scale + shift).sample / 2 + 0.5).clamp(0, 1)
+
+
+class Generator(nn.Module):
+    """The two trained parts together: the transformer and the text encoder that grows up with it."""
+
+    def __init__(self, pooled_width: int) -> None:
+        super().__init__()
+        self.transformer = build_transformer(pooled_width)
+        self.text_encoder_2 = build_text_encoder_2()
+        grid = torch.cartesian_prod(torch.arange(GRID), torch.arange(GRID)).float()
+        picture = torch.cat([torch.zeros(TOKENS, 1), grid], dim=1)
+        reference = torch.cat([torch.ones(TOKENS, 1), grid], dim=1)
+        self.register_buffer("image_ids", torch.cat([picture, reference]), persistent=False)
+        self.register_buffer("text_ids", torch.zeros(tokenizers.MAX_TOKENS, 3), persistent=False)
+
+    def forward(self, latents: Tensor, reference: Tensor, text_ids: Tensor, pooled: Tensor, sigma: Tensor) -> Tensor:
+        """Velocity (B, 64, 4C) at noise level sigma (B,)."""
+        return self.transformer(
+            hidden_states=torch.cat([latents, reference], dim=1),
+            encoder_hidden_states=self.text_encoder_2(text_ids)[0],
+            pooled_projections=pooled,
+            timestep=sigma,
+            guidance=torch.full_like(sigma, GUIDANCE),
+            img_ids=self.image_ids,
+            txt_ids=self.text_ids,
+            return_dict=False,
+        )[0][:, :TOKENS]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Training pairs, encoded once."""
+
+    latents: Tensor
+    """(N, V, 64, 4C) float16; column 0 is the reference."""
+    text_ids: Tensor
+    """(N, V, 16) for the T5."""
+    pooled: Tensor
+    """(N, V, D) from the CLIP text tower."""
+
+
+@torch.no_grad()
+def encode_pairs(corpus: Corpus, autoencoder: "AutoencoderKL", text_encoder: "CLIPTextModel") -> Pairs:
+    count, views = corpus.images.shape[:2]
+    prompts = [p for row in corpus.prompts for p in row]
+    clip_ids = tokenize(tokenizers.build(begin=True), prompts)
+    device = text_encoder.device
+    pooled = [text_encoder(ids.to(device)).pooler_output.cpu() for ids in clip_ids.split(1000)]
+    return Pairs(
+        latents=encode(autoencoder, corpus.images.flatten(0, 1)).view(count, views, TOKENS, -1),
+        text_ids=tokenize(tokenizers.build(begin=False), prompts).view(count, views, -1),
+        pooled=torch.cat(pooled).view(count, views, -1),
+    )
+
+
+def loss(model: Generator, pairs: Pairs, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Flow matching with logit-normal noise levels, a little more often on the noisy side."""
+    n = torch.randint(len(pairs.latents), (batch_size,), generator=generator)
+    v = torch.randint(1, pairs.latents.shape[1], (batch_size,), generator=generator)
+    device = model.image_ids.device
+    picture, reference = pairs.latents[n, v].to(device).float(), pairs.latents[n, 0].to(device).float()
+    noise = torch.randn(picture.shape, generator=generator).to(device)
+    sigma = torch.sigmoid(torch.randn(batch_size, generator=generator) + 0.5).to(device)
+    noisy = torch.lerp(picture, noise, sigma[:, None, None])
+    with torch.autocast(device.type, torch.bfloat16):
+        velocity = model(noisy, reference, pairs.text_ids[n, v].to(device), pairs.pooled[n, v].to(device), sigma)
+    return F.mse_loss(velocity.float(), noise - picture)
+
+
+@torch.no_grad()
+def sample(model: Generator, pairs: Pairs, rows: Tensor, columns: Tensor, *, steps: int = 10, seed: int = 0) -> Tensor:
+    """Euler steps along the flow: final latent tokens (B, 64, 4C)."""
+    device = model.image_ids.device
+    generator = torch.Generator().manual_seed(seed)
+    reference = pairs.latents[rows, 0].to(device).float()
+    latents = torch.randn(reference.shape, generator=generator).to(device)
+    even = torch.linspace(1, 1 / steps, steps)
+    sigmas = torch.cat([SHIFT / (SHIFT + 1 / even - 1), torch.zeros(1)]).to(device)
+    ids, pooled = pairs.text_ids[rows, columns].to(device), pairs.pooled[rows, columns].to(device)
+    for sigma, following in pairwise(sigmas):
+        with torch.autocast(device.type, torch.bfloat16):
+            velocity = model(latents, reference, ids, pooled, sigma.expand(len(latents))).float()
+        latents = latents + (following - sigma) * velocity
+    return latents

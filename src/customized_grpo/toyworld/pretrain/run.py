@@ -1,0 +1,193 @@
+"""`pretrain`: settings, the order of the components, and where their weights go."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from customized_grpo.errors import UserError
+from customized_grpo.settings import Settings
+from customized_grpo.toyworld.pretrain import autoencoder, clip, corpus, dino, export, generator, reader
+from customized_grpo.toyworld.pretrain.loop import Budget, OnProgress, fit
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from transformers import CLIPModel
+
+ComponentName = Literal["autoencoder", "clip", "dino", "oracle", "generator"]
+COMPONENTS: tuple[ComponentName, ...] = get_args(ComponentName)
+"""In the order they are trained: the generator needs the autoencoder, and CLIP's text tower."""
+
+
+class PretrainSettings(Settings):
+    """What `cgrpo pretrain` trains, for how long, and where it goes. The budgets are for two CPU cores."""
+
+    output: Path = Path("runs/toyworld")
+    """Weights, checkpoints and report; set CGRPO_TOYWORLD_WEIGHTS to it to use the weights."""
+    components: tuple[ComponentName, ...] = COMPONENTS
+    """Which to train; those already in `output` are kept and measured."""
+    seed: int = 0
+    device: str | None = None
+    """None is the fastest there is."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; None leaves it to PyTorch."""
+    subjects: int = Field(default=7000, ge=16)
+    """Training subjects of the autoencoder, CLIP, DINO and the oracle, with four scenes each."""
+    pair_subjects: int = Field(default=18000, ge=16)
+    """Training subjects of the generator, with three scenes each."""
+    measured_subjects: int = Field(default=500, ge=8)
+    """Unseen subjects that the figures are measured on."""
+    autoencoder: Budget = Budget(minutes=15, batch_size=8, learning_rate=2e-3, decay_from=0.2)
+    clip: Budget = Budget(minutes=15, batch_size=96, learning_rate=1e-3, decay_from=0.3)
+    dino: Budget = Budget(minutes=10, batch_size=64, learning_rate=1e-3, decay_from=0.3)
+    oracle: Budget = Budget(minutes=10, batch_size=64, learning_rate=2e-3, decay_from=0.2)
+    generator: Budget = Budget(minutes=60, batch_size=32, learning_rate=1.2e-3, warmup_steps=200, decay_from=0.3)
+
+
+SETTINGS_FILE = "pretrain.json"
+
+
+def pretrain(settings: PretrainSettings, on_progress: OnProgress | None = None) -> Path:
+    """Train the chosen components, each from its checkpoint if there is one, measure all, and write the report.
+
+    Returns:
+        The report, `output`/report.html. Beside it lie pipeline/, clip/, dino/ and oracle/, and figures.json.
+
+    Raises:
+        UserError: if `output` holds a pretraining with other settings, or a component lacks one it needs.
+    """
+    from customized_grpo.toyworld.pretrain.report import write_report
+
+    _claim(settings)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    run = Run(settings, on_progress)
+    for name in COMPONENTS:
+        if name in settings.components and not run.finished(name):
+            torch.manual_seed(settings.seed)  # the initial weights
+            run.train(name)
+    return write_report(settings.output, run.device, settings)
+
+
+def _claim(settings: PretrainSettings) -> None:
+    """Leave the settings in the output folder, or check that they are the ones already there."""
+    free = {"components", "device", "threads", "output"}
+    wanted = settings.model_dump(mode="json", exclude=free)
+    file = settings.output / SETTINGS_FILE
+    if file.exists():
+        held = json.loads(file.read_text(encoding="utf-8"))
+        different = sorted(key for key in wanted if held.get(key) != wanted[key])
+        if different:
+            raise UserError(
+                f"{settings.output} holds a pretraining with other {', '.join(different)}; "
+                f"give the same settings to resume it, or another output folder."
+            )
+    try:
+        settings.output.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write to {settings.output} ({error.strerror}); choose another output folder.") from error
+
+
+FINISHED: dict[ComponentName, str] = {
+    "autoencoder": "pipeline/vae/config.json",
+    "clip": "clip/config.json",
+    "dino": "dino/config.json",
+    "oracle": "oracle/model.safetensors",
+    "generator": "pipeline/model_index.json",
+}
+"""The file that says a component is complete; the last one written."""
+
+
+class Run:
+    """One pretraining folder: trains components into it."""
+
+    def __init__(self, settings: PretrainSettings, on_progress: OnProgress | None) -> None:
+        self.settings, self.folder, self.on_progress = settings, settings.output, on_progress
+        self.device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._pictures: corpus.Corpus | None = None
+
+    def finished(self, name: ComponentName) -> bool:
+        return (self.folder / FINISHED[name]).exists()
+
+    def train(self, name: ComponentName) -> None:
+        getattr(self, f"_train_{name}")()
+
+    @property
+    def pictures(self) -> corpus.Corpus:
+        """The corpus that all components but the generator learn from."""
+        if self._pictures is None:
+            self._pictures = corpus.faithful(self.settings.subjects, 4, self.settings.seed)
+        return self._pictures
+
+    def _train_autoencoder(self) -> None:
+        model = autoencoder.build()
+        images = self.pictures.images.flatten(0, 1)
+
+        def loss(random: torch.Generator) -> Tensor:
+            rows = torch.randint(len(images), (self.settings.autoencoder.batch_size,), generator=random)
+            return autoencoder.loss(model, images[rows].to(self.device) / 127.5 - 1, random)
+
+        self._fit("autoencoder", model, loss, ema=0.998)
+        autoencoder.calibrate(model, images[:500].to(self.device) / 127.5 - 1)
+        export.save_half(model, self.folder / "pipeline" / "vae")
+
+    def _train_clip(self) -> None:
+        student = clip.Student(clip.build())
+        pairs = clip.Pairs(self.pictures, self.settings.seed)
+        self._fit("clip", student, partial(clip.loss, student, pairs, self.settings.clip.batch_size), ema=0.998)
+        export.save_clip(student.clip, self.folder / "clip")
+
+    def _train_dino(self) -> None:
+        student = dino.Student(dino.build())
+        views = dino.Views(self.pictures)
+        self._fit("dino", student, partial(dino.loss, student, views, self.settings.dino.batch_size), ema=0.998)
+        export.save_dino(student.dino, self.folder / "dino")
+
+    def _train_oracle(self) -> None:
+        model = reader.Oracle()
+        images, labels = self.pictures.images, self.pictures.labels()
+        self._fit("oracle", model, partial(reader.loss, model, images, labels, self.settings.oracle.batch_size))
+        model.save(self.folder / "oracle")
+
+    def _train_generator(self) -> None:
+        vae, text_encoder = self._load_autoencoder(), generator.build_text_encoder(self._load_clip()).to(self.device)
+        model = generator.Generator(text_encoder.config.hidden_size)
+        pairs = generator.encode_pairs(
+            corpus.imperfect(self.settings.pair_subjects, 3, self.settings.seed), vae, text_encoder
+        )
+        batch_size = self.settings.generator.batch_size
+        self._fit("generator", model, partial(generator.loss, model, pairs, batch_size), ema=0.999)
+        export.save_pipeline(self.folder / "pipeline", model, vae, text_encoder)
+
+    def _fit(self, name: ComponentName, module: nn.Module, loss: Callable[[torch.Generator], Tensor], ema: float = 0.0) -> None:
+        fit(
+            name,
+            module.to(self.device),
+            loss,
+            getattr(self.settings, name),
+            self.folder / "checkpoints" / f"{name}.pt",
+            seed=self.settings.seed + 1,
+            ema=ema,
+            on_progress=self.on_progress,
+        )
+
+    def _load_autoencoder(self) -> "AutoencoderKL":
+        from diffusers import AutoencoderKL
+
+        return self._load(AutoencoderKL, "autoencoder", "pipeline/vae")
+
+    def _load_clip(self) -> "CLIPModel":
+        from transformers import CLIPModel
+
+        return self._load(CLIPModel, "clip", "clip")
+
+    def _load(self, kind: Any, name: ComponentName, folder: str) -> Any:
+        if not self.finished(name):
+            raise UserError(f"The generator needs the {name}; add '{name}' to components, or pretrain it first.")
+        return kind.from_pretrained(self.folder / folder).eval().to(self.device)
