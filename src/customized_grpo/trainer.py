@@ -159,12 +159,14 @@ class Trainer:
         self.train_dataset = train_dataset
         count = self.config.evaluation.examples
         self.eval_examples = [eval_dataset[i] for i in range(min(count, len(eval_dataset)))] if eval_dataset else []
-        self.accelerator = Accelerator()
+        self.accelerator = Accelerator(cpu=policy.device.type == "cpu")
         self.advantage = bind(self.config.method.advantage, "advantage")
         self.time_weights = bind(self.config.method.time_weights, "time_weights")
         self.dynamics = bind(self.config.rollout.dynamics, "dynamics")
         self.plan = bind(self.config.rollout.steps, "steps")
         self.parameters = policy.trainable_parameters()
+        if not self.parameters:
+            raise TrainingError("The policy has no trainable parameter: the adapter is bound to nothing.")
         self.optimizer: torch.optim.Optimizer = construct(
             self.config.training.optimizer, "optimizer", params=self.parameters
         )
@@ -460,8 +462,6 @@ class Trainer:
                 f"training.micro_batch is {training.micro_batch}, which does not divide the {rows_per_process} rows of "
                 f"an iteration (prompts x num_generations per process)."
             )
-        if not self.parameters:
-            raise TrainingError("The policy has no trainable parameter: the adapter is bound to nothing.")
         probe = torch.zeros(1, 1, 1)
         dynamics = complete_dynamics(self.dynamics, torch.tensor([1.0, 0.8, 0.0]))
         std = dynamics(probe, probe, torch.tensor([0.8]), torch.tensor([0.6])).std

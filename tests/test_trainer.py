@@ -1,0 +1,238 @@
+import json
+import math
+from pathlib import Path
+
+import fakes
+import pytest
+import torch
+
+from customized_grpo.config import TrainerConfig, parse_config
+from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.tracking import RunFolder
+from customized_grpo.trainer import Observer, Result, Trainer
+
+QUICK = {
+    "rollout": {"num_generations": 4, "num_inference_steps": 5},
+    "training": {"iterations": 3, "prompts_per_iteration": 2, "optimizer": {"use": "AdamW", "lr": 1e-2}},
+    "evaluation": {"examples": 2, "replicates": 1, "every": 2},
+    "tracking": {"log_with": []},
+}
+
+
+def trainer(tmp_path: Path, *, policy=None, rewards=None, train=None, **sections) -> Trainer:
+    tree = {name: {**QUICK.get(name, {}), **value} for name, value in {**QUICK, **sections}.items()}
+    config = parse_config({**tree, "output": str(tmp_path / "run")}, TrainerConfig)
+    rewards = rewards or {"prompt": fakes.red, "identity": fakes.dark}
+    train = fakes.examples() if train is None else train
+    return Trainer(policy or fakes.LinearPolicy(), rewards, train, fakes.examples(2), config)
+
+
+def weights(policy: fakes.LinearPolicy) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in policy.module.parameters()])
+
+
+def records(result: Result) -> list[dict]:
+    return RunFolder(result.run).records()
+
+
+def without_times(lines: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if not k.startswith(("seconds/", "memory/"))} for line in lines]
+
+
+def test_a_run_trains_and_leaves_everything_behind(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    before = weights(made.policy)
+    result = made.train()
+    assert not torch.equal(before, weights(made.policy))
+    assert [line["iteration"] for line in records(result)] == [1, 2, 3]
+    assert records(result)[-1]["samples"] == 3 * 2 * 4
+    assert [p.name for p in sorted((result.run / "evaluations").iterdir())] == [
+        "iteration-000000.json", "iteration-000002.json", "iteration-000003.json",
+    ]  # fmt: skip
+    assert (result.run / "samples" / "over_training.png").is_file()
+    assert (result.run / "checkpoints" / "iteration-000003" / "adapter" / "weights.safetensors").is_file()
+    assert [change.metric for change in result.changes] == ["prompt", "identity"]
+    assert json.loads((result.run / "run.json").read_text())["status"] == "finished"
+
+
+def test_training_on_one_reward_raises_it(tmp_path: Path) -> None:
+    sections = {
+        "method": {"advantage": "weighted_sum", "time_weights": {"use": "constant", "weights": [1.0]}},
+        "training": {**QUICK["training"], "iterations": 20},
+    }
+    result = trainer(tmp_path, rewards={"red": fakes.red}, **sections).train()
+    assert result.changes[0].difference > 0.02
+
+
+def test_the_first_ratio_is_exactly_one_in_the_rollouts_own_batches(tmp_path: Path) -> None:
+    assert [line["update/first_ratio_error"] for line in records(trainer(tmp_path).train())] == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rollout": {"chunk_prompts": 1}}, {"training": {"micro_batch": 2}}],
+    ids=["one prompt per chunk", "small micro-batches"],
+)
+def test_batching_changes_the_memory_not_the_result(tmp_path: Path, change: dict) -> None:
+    one, other = trainer(tmp_path / "a"), trainer(tmp_path / "b", **change)
+    one.train()
+    other.train()
+    torch.testing.assert_close(weights(one.policy), weights(other.policy), rtol=0, atol=1e-5)
+
+
+def test_equal_seeds_give_equal_runs_and_other_seeds_do_not(tmp_path: Path) -> None:
+    runs = [trainer(tmp_path / str(i)) for i in range(2)]
+    lines = [without_times(records(run.train())) for run in runs]
+    assert lines[0] == lines[1]
+    other = trainer(tmp_path / "other")
+    other.config = other.config.model_copy(update={"seed": 1})
+    assert without_times(records(other.train())) != lines[0]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_resume_is_exact(tmp_path: Path, ema: float) -> None:
+    training = {**QUICK["training"], "ema_decay": ema, "iterations": 4}
+    straight = trainer(tmp_path / "straight", training=training, checkpoint={"every": 1})
+    whole = straight.train()
+
+    class StopAfterTwo(Observer):
+        def on_iteration(self, record) -> None:
+            first.stop_requested = record["iteration"] == 2
+
+    first = trainer(tmp_path / "halves", training=training, checkpoint={"every": 1})
+    assert first.train(StopAfterTwo()).interrupted
+    second = trainer(tmp_path / "halves", training=training, checkpoint={"every": 1})
+    resumed = second.train(resume=RunFolder.existing(tmp_path / "halves" / "run"))
+    assert torch.equal(weights(straight.policy), weights(second.policy))
+    assert without_times(records(whole)) == without_times(records(resumed))
+    assert whole.changes == resumed.changes
+
+
+def test_time_weights_are_looked_up_at_the_true_steps(tmp_path: Path) -> None:
+    seen = []
+    made = trainer(tmp_path, rollout={**QUICK["rollout"], "steps": {"use": "random_fraction", "fraction": 0.5}})
+    look_up = made.time_weights
+    made.time_weights = lambda progress: seen.append(progress) or look_up(progress)
+    made.train()
+    steps = {round(float(p) * 5) for progress in seen for p in progress}
+    assert all(len(progress) == 2 for progress in seen)
+    assert steps <= {0, 1, 2, 3}
+    assert len(steps) > 2
+
+
+def test_each_prompt_is_encoded_once_per_iteration(tmp_path: Path) -> None:
+    made = trainer(tmp_path, evaluation={"examples": 0})
+    made._expected_seconds = lambda: 0.0
+    made.train()
+    assert made.policy.encoded == 3 * 2
+
+
+@pytest.mark.parametrize("extra", [{"beta": 0.1}, {"ratio_norm": True}], ids=["KL", "RatioNorm"])
+def test_variants_of_the_loss_train(tmp_path: Path, extra: dict) -> None:
+    made = trainer(tmp_path, method=extra)
+    before = weights(made.policy)
+    lines = records(made.train())
+    assert not torch.equal(before, weights(made.policy))
+    if "beta" in extra:
+        assert lines[0]["update/kl"] == pytest.approx(0, abs=1e-4)
+        assert lines[-1]["update/kl"] > lines[0]["update/kl"]
+
+
+def test_recomputed_log_probs_hide_the_batching(tmp_path: Path) -> None:
+    made = trainer(tmp_path, training={**QUICK["training"], "micro_batch": 2, "old_log_probs": "recompute"})
+    assert [line["update/first_ratio_error"] for line in records(made.train())] == [0.0] * 3
+
+
+# ---- guards
+
+
+def test_a_constant_reward_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="The reward 'identity' is the same for all pictures"):
+        trainer(tmp_path, rewards={"prompt": fakes.red, "identity": fakes.constant}).train()
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_noise_level_zero_is_refused_before_the_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no noise"):
+        trainer(tmp_path, rollout={**QUICK["rollout"], "dynamics": {"use": "dance_sde", "noise_level": 0.0}})
+
+
+def test_a_policy_without_trainable_parameters_is_refused(tmp_path: Path) -> None:
+    policy = fakes.LinearPolicy()
+    policy.module.requires_grad_(False)
+    with pytest.raises(TrainingError, match="bound to nothing"):
+        trainer(tmp_path, policy=policy)
+
+
+def test_a_policy_that_samples_otherwise_than_it_trains_is_stopped(tmp_path: Path) -> None:
+    class Dropout(fakes.LinearPolicy):
+        def velocity(self, latents, sigma, conditioning):
+            return super().velocity(latents, sigma, conditioning) * (1.01 if torch.is_grad_enabled() else 1.0)
+
+    with pytest.raises(TrainingError, match="first ratio of iteration 1 is off 1"):
+        trainer(tmp_path, policy=Dropout()).train()
+
+
+def test_non_finite_gradients_are_skipped_twice_then_stop(tmp_path: Path) -> None:
+    class Breaking(fakes.LinearPolicy):
+        def velocity(self, latents, sigma, conditioning):
+            velocity = super().velocity(latents, sigma, conditioning)
+            if torch.is_grad_enabled():
+                velocity.register_hook(lambda gradient: gradient * math.nan)
+            return velocity
+
+    made = trainer(tmp_path, policy=Breaking())
+    before = weights(made.policy)
+    with pytest.raises(TrainingError, match="not finite .* for the third time, in iteration 2"):
+        made.train()
+    assert torch.equal(before, weights(made.policy))
+    assert records(Result(tmp_path / "run", [], 0, False))[0]["update/skipped"] == 2
+
+
+def test_a_micro_batch_that_does_not_divide_the_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"micro_batch is 3, which does not divide the 8 rows"):
+        trainer(tmp_path, training={**QUICK["training"], "micro_batch": 3})
+
+
+def test_weights_for_another_number_of_rewards_are_refused(tmp_path: Path) -> None:
+    rewards = {"a": fakes.red, "b": fakes.dark, "c": lambda images, examples: images[:, 2].mean((1, 2))}
+    with pytest.raises(UserError, match="2 weights per step|weights of shape"):
+        trainer(tmp_path, rewards=rewards).train()
+
+
+def test_an_unscored_picture_is_counted_and_teaches_nothing(tmp_path: Path) -> None:
+    def sometimes(images, examples):
+        scores = fakes.dark(images, examples)
+        scores[0] = math.nan
+        return scores
+
+    lines = records(trainer(tmp_path, rewards={"prompt": fakes.red, "identity": sometimes}).train())
+    assert [line["reward/identity/unscored"] for line in lines] == [1, 1, 1]
+    assert all(math.isfinite(line["update/loss"]) for line in lines)
+
+
+def test_a_reward_that_fails_mid_run_names_itself_and_keeps_what_was_done(tmp_path: Path) -> None:
+    calls = []
+
+    def fragile(images, examples):
+        calls.append(1)
+        if len(calls) > 2:
+            raise RuntimeError("the judge hung up")
+        return fakes.dark(images, examples)
+
+    with pytest.raises(UserError, match=r"test_trainer:.*fragile failed on 8 images.*'e\d'.*the judge hung up"):
+        trainer(tmp_path, rewards={"prompt": fakes.red, "identity": fragile}, evaluation={"examples": 0}).train()
+    assert (tmp_path / "run" / "checkpoints" / "iteration-000002").is_dir()
+
+
+def test_a_folder_with_a_run_in_it_is_left_alone(tmp_path: Path) -> None:
+    trainer(tmp_path).train()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="holds something already"):
+        trainer(tmp_path).train()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="training data is empty"):
+        trainer(tmp_path, train=[])
