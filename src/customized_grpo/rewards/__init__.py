@@ -4,13 +4,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from customized_grpo.rewards.clip import ClipReward
-    from customized_grpo.rewards.contract import Reward, check_reward
+    from customized_grpo.rewards.clip import ClipImageReward, ClipReward, Hpsv2Reward, PickScoreReward
+    from customized_grpo.rewards.contract import Reward, RewardUnavailable, check_reward
     from customized_grpo.rewards.dino import DinoReward
 
-_HOME = {"ClipReward": "clip", "DinoReward": "dino", "Reward": "contract", "check_reward": "contract"}
+_HOME = {
+    "ClipImageReward": "clip",
+    "ClipReward": "clip",
+    "DinoReward": "dino",
+    "Hpsv2Reward": "clip",
+    "PickScoreReward": "clip",
+    "Reward": "contract",
+    "RewardUnavailable": "contract",
+    "check_reward": "contract",
+}
 
-__all__ = ["ClipReward", "DinoReward", "Reward", "check_reward"]
+__all__ = [
+    "ClipImageReward",
+    "ClipReward",
+    "DinoReward",
+    "Hpsv2Reward",
+    "PickScoreReward",
+    "Reward",
+    "RewardUnavailable",
+    "check_reward",
+]
 
 
 def __getattr__(name: str) -> Any:

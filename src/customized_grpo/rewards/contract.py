@@ -1,14 +1,20 @@
-"""What a reward must be, and `check_reward` that proves it is."""
+"""What a reward must be, `check_reward` that proves it is, and what the rewards that hold a model share."""
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar, runtime_checkable
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.sources import explain, locate
 from customized_grpo.types import Example
+
+Reduce = Literal["mean", "max"]
+"""Over the references of one subject: the mean of the scores, or the best."""
 
 T = TypeVar("T")
 
@@ -28,6 +34,10 @@ class Reward(Protocol):
             Shape (B,), higher is better, in the reward's own units; NaN where it cannot score.
         """
         ...
+
+
+class RewardUnavailable(UserError):
+    """A reward that stays dead after retries: the run stops, and can go on from its last checkpoint."""
 
 
 def reward_name(reward: Callable[..., Tensor]) -> str:
@@ -60,6 +70,68 @@ def once_per_example(examples: Sequence[Example], compute: Callable[[list[Exampl
             firsts.append(example)
     computed = compute(firsts)
     return computed[torch.tensor([distinct[id(example)] for example in examples], device=computed.device)]
+
+
+def in_batches(compute: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:
+    """`compute(rows)`, `size` rows at a time, so that memory does not grow with the number of rows."""
+    return torch.cat([compute(chunk) for chunk in rows.split(size)])
+
+
+def reference_similarity(
+    embedded: Tensor, examples: Sequence[Example], embed: Callable[[list[Image]], Tensor],
+    pictures: Callable[[Example], list[Image]], reduce: Reduce,
+) -> Tensor:  # fmt: skip
+    """Cosine of every row with the references of its example.
+
+    Args:
+        embedded: shape (B, D), of length 1.
+        examples: B of them, with one or more references each.
+        embed: a list of R pictures to (R, D), rows of length 1.
+        pictures: the references of an example, as they are to be embedded.
+        reduce: over several references.
+
+    Returns:
+        Shape (B,).
+    """
+
+    def padded(distinct: list[Example]) -> Tensor:  # (U, R, D), NaN where an example has fewer than R references
+        groups = [pictures(example) for example in distinct]
+        rows = embed([picture for group in groups for picture in group]).split([len(group) for group in groups])
+        return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=torch.nan)
+
+    cosines = torch.einsum("bd,brd->br", embedded, once_per_example(examples, padded))
+    return cosines.nanmean(-1) if reduce == "mean" else cosines.nan_to_num(-2.0).amax(-1)
+
+
+def check_reduce(reduce: str) -> Reduce:
+    """`reduce` if it is one of the two.
+
+    Raises:
+        UserError: if not.
+    """
+    if reduce not in ("mean", "max"):
+        raise UserError(f"reduce is '{reduce}'; over several references it must be 'mean' or 'max'.")
+    return reduce
+
+
+def load(what: str, path: str | Path, read: Callable[[str], T]) -> T:
+    """`read` the folder or hub id that `path` stands for.
+
+    Raises:
+        UserError: with the path, what was expected there, and what went wrong.
+    """
+    source = locate(path)
+    try:
+        return read(source)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file fails in as many ways as there are readers
+        raise explain(path, what, error) from error
+
+
+def frozen(model: torch.nn.Module, device: str | None) -> torch.nn.Module:
+    """The model in evaluation mode, without gradients, on `device`: the fastest there is, unless named."""
+    return model.eval().requires_grad_(False).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def check_scores(scores: Tensor, reward: Callable[..., Tensor], count: int) -> Tensor:
