@@ -20,6 +20,8 @@ HAZARDS = json.loads((VECTORS / "sars_hazards.json").read_text())["cases"]
 ON_Z = [
     adv.weighted_sum,
     adv.sars,
+    adv.sars_recentred,
+    adv.sars_by_conflict,
     adv.gdpo,
     adv.minimum,
     adv.maximum,
@@ -29,6 +31,8 @@ ON_Z = [
     adv.conflict_drop,
 ]
 ON_REWARDS = [adv.raw_sum, adv.log_tamed, adv.identity_gate]
+OVER_THE_BATCH = (adv.gdpo, adv.sars_by_conflict)
+"""Their numbers depend on the other groups."""
 STRATEGIES = {
     "tanh": adv.sars,
     "min": adv.minimum,
@@ -181,6 +185,36 @@ def test_sars_by_hand():
     assert_close(adv.sars(z, weights), torch.tensor([[[1.3 + t, 1.5 + t], [0.1 - t, -0.5 - t]]]))
 
 
+def test_sars_recentred_by_hand():
+    # pairs 1, -1, -1, 1 -> bonus t, -t, -t, -t with t = tanh 1; its mean -t/2 goes
+    z, t = torch.tensor([[[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]]), math.tanh(1)
+    expected = torch.tensor([[[1 + 0.75 * t], [-0.25 * t], [-0.25 * t], [-1 - 0.25 * t]]])
+    assert_close(adv.sars_recentred(z, torch.tensor([[0.5, 0.5]]), gamma=0.5), expected)
+
+
+def test_sars_recentred_leaves_unscored_images_out_of_the_mean():
+    z = torch.tensor([[[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]]])
+    bonus = adv.sars_recentred(z, torch.tensor([[0.5, 0.5]]), gamma=1.0) - adv.weighted_sum(
+        z, torch.tensor([[0.5, 0.5]])
+    )
+    assert_close(bonus.flatten(), math.tanh(1) * torch.tensor([1.0, -1.0, 0.0]))
+
+
+def test_sars_as_published_has_a_negative_mean_that_recentring_takes_away(random):
+    noise = torch.randn(4000, 8, 2, generator=random)
+    rewards = torch.stack([noise[..., 0], -0.8 * noise[..., 0] + 0.6 * noise[..., 1]], dim=-1)
+    z = adv.standardize(rewards)
+    assert -0.2 < float(adv.sars(z, TWO_STEPS).mean()) < -0.12
+    assert_close(adv.sars_recentred(z, TWO_STEPS).mean(dim=1), torch.zeros(4000, 2), atol=1e-5, rtol=0)
+
+
+def test_gamma_follows_the_conflict():
+    weights, half = torch.tensor([[0.5, 0.5]]), [[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]
+    for z, gamma in ((half, 0.4), ([[1.0, -1.0], [-1.0, 1.0]], 0.8), ([[1.0, 1.0], [-1.0, -1.0]], 0.0)):
+        scores = torch.tensor([z])
+        assert_close(adv.sars_by_conflict(scores, weights), adv.sars_recentred(scores, weights, gamma=gamma))
+
+
 def test_minimum_and_maximum_by_hand():
     z = torch.tensor([[[1.0, 2.0], [1.0, -2.0]]])
     assert_close(adv.minimum(z, TWO_STEPS), torch.tensor([[[1.0, 1.0], [-2.0, -2.0]]]))
@@ -258,13 +292,13 @@ def test_every_aggregation_through_the_door(aggregation, dtype):
     assert_close(adv.advantages(aggregation, rewards[:, order], TWO_STEPS.to(dtype)), a[:, order])
 
 
-@pytest.mark.parametrize("aggregation", [f for f in ON_Z if f is not adv.gdpo] + ON_REWARDS, ids=name)
+@pytest.mark.parametrize("aggregation", [f for f in ON_Z if f not in OVER_THE_BATCH] + ON_REWARDS, ids=name)
 def test_a_constant_group_has_no_advantage(aggregation):
     rewards = torch.full((1, 12, 2), 12.118589401245117)
     assert (adv.advantages(aggregation, rewards, TWO_STEPS) == 0).all()
 
 
-@pytest.mark.parametrize("aggregation", [f for f in ON_Z if f is not adv.gdpo] + ON_REWARDS, ids=name)
+@pytest.mark.parametrize("aggregation", [f for f in ON_Z if f not in OVER_THE_BATCH] + ON_REWARDS, ids=name)
 def test_prompts_do_not_touch_each_other(aggregation):
     rewards = torch.rand(3, 6, 2, generator=torch.Generator().manual_seed(1))
     together = adv.advantages(aggregation, rewards, TWO_STEPS)
