@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-SCRIPT = '''
+SCRIPT = """
 import sys
 from pathlib import Path
 import fakes, torch, torch.distributed
@@ -32,7 +32,7 @@ rank = trainer.accelerator.process_index
 torch.save(policy.trainable_state(), f"{sys.argv[1]}/rank{rank}.pt")
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
-'''
+"""
 
 
 def launch(folder: Path, processes: int, advantage: str) -> list[dict[str, torch.Tensor]]:

@@ -2,10 +2,10 @@ import json
 import math
 from pathlib import Path
 
-import fakes
 import pytest
 import torch
 
+import fakes
 from customized_grpo.config import TrainerConfig, parse_config
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.tracking import RunFolder
@@ -111,8 +111,8 @@ def test_resume_is_exact(tmp_path: Path, ema: float) -> None:
 def test_time_weights_are_looked_up_at_the_true_steps(tmp_path: Path) -> None:
     seen = []
     made = trainer(tmp_path, rollout={**QUICK["rollout"], "steps": {"use": "random_fraction", "fraction": 0.5}})
-    look_up = made.time_weights
-    made.time_weights = lambda progress: seen.append(progress) or look_up(progress)
+    look_up = made.method.time_weights
+    made.method.time_weights = lambda progress: seen.append(progress) or look_up(progress)
     made.train()
     steps = {round(float(p) * 5) for progress in seen for p in progress}
     assert all(len(progress) == 2 for progress in seen)
@@ -183,7 +183,7 @@ def test_non_finite_gradients_are_skipped_twice_then_stop(tmp_path: Path) -> Non
 
     made = trainer(tmp_path, policy=Breaking())
     before = weights(made.policy)
-    with pytest.raises(TrainingError, match="not finite .* for the third time, in iteration 2"):
+    with pytest.raises(TrainingError, match=r"not finite .* for the third time, in iteration 2"):
         made.train()
     assert torch.equal(before, weights(made.policy))
     assert records(Result(tmp_path / "run", [], 0, False))[0]["update/skipped"] == 2
@@ -196,7 +196,7 @@ def test_a_micro_batch_that_does_not_divide_the_rows_is_refused(tmp_path: Path) 
 
 def test_weights_for_another_number_of_rewards_are_refused(tmp_path: Path) -> None:
     rewards = {"a": fakes.red, "b": fakes.dark, "c": lambda images, examples: images[:, 2].mean((1, 2))}
-    with pytest.raises(UserError, match="2 weights per step|weights of shape"):
+    with pytest.raises(UserError, match=r"2 weights per step|weights of shape"):
         trainer(tmp_path, rewards=rewards).train()
 
 

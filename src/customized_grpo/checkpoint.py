@@ -22,9 +22,9 @@ from customized_grpo.settings import Settings
 class CheckpointSettings(Settings):
     """When checkpoints are written. The last iteration always is."""
 
-    every: int = Field(10, ge=1)
+    every: int = Field(default=10, ge=1)
     """Iterations between two checkpoints."""
-    keep: int = Field(2, ge=0)
+    keep: int = Field(default=2, ge=0)
     """Newest checkpoints to keep; 0 keeps all."""
 
 

@@ -168,7 +168,7 @@ def main() -> None:
 
 def _fail(sentence: str, debug: bool, status: int = 2) -> None:
     if debug:
-        raise  # noqa: PLE0704 - called from the handlers of main
+        raise
     errors.print(f"[bold red]error:[/bold red] {_escape(sentence)}", highlight=False, soft_wrap=True)
     sys.exit(status)
 

@@ -7,17 +7,18 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from customized_grpo.build import check_spec
 from customized_grpo.checkpoint import CheckpointSettings
 from customized_grpo.data import DataSettings
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.evaluation import EvaluationSettings
+from customized_grpo.method import MethodSettings
 from customized_grpo.rollout import RolloutSettings
 from customized_grpo.settings import Settings, Spec
 from customized_grpo.tracking import TrackingSettings
-from customized_grpo.trainer import MethodSettings, TrainingSettings
+from customized_grpo.update import TrainingSettings
 
 
 class TrainerConfig(Settings):
@@ -39,20 +40,24 @@ def _spec(use: str, **arguments: Any) -> Spec:
     return Spec(use=use, **arguments)
 
 
+REWARDS = {
+    "prompt": _spec("ClipReward", path="toyworld:clip"),
+    "identity": _spec("DinoReward", path="toyworld:dino"),
+}
+METRICS = {
+    "oracle_prompt": _spec("customized_grpo.toyworld.oracle:PromptShown"),
+    "oracle_subject": _spec("customized_grpo.toyworld.oracle:SubjectKept"),
+}
+
+
 class Config(TrainerConfig):
     """A whole run, as in YAML. The defaults are the embedded default: `cgrpo train` with no arguments."""
 
     policy: Spec = _spec("FluxKontextPolicy", path="toyworld:pipeline")
     """The model family and where its weights are."""
-    rewards: dict[str, Spec] = {
-        "prompt": _spec("ClipReward", path="toyworld:clip"),
-        "identity": _spec("DinoReward", path="toyworld:dino"),
-    }
+    rewards: dict[str, Spec] = Field(default=REWARDS)
     """Column order is the order here; the time weights of the paper expect prompt, then identity."""
-    metrics: dict[str, Spec] = {
-        "oracle_prompt": _spec("customized_grpo.toyworld.oracle:PromptShown"),
-        "oracle_subject": _spec("customized_grpo.toyworld.oracle:SubjectKept"),
-    }
+    metrics: dict[str, Spec] = Field(default=METRICS)
     """Measured in evaluation, never trained on."""
     data: DataSettings = DataSettings()
 

@@ -25,17 +25,17 @@ from customized_grpo.types import Example, ScoreTable
 class EvaluationSettings(Settings):
     """What is measured on held-out examples, before, during and after training."""
 
-    every: int = Field(10, ge=0)
+    every: int = Field(default=10, ge=0)
     """Iterations between two evaluations; 0 evaluates only before and after."""
-    examples: int = Field(48, ge=0)
+    examples: int = Field(default=48, ge=0)
     """Held-out examples, from the start of the evaluation data; 0 switches evaluation off."""
-    replicates: int = Field(2, ge=1)
+    replicates: int = Field(default=2, ge=1)
     """Pictures per example, each from its own fixed noise."""
     seed: int = 0
     """Of the fixed noise, apart from the run's seed so that runs pair."""
-    batch: int = Field(48, ge=1)
+    batch: int = Field(default=48, ge=1)
     """Pictures sampled at once."""
-    grid_rows: int = Field(8, ge=0)
+    grid_rows: int = Field(default=8, ge=0)
     """Examples shown in the sample grids."""
 
 

@@ -1,6 +1,7 @@
 """Policy to Rollout: sample P groups of G trajectories, stochastic inside the plan, deterministic outside it."""
 
 import inspect
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -10,8 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from customized_grpo.functional import sde
-from customized_grpo.functional.sde import Gaussian
 from customized_grpo.functional.schedule import StepPlan
+from customized_grpo.functional.sde import Gaussian
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import normal
 from customized_grpo.settings import Settings, Spec
@@ -24,9 +25,9 @@ Stage = Callable[[str], AbstractContextManager[None]]
 class RolloutSettings(Settings):
     """How trajectories are sampled."""
 
-    num_generations: int = Field(8, ge=2)
+    num_generations: int = Field(default=8, ge=2)
     """G: pictures per prompt. A group of one has no spread, so nothing to learn from."""
-    num_inference_steps: int = Field(10, ge=2)
+    num_inference_steps: int = Field(default=10, ge=2)
     """T, in training and in evaluation."""
     dynamics: Spec = Spec(use="dance_sde", noise_level=0.5)  # pyright: ignore[reportCallIssue]
     """The stochastic step: dance_sde, flow_sde, cps, or package.module:name."""
@@ -34,7 +35,7 @@ class RolloutSettings(Settings):
     """Which steps are stochastic and trained: all_steps, random_fraction, sliding_window, or package.module:name."""
     share_initial_noise: bool = True
     """All generations of a prompt start from one noise, and are computed once until the first stochastic step."""
-    chunk_prompts: int | None = Field(None, ge=1)
+    chunk_prompts: int | None = Field(default=None, ge=1)
     """Prompts sampled in one batch; None takes all. The result does not depend on it, the memory does."""
 
 
@@ -144,7 +145,7 @@ def sample_ode(policy: Policy, conditioning: Conditioning, noise: Tensor, num_in
     """Deterministic images (B, 3, H, W) from conditioning and standard normal noise (B, N, C)."""
     latents = policy.initial_latents(conditioning, _to(noise, policy))
     sigmas = policy.sigmas(num_inference_steps, conditioning).to(policy.device)
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         rows = (sigma.expand(len(latents)), sigma_next.expand(len(latents)))
         latents = sde.ode_step(latents, policy.velocity(latents, rows[0], conditioning), *rows).mean
     return policy.decode(latents, conditioning)

@@ -54,7 +54,7 @@ def score(images: Tensor, examples: Sequence[Example], rewards: Mapping[str, Rew
         except Exception as error:
             raise UserError(
                 f"The reward {import_path(reward)} failed on {len(examples)} images, the first for example "
-                f"'{examples[0].id}': {type(error).__name__}: {error}. It should return NaN for an image it cannot score."
+                f"'{examples[0].id}': {type(error).__name__}: {error}. Return NaN for an image it cannot score."
             ) from error
         columns.append(check_scores(scores, reward, len(examples)).cpu())
     values = torch.stack(columns, dim=-1)

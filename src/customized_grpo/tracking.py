@@ -138,7 +138,7 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file in one step, so that a kill leaves the old or the new one."""
     draft = path.with_name(f".{path.name}.partial")
     draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    draft.replace(path)
 
 
 def provenance(command: Sequence[str] | None = None) -> dict[str, Any]:

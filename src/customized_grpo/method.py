@@ -1,0 +1,119 @@
+"""From rewards to advantages: which aggregation, which time weights, and what to say about the rewards."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from customized_grpo.build import bind
+from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.functional.advantages import advantages, conflict_statistics, standardize
+from customized_grpo.settings import Settings, Spec
+
+
+class MethodSettings(Settings):
+    """From rewards to a loss."""
+
+    advantage: Spec = Spec(use="sars", gamma=0.4)  # pyright: ignore[reportCallIssue]
+    """sars, weighted_sum, raw_sum, gdpo, minimum, maximum, harmonic, product, identity_gate, log_tamed, conflict_drop,
+    or package.module:name."""
+    time_weights: Spec = Spec(use="sigmoid_crossover")
+    """sigmoid_crossover (TDW), constant, linear, cosine, reversed_, piecewise, tabulated, from_file, by_loop_index, or
+    package.module:name."""
+    advantage_clamp: float = Field(default=5.0, gt=0)
+    """Bound on an advantage, in standard scores."""
+    clip_range: float = Field(default=1e-3, gt=0)
+    """c of the clipped surrogate. The paper's recipe has 1e-4."""
+    ratio_norm: bool = False
+    """GRPO-Guard's normalised log-ratio."""
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL divergence to the base policy; needs an adapter."""
+
+
+class Method:
+    """The settings, bound to functions.
+
+    Args:
+        settings: names of the functions and their arguments.
+        names: K rewards in column order.
+    """
+
+    def __init__(self, settings: MethodSettings, names: Sequence[str]) -> None:
+        self.settings, self.names = settings, tuple(names)
+        self.advantage = bind(settings.advantage, "advantage")
+        self.time_weights = bind(settings.time_weights, "time_weights")
+
+    def weights(self, progress: Tensor, num_inference_steps: int, draw: torch.Generator) -> Tensor:
+        """Shape (S, K), at the progress of the TRUE steps.
+
+        Raises:
+            UserError: if the schedule is for another number of rewards.
+        """
+        offered: dict[str, Any] = {"num_inference_steps": num_inference_steps, "generator": draw}
+        parameters = inspect.signature(self.time_weights).parameters
+        weights = self.time_weights(progress, **{name: offered[name] for name in offered if name in parameters})
+        if weights.shape != (len(progress), len(self.names)):
+            raise UserError(
+                f"method.time_weights gives weights of shape {tuple(weights.shape)} for {len(progress)} steps and "
+                f"{len(self.names)} rewards ({', '.join(self.names)}); use constant with one weight per reward."
+            )
+        return weights
+
+    def advantages(self, rewards: Tensor, weights: Tensor) -> Tensor:
+        """(P, G, K) raw rewards of all processes and (S, K) to (P, G, S)."""
+        try:
+            return advantages(self.advantage, rewards, weights.to(rewards), self.settings.advantage_clamp)
+        except ValueError as error:
+            raise UserError(f"method.advantage '{self.settings.advantage.use}': {error}") from error
+
+
+def describe_rewards(rewards: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """What metrics.jsonl says about raw rewards (P, G, K): mean, spread within groups, unscored, conflict."""
+    record: dict[str, float] = {}
+    for k, name in enumerate(names):
+        column = rewards[..., k]
+        spread = (column - column.nanmean(1, keepdim=True)).square().nanmean(1).sqrt()
+        record[f"reward/{name}/mean"] = float(column.nanmean())
+        record[f"reward/{name}/spread"] = float(spread.nanmean())
+        record[f"reward/{name}/unscored"] = int(column.isnan().sum())
+    if len(names) > 1:
+        conflict = conflict_statistics(standardize(rewards))
+        record |= {f"conflict/{'share' if k == 'conflict' else k}": float(v) for k, v in conflict._asdict().items()}
+    return record
+
+
+def describe_advantages(everyone: Tensor, clamp: float) -> dict[str, float]:
+    """Spread of the advantages (P, G, S), and the share that the clamp holds."""
+    return {
+        "advantage/std": float(everyone.std()),
+        "advantage/clamped": float((everyone.abs() >= clamp).float().mean()),
+    }
+
+
+class SpreadGuard:
+    """Stops a run whose rewards teach nothing: at once in the first iteration, later after three in a row."""
+
+    PATIENCE = 3
+
+    def __init__(self) -> None:
+        self.streak = 0
+
+    def check(self, rewards: Tensor, names: Sequence[str], iteration: int) -> None:
+        """rewards: (P, G, K).
+
+        Raises:
+            TrainingError: naming the reward that is the same for all pictures of every group.
+        """
+        z = standardize(rewards)
+        flat = [name for k, name in enumerate(names) if not bool((z[..., k] != 0).any())]
+        self.streak = self.streak + 1 if flat else 0
+        if flat and (iteration == 1 or self.streak >= self.PATIENCE):
+            unscored = int(rewards.isnan().any(-1).sum())
+            raise TrainingError(
+                f"The reward '{flat[0]}' is the same for all pictures of every group in iteration {iteration} "
+                f"({unscored} of {rewards.shape[0] * rewards.shape[1]} pictures unscored), so it teaches nothing; "
+                f"check the reward, raise the noise level of the rollout, or remove it."
+            )

@@ -1,0 +1,180 @@
+"""The command line on the embedded model: small runs, real processes, real kills."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from customized_grpo.tracking import RunFolder
+
+SMALL = [
+    "training.prompts_per_iteration=2", "rollout.num_generations=4", "rollout.num_inference_steps=4",
+    "evaluation.examples=4", "evaluation.replicates=1", "evaluation.every=0", "checkpoint.every=1",
+    "policy.dtype=float32",
+]  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
+
+
+def cgrpo(*words: object, cwd: Path, expect: int = 0) -> str:
+    """Run the command; its output, standard error included."""
+    done = subprocess.run(
+        [sys.executable, "-m", "customized_grpo", *map(str, words)],
+        cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def metrics(run: Path) -> list[dict]:
+    lines = RunFolder(run).records()
+    return [{k: v for k, v in line.items() if not k.startswith(("seconds/", "memory/"))} for line in lines]
+
+
+def trained(run: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((run / "checkpoints").glob("iteration-*"))[-1]
+    return load_file(newest / "trainable.safetensors")
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four iterations without interruption."""
+    folder = tmp_path_factory.mktemp("straight")
+    text = cgrpo("train", *SMALL, "training.iterations=4", "output=run", cwd=folder)
+    assert "held-out" in text.lower()
+    assert "report.html" in text
+    return folder / "run"
+
+
+def test_a_run_folder_holds_everything(straight: Path) -> None:
+    names = {path.name for path in straight.iterdir()}
+    assert names >= {"config.yaml", "run.json", "metrics.jsonl", "evaluations", "samples", "checkpoints", "report.html"}
+    assert list(straight.rglob("events.out.tfevents*"))
+    assert len(metrics(straight)) == 4
+    assert all(line["update/first_ratio_error"] == 0 for line in metrics(straight))
+    assert any(float(t.abs().sum()) > 0 for name, t in trained(straight).items() if "lora_B" in name)
+
+
+def test_resume_after_a_kill_is_exact(straight: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "customized_grpo", "train", *SMALL, "training.iterations=4", "output=run"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    checkpoint = tmp_path / "run" / "checkpoints" / "iteration-000002"
+    limit = time.monotonic() + 200
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert checkpoint.exists()
+    assert not (tmp_path / "run" / "checkpoints" / "iteration-000004").exists()
+    cgrpo("train", "--resume", "run", cwd=tmp_path)
+    assert metrics(tmp_path / "run") == metrics(straight)
+    theirs, ours = trained(straight), trained(tmp_path / "run")
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "customized_grpo", "train", *SMALL, "training.iterations=500", "output=run"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    log = tmp_path / "run" / "metrics.jsonl"
+    limit = time.monotonic() + 200
+    while not log.exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, text
+    assert "cgrpo train --resume run" in text
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+    done = len(metrics(tmp_path / "run"))
+    assert (tmp_path / "run" / "checkpoints" / f"iteration-{done:06d}").is_dir()
+
+
+def test_generate_draws_base_and_tuned(straight: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (80, 50), "orange").save(tmp_path / "cat.png")
+    cgrpo("generate", "--run", straight, "--count", 2, cwd=tmp_path)
+    text = cgrpo(
+        "generate", "--run", straight, "--reference", "cat.png", "--prompt", "a cube on the beach", "--output", "x.png",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert "a cube on the beach" in text
+    with Image.open(tmp_path / "x.png") as sheet:
+        assert sheet.width > 300
+    assert len(list((straight / "generated").glob("*.png"))) == 1
+    again = cgrpo("generate", "--run", straight, "--output", "x.png", cwd=tmp_path, expect=2)
+    assert "exists already" in again
+
+
+def test_eval_compares_a_run_with_its_base(straight: Path, tmp_path: Path) -> None:
+    text = cgrpo("eval", "--run", straight, "--output", "scores", cwd=tmp_path)
+    assert "base" in text
+    assert "iteration 4" in text
+    before = json.loads((tmp_path / "scores" / "iteration-000000.json").read_text())
+    logged = json.loads((straight / "evaluations" / "iteration-000000.json").read_text())
+    assert before["values"] == logged["values"]
+
+
+def test_the_users_own_photos_train(tmp_path: Path) -> None:
+    lines = []
+    for index, (name, size) in enumerate([("dog", (90, 60)), ("cat", (50, 120)), ("cup", (64, 64))]):
+        (tmp_path / name).mkdir()
+        Image.effect_noise(size, 80).convert("RGB").save(tmp_path / name / "0.jpg")
+        lines.append(
+            {"id": index, "prompt": f"a {name} on the beach", "references": [f"{name}/0.jpg"], "subject": name}
+        )
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    small = [word for word in SMALL if "evaluation.examples" not in word]
+    text = cgrpo("train", "data.train=data.jsonl", *small, "training.iterations=1", "output=run", cwd=tmp_path)
+    assert "oracle" not in text.split("Held-out")[-1] or "nan" in text or "-" in text
+    evaluation = json.loads((tmp_path / "run" / "evaluations" / "iteration-000001.json").read_text())
+    assert [task["prompt"] for task in evaluation["tasks"]] == ["a cup on the beach"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["config", "training.iteration=5"], "There is no setting 'training.iteration'. Did you mean 'iterations'?"),
+        (["config", "rollout.num_generations=1"], "'rollout.num_generations' is 1: input should be greater than"),
+        (["config", "--check", "method.advantage=sras"], "there is no 'sras' .* Did you mean 'sars'?"),
+        (["train", "nowhere.yaml"], "There is no configuration file 'nowhere.yaml'"),
+        (["train", "data.train=nowhere.jsonl"], "There is no data file 'nowhere.jsonl'"),
+        (["train", "--resume", "nowhere"], "'nowhere' is not a run folder: it does not exist"),
+        (["generate", "--run", "nowhere"], "'nowhere' is not a run folder"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_two(tmp_path: Path, words: list[str], sentence: str) -> None:
+    text = cgrpo(*words, cwd=tmp_path, expect=2)
+    assert re.search(sentence.replace("?", r"\?"), text), text
+    assert len(text.strip().splitlines()) == 1
+    assert "Traceback" not in text
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_loaded(straight: Path, tmp_path: Path) -> None:
+    before = sorted(straight.rglob("*"))
+    text = cgrpo("train", f"output={straight}", cwd=tmp_path, expect=2)
+    assert "holds something already" in text
+    assert sorted(straight.rglob("*")) == before
+
+
+def test_the_printed_configuration_can_be_read_back(tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(cgrpo("config", "seed=7", cwd=tmp_path))
+    assert cgrpo("config", "all.yaml", cwd=tmp_path) == (tmp_path / "all.yaml").read_text()
+
+
+def test_help_and_version(tmp_path: Path) -> None:
+    from customized_grpo import __version__
+
+    assert cgrpo("--version", cwd=tmp_path).strip() == __version__
+    for command in ("train", "generate", "eval", "config", "report"):
+        assert command in cgrpo("--help", cwd=tmp_path)
+        assert "Usage" in cgrpo(command, "--help", cwd=tmp_path)
