@@ -83,6 +83,16 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.87 <= hits / 200 <= 0.99
 
 
+def test_more_clusters_than_are_resampled_one_by_one(random):
+    values = torch.randn(1, 20_000, generator=random)
+    values[0, ::2] += 3  # twos of unlike tasks make a subject, so that only the noise is left between subjects
+    found = mean_interval(values, [n // 2 for n in range(20_000)], random)
+    half_width = 1.96 * float(values.view(10_000, 2).mean(1).std()) / 100
+    assert_close(found.estimate, values.double().mean())
+    for bound, sign in ((found.low, -1), (found.high, 1)):
+        assert float(bound - found.estimate) == pytest.approx(sign * half_width, rel=0.1)
+
+
 def test_interval_by_hand():
     draws = torch.arange(101.0, dtype=torch.float64)
     i = interval(torch.tensor(50.0, dtype=torch.float64), draws, level=0.9)

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 
 
+MOST_CLUSTERS = 4096
+"""More clusters than this are first put together at random, into this many: the method of random groups. The relative
+error of an interval's width is then about 1 %, less than 2000 resamples have of their own."""
+
+
 class Interval(NamedTuple):
     """Point estimate and bounds of a percentile interval, all of one shape."""
 
@@ -185,6 +190,9 @@ def _resample(
 ) -> tuple[Tensor, Tensor]:
     """Mean (M,) and resampled means (R, M) of (U, C, M) sums; U runs over all combinations of the `seeds` axes."""
     mean = sums.sum(dim=(0, 1)) / counts.sum(dim=(0, 1))
+    if sums.shape[1] > MOST_CLUSTERS:
+        group = torch.randperm(sums.shape[1], generator=generator) % MOST_CLUSTERS
+        sums, counts = (x.new_zeros(len(x), MOST_CLUSTERS, x.shape[-1]).index_add(1, group, x) for x in (sums, counts))
     # From the mean, so that float32, at half the time, costs digits of the spread and not of the value.
     sums = (sums - counts * mean).float()
     if bool((counts == counts[:1, :, :1]).all()):
