@@ -7,15 +7,17 @@ if TYPE_CHECKING:
     from customized_grpo.policies.contract import Policy, check_policy
     from customized_grpo.policies.flux import FluxKontextPolicy
     from customized_grpo.policies.lora import LoraSettings
+    from customized_grpo.policies.pipeline import PipelinePolicy
 
 _HOME = {
     "FluxKontextPolicy": "flux",
     "LoraSettings": "lora",
+    "PipelinePolicy": "pipeline",
     "Policy": "contract",
     "check_policy": "contract",
 }
 
-__all__ = ["FluxKontextPolicy", "LoraSettings", "Policy", "check_policy"]
+__all__ = ["FluxKontextPolicy", "LoraSettings", "PipelinePolicy", "Policy", "check_policy"]
 
 
 def __getattr__(name: str) -> Any:

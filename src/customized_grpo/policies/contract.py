@@ -97,7 +97,8 @@ def check_policy(policy: Policy, examples: Sequence[Example], *, num_inference_s
     """Prove that a policy obeys the contract, on two or more examples that share a `shape_key`.
 
     Checks shapes and dtypes, the schedule, determinism, batch equivariance (a row's velocity does not depend on its
-    neighbours), and that the gradient reaches the trainable parameters and only those.
+    neighbours), that sampling and training compute the same velocity, that the gradient reaches the trainable
+    parameters and only those, and that their state goes out and in.
 
     Raises:
         UserError: naming the first property that does not hold.
@@ -119,7 +120,7 @@ def check_policy(policy: Policy, examples: Sequence[Example], *, num_inference_s
 
     sigmas = policy.sigmas(num_inference_steps, conditioning)
     require(
-        sigmas.shape == (num_inference_steps + 1,) and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all()),
+        sigmas.shape == (num_inference_steps + 1,) and bool(sigmas[-1] == 0) and bool((sigmas.diff() < 0).all()),
         f"sigmas({num_inference_steps}) must be {num_inference_steps + 1} falling values that end in 0, got {sigmas}.",
     )
 
@@ -148,14 +149,31 @@ def check_policy(policy: Policy, examples: Sequence[Example], *, num_inference_s
         images.ndim == 4 and images.shape[:2] == (len(examples), 3) and images.dtype == torch.float32,
         f"decode must give float32 images (B, 3, H, W), got {images.dtype} of {tuple(images.shape)}.",
     )
-    require(0 <= float(images.min()) and float(images.max()) <= 1, "decode must give images in [0, 1].")
+    require(float(images.min()) >= 0 and float(images.max()) <= 1, "decode must give images in [0, 1].")
 
     parameters = policy.trainable_parameters()
     require(len(parameters) > 0, "no parameter has requires_grad, so nothing would train.")
-    policy.velocity(latents, sigma, conditioning).square().mean().backward()
+    training = policy.velocity(latents, sigma, conditioning)
+    drift = float((training.detach() - velocity).abs().max() / velocity.abs().max().clamp(min=1e-8))
+    require(
+        drift <= tolerance,
+        f"velocity with gradients differs from velocity without by {drift:.1e} (allowed {tolerance:.0e}), so sampling "
+        f"and training would compute different log-probs.",
+    )
+    training.square().mean().backward()
     reached = sum(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in parameters)
     frozen = [name for name, p in policy.module.named_parameters() if not p.requires_grad and p.grad is not None]
     for p in parameters:
         p.grad = None
+    state = {name: tensor.clone() for name, tensor in policy.trainable_state().items()}
+    require(
+        len(state) == len(parameters), f"trainable_state has {len(state)} tensors for {len(parameters)} parameters."
+    )
+    with torch.no_grad():
+        for p in parameters:
+            p.add_(1.0)
+        policy.load_trainable_state(state)
+    restored = all(torch.equal(tensor, state[name]) for name, tensor in policy.trainable_state().items())
+    require(restored, "load_trainable_state does not bring back what trainable_state gave.")
     require(reached > 0, "the gradient of velocity reaches none of the trainable parameters.")
     require(not frozen, f"the gradient reaches frozen parameters, such as {frozen[:1]}.")

@@ -1,6 +1,8 @@
 """What trains inside a frozen transformer: a LoRA adapter (peft), or all of it."""
 
-from collections.abc import Iterator, Mapping
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -21,78 +23,134 @@ FEED_FORWARD = (
 class LoraSettings(Settings):
     """A low-rank adapter on the linear layers of the transformer's blocks."""
 
-    rank: int = Field(16, ge=1)
+    rank: int = Field(default=16, ge=1)
     """Rank of the update of each layer."""
     alpha: float | None = None
     """Scale numerator; the update is alpha / rank * B A. None is alpha = rank."""
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Must stay 0 for exact log-probs: a dropout mask would differ between sampling and training."""
-    targets: tuple[str, ...] = ATTENTION + FEED_FORWARD
-    """Ends of module names that get an adapter, as peft's `target_modules`, inside transformer blocks only."""
+    targets: tuple[str, ...] | None = None
+    """Ends of module names that get an adapter, as peft's `target_modules`, inside transformer blocks only; None is
+    every attention and feed-forward layer of the family."""
 
 
 Trainable = Literal["lora", "full"]
 
+ADAPTER = "default"
+"""peft's name of the adapter that trains. Adapters of other names are frozen and belong to the base policy."""
 
-def make_trainable(transformer: nn.Module, trainable: Trainable, lora: LoraSettings, seed: int = 0) -> int:
+
+def make_trainable(
+    transformer: nn.Module,
+    trainable: Trainable,
+    lora: LoraSettings,
+    seed: int = 0,
+    targets: Sequence[str] = ATTENTION + FEED_FORWARD,
+) -> int:
     """Freeze the transformer and open what trains, in float32. Returns the number of trainable parameters.
 
+    Args:
+        transformer: a diffusers model.
+        trainable: an adapter, or all weights.
+        lora: the adapter.
+        seed: of its initial weights.
+        targets: of the family, where `lora` names none.
+
     Raises:
-        UserError: if no module name ends in one of `lora.targets`.
+        UserError: if no module name ends in one of the targets that the user gave.
         TrainingError: if the adapter is bound to nothing.
     """
     transformer.requires_grad_(False)
     if trainable == "full":
         transformer.float().requires_grad_(True)
     else:
-        _add_adapter(transformer, lora, seed)
+        _add_adapter(transformer, lora, seed, targets)
     count = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
     if count == 0:
         raise TrainingError("No parameter of the transformer trains; check policy.trainable and lora.targets.")
     return count
 
 
-def _add_adapter(transformer: nn.Module, lora: LoraSettings, seed: int) -> None:
+def _add_adapter(transformer: Any, lora: LoraSettings, seed: int, family_targets: Sequence[str]) -> None:
     from peft import LoraConfig
 
-    blocks = [name for name, module in transformer.named_modules() if isinstance(module, nn.ModuleList)]
-    wanted = [
-        name
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear)
-        and name.split(".")[0] in {b.split(".")[0] for b in blocks}
-        and any(name.endswith("." + target) for target in lora.targets)
-    ]
-    if not wanted:
-        raise UserError(
-            f"No linear layer of {type(transformer).__name__} ends in any of lora.targets {list(lora.targets)}; "
-            f"print(transformer) shows the names there are."
-        )
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha or lora.rank, lora_dropout=lora.dropout, target_modules=wanted
-    )
-    with torch.random.fork_rng(devices=[]):
+    linears = block_linears(transformer)
+    for target in lora.targets or ():
+        if not any(name.endswith("." + target) for name in linears):
+            raise UserError(
+                f"No linear layer in the blocks of {type(transformer).__name__} ends in '{target}', which "
+                f"lora.targets names; print(transformer) shows the names there are."
+            )
+    targets = family_targets if lora.targets is None else lora.targets
+    wanted = [name for name in linears if any(name.endswith("." + target) for target in targets)]
+    frozen = list(getattr(transformer, "peft_config", {}))
+    if ADAPTER in frozen:
+        raise UserError("The pipeline already holds an adapter that trains; load a fresh pipeline for another policy.")
+    alpha: Any = lora.alpha or lora.rank  # peft calls it an int, and takes a float
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=wanted)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of an adapter beneath, which is meant
         torch.manual_seed(seed)
-        transformer.add_adapter(config)  # pyright: ignore[reportCallIssue] - a mixin of diffusers models
-    for parameter in transformer.parameters():
+        transformer.add_adapter(config, adapter_name=ADAPTER)
+    if frozen:
+        transformer.set_adapter([*frozen, ADAPTER])
+    for name, parameter in transformer.named_parameters():
+        parameter.requires_grad_(".lora_" in name and f".{ADAPTER}." in name)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
+def add_frozen_adapter(transformer: Any, state: Mapping[str, Tensor], name: str) -> None:
+    """Put an adapter beneath the one that trains; it stays on in the base policy.
+
+    Args:
+        transformer: a diffusers model without an adapter that trains.
+        state: `{module}.lora_A.weight` (rank, in) and `{module}.lora_B.weight` (out, rank), of one rank.
+        name: peft's name for it.
+    """
+    from peft import LoraConfig
+
+    modules = [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]
+    rank = len(state[modules[0] + ".lora_A.weight"])
+    transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=modules), adapter_name=name)
+    with torch.no_grad():
+        for module in modules:
+            layer = transformer.get_submodule(module)
+            for part in ("lora_A", "lora_B"):
+                getattr(layer, part)[name].weight.copy_(state[f"{module}.{part}.weight"])
+    transformer.requires_grad_(False)
+
+
+def block_linears(transformer: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers inside the transformer's blocks, by name, whether an adapter wraps them or not."""
+    stacks = {name.split(".")[0] for name, module in transformer.named_modules() if isinstance(module, nn.ModuleList)}
+    return {
+        name: module
+        for name, module in transformer.named_modules()
+        if name.split(".")[0] in stacks
+        and isinstance(getattr(module, "base_layer", module), nn.Linear)
+        and not {"base_layer", "lora_A", "lora_B"} & set(name.split("."))
+    }
+
+
 @contextmanager
 def adapter_off(transformer: nn.Module, trainable: Trainable) -> Iterator[None]:
-    """Inside it the transformer computes what it did before training.
+    """Inside it the transformer computes what it did before training; adapters beneath ours stay on.
 
     Raises:
         UserError: for full fine-tuning, where the base weights are gone.
     """
     if trainable == "full":
         raise UserError("The base policy is needed (beta > 0), but full fine-tuning overwrites it; train a LoRA.")
-    transformer.disable_adapters()  # pyright: ignore[reportCallIssue]
+    scales = [s for m in transformer.modules() if ADAPTER in (s := getattr(m, "scaling", {}))]
+    kept = [scale[ADAPTER] for scale in scales]
+    for scale in scales:
+        scale[ADAPTER] = 0.0
     try:
         yield
     finally:
-        transformer.enable_adapters()  # pyright: ignore[reportCallIssue]
+        for scale, value in zip(scales, kept, strict=True):
+            scale[ADAPTER] = value
 
 
 def trainable_state(transformer: nn.Module) -> dict[str, Tensor]:
@@ -100,7 +158,7 @@ def trainable_state(transformer: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in transformer.named_parameters() if p.requires_grad}
 
 
-def load_trainable_state(transformer: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_trainable_state(transformer: nn.Module, state: Mapping[str, Tensor], what: str = "The checkpoint") -> None:
     """Copy `state` into the trained tensors.
 
     Raises:
@@ -110,14 +168,14 @@ def load_trainable_state(transformer: nn.Module, state: Mapping[str, Tensor]) ->
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
         raise UserError(
-            f"The checkpoint is of another model or adapter: {len(missing)} tensors missing"
+            f"{what} is of another model or adapter: {len(missing)} tensors missing"
             f"{f' (such as {missing[0]})' if missing else ''}, {len(extra)} left over"
             f"{f' (such as {extra[0]})' if extra else ''}; use the policy settings of the run that wrote it."
         )
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
             raise UserError(
-                f"The checkpoint holds {name} of shape {tuple(state[name].shape)}, the model has "
+                f"{what} holds {name} of shape {tuple(state[name].shape)}, the model has "
                 f"{tuple(tensor.shape)}; use the rank and model of the run that wrote it."
             )
     with torch.no_grad():
@@ -125,10 +183,68 @@ def load_trainable_state(transformer: nn.Module, state: Mapping[str, Tensor]) ->
             tensor.copy_(state[name])
 
 
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+
+
 def save_adapter(pipeline: Any, transformer: Any, folder: Path) -> None:
     """Write the adapter as diffusers does, with rank and alpha in its metadata, for `load_lora_weights(folder)`."""
     from peft.utils import get_peft_model_state_dict
 
-    layers = {name: value.detach().contiguous() for name, value in get_peft_model_state_dict(transformer).items()}
-    metadata = transformer.peft_config["default"].to_dict()
+    state = get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
+    layers = {name: value.detach().contiguous() for name, value in state.items()}
+    metadata = transformer.peft_config[ADAPTER].to_dict()
     pipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata)
+
+
+def load_adapter(transformer: Any, folder: Path) -> None:
+    """Inverse of `save_adapter`, into the adapter that trains.
+
+    Raises:
+        UserError: if there is no adapter, or it is of another model, rank, alpha or targets.
+    """
+    state, metadata = read_adapter(folder)
+    config = transformer.peft_config[ADAPTER]
+    for field, own in (("r", config.r), ("lora_alpha", config.lora_alpha)):
+        if metadata.get(field, own) != own:
+            raise UserError(
+                f"The adapter in '{folder}' has {field} {metadata[field]:g}, the policy has {own:g}; "
+                f"set policy.lora to the rank and alpha it was trained with."
+            )
+    named = {
+        name.replace(".lora_A.", f".lora_A.{ADAPTER}.").replace(".lora_B.", f".lora_B.{ADAPTER}."): tensor
+        for name, tensor in state.items()
+    }
+    load_trainable_state(transformer, named, f"The adapter in '{folder}'")
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An adapter in diffusers' layout: tensors by `{module}.lora_A.weight`, and peft's settings of it if it has them.
+
+    Raises:
+        UserError: if there is none.
+    """
+    file = folder / ADAPTER_FILE if folder.is_dir() else folder
+    state, metadata = read_safetensors(file)
+    settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    prefix = "transformer."
+    return (
+        {name.removeprefix(prefix): tensor for name, tensor in state.items()},
+        {name.removeprefix(prefix): value for name, value in settings.items()},
+    )
+
+
+def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        UserError: if it is not there or not one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise UserError(f"There is no file '{file}'; give the path of a safetensors file.")
+    try:
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"'{file}' is not a safetensors file ({error}); other formats are not read.") from error

@@ -1,0 +1,454 @@
+"""What the families share: a diffusers pipeline whose transformer trains, and whose encodings are kept."""
+
+import hashlib
+import logging
+import math
+import warnings
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from pydantic import ValidationError
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.functional.schedule import shifted_sigmas
+from customized_grpo.images import to_tensor
+from customized_grpo.policies import lora as _lora
+from customized_grpo.policies.contract import Policy
+from customized_grpo.policies.lora import LoraSettings, Trainable
+from customized_grpo.policies.tokens import Size, fit_area
+from customized_grpo.sources import explain, locate
+from customized_grpo.types import Conditioning, Example
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Row = dict[str, Tensor]
+"""The conditioning of one example, without the batch axis."""
+
+PIXELS_PER_DECODE = 2**21
+"""Pictures are decoded in batches of at most so many pixels (eight of 512 x 512), for memory."""
+
+
+class PipelinePolicy(Policy):
+    """A policy around a diffusers pipeline. A family says how it encodes, and how its transformer is called.
+
+    Args:
+        pipeline: with all its components loaded.
+        trainable: "lora" or "full".
+        lora: the adapter, for trainable = "lora".
+        dtype: of the forward pass; frozen weights are stored in it, trained ones in float32.
+        resolution: pictures have about resolution^2 pixels; None is the model's own.
+        width, height: of the pictures, instead of `resolution`; both or neither.
+        aspect: with `resolution`, whether pictures are square or have the aspect of their reference.
+        reference_resolution: the size of references, as the family counts it; None is the family's own.
+        shift: of the sigma schedule; None is the pipeline's own, resolution-dependent.
+        guidance_scale: the embedded guidance of a distilled model; the same in training and inference.
+        true_cfg_scale: of classifier-free guidance, which runs the transformer twice; 1 is none. The log-prob is that
+            of the guided velocity, in sampling and in training. None is the family's own.
+        negative_prompt: for classifier-free guidance.
+        max_text_tokens: a longer prompt is cut, counted in `truncated_prompts`, and warned about once.
+        gradient_checkpointing: recompute activations in the backward pass, for memory.
+        offload: "cpu" keeps text encoders and VAE off the device except while they work.
+        cache_mib: memory of the host for encoded prompts and references; the least recently used make room.
+        device: None is the fastest device there is.
+        seed: of the adapter's initial weights.
+    """
+
+    PIPELINE: ClassVar[str]
+    """The name of the pipeline's class in diffusers."""
+    TEXT_ENCODERS: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    TARGETS: ClassVar[tuple[str, ...]] = _lora.ATTENTION + _lora.FEED_FORWARD
+    MAX_REFERENCES: ClassVar[int] = 1
+    GUIDANCE: ClassVar[float] = 3.5
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        trainable: Trainable = "lora",
+        lora: LoraSettings | None = None,
+        dtype: str | torch.dtype = torch.float32,
+        resolution: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        aspect: Literal["square", "reference"] = "square",
+        reference_resolution: int | None = None,
+        shift: float | None = None,
+        guidance_scale: float | None = None,
+        true_cfg_scale: float | None = None,
+        negative_prompt: str = "",
+        max_text_tokens: int = 512,
+        gradient_checkpointing: bool = False,
+        offload: Literal["none", "cpu"] = "none",
+        cache_mib: float = 1024,
+        device: str | torch.device | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.pipeline: Any = pipeline
+        self.trainable: Trainable = trainable
+        self.dtype = as_dtype(dtype)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.shift, self.negative_prompt, self.max_text_tokens = shift, negative_prompt, max_text_tokens
+        self.guidance_scale = self.GUIDANCE if guidance_scale is None else guidance_scale
+        self.true_cfg_scale = self._default_cfg_scale() if true_cfg_scale is None else true_cfg_scale
+        self.reference_resolution, self.aspect, self.offload = reference_resolution, aspect, offload
+        self.truncated_prompts = 0
+        self._cache = EncodingCache(int(cache_mib * 2**20))
+        self.pixels_per_token = pipeline.vae_scale_factor * 2
+        self._set_size(resolution, width, height)
+        if offload not in ("none", "cpu"):
+            raise UserError(f"policy.offload is '{offload}'; it must be none or cpu.")
+
+        for name in (*self.TEXT_ENCODERS, "vae", "transformer"):
+            part = getattr(pipeline, name)
+            part.eval().requires_grad_(False)
+            wanted = torch.float32 if name == "vae" else self.dtype
+            if part.dtype != wanted:
+                part.to(wanted)
+            part.to("cpu" if offload == "cpu" and name != "transformer" else self.device)
+        self.transformer: Any = pipeline.transformer
+        _lora.make_trainable(self.transformer, trainable, lora or LoraSettings(), seed, self.TARGETS)
+        self.module = self.transformer
+        if gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **settings: Any) -> "Self":
+        """Load the pipeline from a folder or hub id in the diffusers layout. `settings` as in the class."""
+        return cls(cls.load_pipeline(path, settings.get("dtype", torch.float32)), **read_settings(settings))
+
+    @classmethod
+    def load_pipeline(cls, path: str | Path, dtype: str | torch.dtype = torch.float32) -> Any:
+        """The family's pipeline, frozen weights in `dtype`, the VAE in float32.
+
+        Raises:
+            UserError: if there is none, or it is of another class.
+        """
+        import diffusers
+
+        source = locate(path)
+        try:
+            index: Any = diffusers.DiffusionPipeline.load_config(source)
+            found = index.get("_class_name")
+            if found == cls.PIPELINE:
+                kind = getattr(diffusers, cls.PIPELINE)
+                return kind.from_pretrained(source, dtype={"default": as_dtype(dtype), "vae": torch.float32})
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise explain(path, f"a {cls.PIPELINE}", error) from error
+        raise UserError(
+            f"'{path}' holds a {found}, and {cls.__name__} takes a {cls.PIPELINE}; "
+            f"give the policy of that family or another path."
+        )
+
+    # ---- sizes
+
+    def _set_size(self, resolution: int | None, width: int | None, height: int | None) -> None:
+        if (width is None) != (height is None) or (width and resolution):
+            raise UserError(
+                f"policy.width is {width}, height {height} and resolution {resolution}; give width and height, or "
+                f"resolution alone."
+            )
+        if not width:
+            sample_size = self.pipeline.vae.config.get("sample_size")
+            resolution = resolution or sample_size or self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
+        for name, side in (("resolution", resolution), ("width", width), ("height", height)):
+            if side is not None and (side <= 0 or side % self.pixels_per_token):
+                raise UserError(f"policy.{name} is {side}; it must be a multiple of {self.pixels_per_token} pixels.")
+        self.resolution = resolution or round(math.sqrt((width or 1) * (height or 1)))
+        self.size: Size | None = (width, height) if width and height else None
+
+    def picture_size(self, example: Example) -> Size:
+        """(width, height) in pixels of what this policy draws for an example."""
+        if self.size:
+            return self.size
+        if self.aspect == "square":
+            return self.resolution, self.resolution
+        return self._fit(self._aspect_of(example).size, self.resolution)
+
+    def _aspect_of(self, example: Example) -> Image:
+        """The reference that aspect = "reference" follows."""
+        return example.references[0]
+
+    def _fit(self, size: Size, side: int) -> Size:
+        """The aspect of `size` with about side^2 pixels, as the family likes it."""
+        return fit_area(size, side, self.pixels_per_token)
+
+    @abstractmethod
+    def reference_sizes(self, example: Example) -> list[Size]:
+        """(width, height) in pixels at which the model sees the references."""
+
+    def grid(self, size: Size) -> tuple[int, int]:
+        """(rows, columns) of tokens of a picture of `size` pixels."""
+        return size[1] // self.pixels_per_token, size[0] // self.pixels_per_token
+
+    def shape_key(self, example: Example) -> Hashable:
+        self._check_references(example)
+        return self.picture_size(example), tuple(self.reference_sizes(example))
+
+    # ---- what it sees
+
+    @torch.no_grad()
+    def encode(self, examples: Sequence[Example]) -> Conditioning:
+        for example in examples:
+            self._check_references(example)
+        keys = [self._keys(example) for example in examples]
+        # One example at a time: a row then depends neither on its neighbours nor on what the cache held.
+        with self._awake(*self.TEXT_ENCODERS, "vae") if self._any_missing(keys) else nullcontext(), self._autocast():
+            rows = [self._row(example, *key) for example, key in zip(examples, keys, strict=True)]
+        return {name: value.to(self.device) for name, value in self._collate(rows).items()}
+
+    def _any_missing(self, keys: Sequence[tuple[Hashable, ...]]) -> bool:
+        return any(key not in self._cache for group in keys for key in group if key is not None)
+
+    def _row(self, example: Example, text_key: Hashable, negative_key: Hashable, picture_key: Hashable) -> Row:
+        row = dict(self._cache.get(text_key, lambda: self._encode_text(example.prompt, example)))
+        with torch.autocast(self.device.type, enabled=False):
+            row |= self._cache.get(picture_key, lambda: self._encode_references(example))
+        if negative_key is not None:
+            negative = self._cache.get(negative_key, lambda: self._encode_text(self.negative_prompt, example))
+            row |= {f"negative_{name}": value for name, value in negative.items()}
+        row["size"] = torch.tensor(self.picture_size(example))
+        return row
+
+    def _keys(self, example: Example) -> tuple[Hashable, Hashable | None, Hashable]:
+        """Of prompt, negative prompt and references in the cache: by content, so that what is shared is shared."""
+        pictures = tuple(digest(image) for image in example.references)
+        context = self._text_context(pictures)
+        negative = ("text", self.negative_prompt, context) if self.true_cfg_scale > 1 else None
+        return ("text", example.prompt, context), negative, ("pictures", pictures, self.picture_size(example))
+
+    def _text_context(self, pictures: Hashable) -> Hashable:
+        """What the encoding of a prompt depends on besides the prompt."""
+        return None
+
+    @abstractmethod
+    def _encode_text(self, prompt: str, example: Example) -> Row:
+        """The prompt as the transformer takes it; "text" (L, D) among it."""
+
+    @abstractmethod
+    def _encode_references(self, example: Example) -> Row:
+        """References as the transformer takes them: "reference" (M, C) tokens, "ids" (N + M, axes) positions ..."""
+
+    def _collate(self, rows: Sequence[Row]) -> Row:
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _check_references(self, example: Example) -> None:
+        count = len(example.references)
+        if 1 <= count <= self.MAX_REFERENCES:
+            return
+        limit = "exactly one" if self.MAX_REFERENCES == 1 else f"one to {self.MAX_REFERENCES}"
+        raise UserError(
+            f"Example '{example.id}' has {count or 'no'} reference{'s' if count > 1 else ''}, and {self.name} takes "
+            f"{limit}; change the example or use another policy."
+        )
+
+    def _pixels(self, image: Image, size: Size) -> Tensor:
+        """(1, 3, H, W) in [-1, 1] on the device, resized as the pipeline does."""
+        image = image.convert("RGB")
+        if image.size == size:
+            return to_tensor(image).unsqueeze(0).to(self.device) * 2 - 1
+        processor, (width, height) = self.pipeline.image_processor, size
+        return processor.preprocess(processor.resize(image, height, width), height, width).to(self.device)
+
+    @property
+    def text_limit(self) -> int:
+        """Tokens of a prompt that are seen."""
+        return self.max_text_tokens
+
+    def _count_truncated(self, tokens: int, prompt: str) -> None:
+        if tokens <= self.text_limit:
+            return
+        self.truncated_prompts += 1
+        if self.truncated_prompts == 1:
+            warnings.warn(
+                f"A prompt has {tokens} tokens and the encoder takes {self.text_limit}; the rest is cut. It begins "
+                f"'{prompt[:60]}'. Further long prompts are counted only.",
+                stacklevel=2,
+            )
+
+    @contextmanager
+    def _awake(self, *names: str) -> Iterator[None]:
+        """Inside it the named components are on the device; with offload they are there only inside."""
+        if self.offload == "none":
+            yield
+            return
+        parts = [getattr(self.pipeline, name) for name in names]
+        for part in parts:
+            part.to(self.device)
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.to("cpu")
+
+    # ---- the flow
+
+    def latent_shape(self, conditioning: Conditioning) -> tuple[int, int]:
+        rows, columns = self.grid(_size(conditioning))
+        return rows * columns, int(conditioning["reference"].shape[-1])
+
+    def sigmas(self, num_inference_steps: int, conditioning: Conditioning) -> Tensor:
+        if self.shift:
+            return shifted_sigmas(num_inference_steps, self.shift)
+        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
+        mu = self._mu(self.latent_shape(conditioning)[0], num_inference_steps)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), mu=mu)
+        return scheduler.sigmas.float()
+
+    def _mu(self, tokens: int, num_inference_steps: int) -> float:
+        """The log of the pipeline's shift: linear in the number of image tokens."""
+        config = self.pipeline.scheduler.config
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        base, top = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        return base + (tokens - low) * (top - base) / (high - low)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        with self._autocast():
+            velocity = self._predict(latents, sigma, conditioning).float()
+            if self.true_cfg_scale > 1:
+                prefix = "negative_"
+                swapped = {k.removeprefix(prefix): v for k, v in conditioning.items() if k.startswith(prefix)}
+                velocity = self._guide(velocity, self._predict(latents, sigma, {**conditioning, **swapped}).float())
+        return velocity
+
+    @abstractmethod
+    def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """One pass of `module` under autocast: the velocity of the picture's tokens, (B, N, C)."""
+
+    def _guide(self, velocity: Tensor, negative: Tensor) -> Tensor:
+        return negative + self.true_cfg_scale * (velocity - negative)
+
+    def _default_cfg_scale(self) -> float:
+        return 1.0
+
+    @property
+    def _input_dtype(self) -> torch.dtype:
+        return torch.float32 if self.trainable == "full" else self.dtype
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """bfloat16 runs under autocast, so that float32 trained weights meet bfloat16 activations."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    # ---- what comes out
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, conditioning: Conditioning) -> Tensor:
+        width, height = _size(conditioning)
+        batch = max(1, PIXELS_PER_DECODE // (width * height))
+        with self._awake("vae"), self._autocast():
+            images = [self._decode(some, *self.grid((width, height))).float() for some in latents.split(batch)]
+        return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
+
+    @abstractmethod
+    def _decode(self, latents: Tensor, rows: int, columns: int) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] from tokens on a grid."""
+
+    # ---- what trains
+
+    def base(self) -> AbstractContextManager[None]:
+        return _lora.adapter_off(self.transformer, self.trainable)
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        return _lora.trainable_state(self.transformer)
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        _lora.load_trainable_state(self.transformer, state)
+
+    def save(self, folder: Path) -> None:
+        """LoRA: `pytorch_lora_weights.safetensors` for `pipeline.load_lora_weights(folder)`. Full: the transformer."""
+        if self.trainable == "full":
+            self.transformer.save_pretrained(folder / "transformer")
+        else:
+            _lora.save_adapter(self.pipeline, self.transformer, folder)
+
+    def load(self, folder: str | Path) -> None:
+        """Take up an adapter that `save` wrote. Raises UserError if it is of another family, rank or targets."""
+        if self.trainable == "full":
+            raise UserError(
+                "load() takes an adapter; give a fully trained transformer in the pipeline's folder instead."
+            )
+        _lora.load_adapter(self.transformer, Path(folder))
+
+
+class EncodingCache:
+    """Rows by key in host memory; the least recently used make room. A row larger than the limit is not kept."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
+        self._rows: OrderedDict[Hashable, Row] = OrderedDict()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._rows
+
+    def get(self, key: Hashable, make: Any) -> Row:
+        """The row of `key`, made and kept if it is not there."""
+        if key in self._rows:
+            self._rows.move_to_end(key)
+            return self._rows[key]
+        row = {name: value.detach().cpu() for name, value in make().items()}
+        self._rows[key], self.bytes = row, self.bytes + _bytes(row)
+        while self.bytes > self.limit:
+            self.bytes -= _bytes(self._rows.popitem(last=False)[1])
+        return row
+
+
+def _bytes(row: Row) -> int:
+    return sum(value.numel() * value.element_size() for value in row.values())
+
+
+def _size(conditioning: Conditioning) -> Size:
+    width, height = conditioning["size"][0].tolist()
+    return width, height
+
+
+def digest(image: Image) -> bytes:
+    """Equal for equal pictures."""
+    state = hashlib.blake2b(repr((image.mode, image.size)).encode(), digest_size=16)
+    state.update(image.tobytes())
+    return state.digest()
+
+
+def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The dtype of a forward pass.
+
+    Raises:
+        UserError: unless it is float32 or bfloat16. float16 overflows in these models.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.bfloat16):
+        raise UserError(f"policy.dtype is '{dtype}'; it must be float32 or bfloat16.")
+    return found
+
+
+def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as YAML has them, with the nested ones read."""
+    read = dict(settings)
+    if isinstance(read.get("lora"), Mapping):
+        try:
+            read["lora"] = LoraSettings(**read["lora"])
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"policy.lora.{first['loc'][0]} is {first['input']!r}: {first['msg']}.") from None
+    return read
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Inside it a library's logger keeps its warnings to itself, because we give a better one."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

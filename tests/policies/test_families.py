@@ -1,0 +1,105 @@
+"""What every family must prove, on small random weights."""
+
+import pytest
+import torch
+
+from customized_grpo import policies
+from customized_grpo.errors import UserError
+from customized_grpo.policies import PipelinePolicy, check_policy
+from customized_grpo.policies.lora import LoraSettings
+from customized_grpo.rollout import sample_ode
+
+from . import tiny
+from .runs import train, write_run
+
+
+def make(family: tiny.Family, **settings) -> PipelinePolicy:
+    kind = getattr(policies, family.policy)
+    arguments = {"lora": LoraSettings(rank=2), "device": "cpu", **family.settings, **settings}
+    return kind(family.pipeline(), **arguments)
+
+
+def sample(policy: PipelinePolicy, family: tiny.Family) -> torch.Tensor:
+    conditioning = policy.encode(family.examples())
+    return sample_ode(policy, conditioning, tiny.noise(policy, conditioning), 2)
+
+
+@pytest.fixture(params=tiny.FAMILIES, ids=lambda family: family.policy)
+def family(request) -> tiny.Family:
+    return request.param
+
+
+def test_the_contract_holds(family):
+    check_policy(make(family), family.examples())
+
+
+def test_the_saved_adapter_draws_the_same_picture_in_the_families_own_pipeline(family, tmp_path):
+    policy = make(family)
+    untrained = sample(policy, family)
+    tiny.disturb(policy)
+    trained = sample(policy, family)
+    policy.save(tmp_path)
+    fresh = family.pipeline()
+    fresh.load_lora_weights(tmp_path)
+    assert float((trained - untrained).abs().max()) > 1e-3
+    carrier = make(family)
+    carrier.module = carrier.transformer = fresh.transformer
+    torch.testing.assert_close(sample(carrier, family), trained, atol=1e-5, rtol=0)
+
+
+def test_the_saved_adapter_can_be_taken_up_again(family, tmp_path):
+    policy, other, larger = make(family), make(family, seed=9), make(family, lora=LoraSettings(rank=3))
+    tiny.disturb(policy)
+    policy.save(tmp_path)
+    other.load(tmp_path)
+    assert torch.equal(sample(other, family), sample(policy, family))
+    with pytest.raises(UserError, match="has r 2, the policy has 3"):
+        larger.load(tmp_path)
+
+
+def test_the_base_policy_is_the_one_before_training(family):
+    policy = make(family)
+    before = sample(policy, family)
+    tiny.disturb(policy)
+    with policy.base():
+        assert torch.equal(sample(policy, family), before)
+    assert not torch.equal(sample(policy, family), before)
+
+
+def test_recomputed_activations_give_the_same_gradient(family):
+    gradients = []
+    for checkpointing in (False, True):
+        policy = make(family, gradient_checkpointing=checkpointing)
+        tiny.disturb(policy)
+        conditioning = policy.encode(family.examples())
+        latents = tiny.noise(policy, conditioning)
+        policy.velocity(latents, torch.full((len(latents),), 0.6), conditioning).square().mean().backward()
+        gradients.append([p.grad for p in policy.trainable_parameters() if p.grad is not None])
+    assert policy.transformer.is_gradient_checkpointing
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+def test_half_precision_keeps_latents_and_trained_weights_whole(family):
+    policy = make(family, dtype="bfloat16")
+    tiny.disturb(policy)
+    assert {p.dtype for p in policy.trainable_parameters()} == {torch.float32}
+    assert policy.pipeline.vae.dtype == torch.float32
+    check_policy(policy, family.examples())
+    whole = make(family)
+    tiny.disturb(whole)
+    torch.testing.assert_close(sample(policy, family), sample(whole, family), atol=0.1, rtol=0)
+
+
+def test_offloading_changes_nothing_in_the_picture(family):
+    here, away = make(family), make(family, offload="cpu")
+    assert torch.equal(sample(here, family), sample(away, family))
+
+
+def test_two_iterations_from_a_configuration_change_the_adapter(family, tmp_path):
+    policy, run = train(write_run(family, tmp_path))
+    assert [record["iteration"] for record in run.records()] == [1, 2]
+    assert all(record["update/first_ratio_error"] < 1e-5 for record in run.records())
+    trained = {name: tensor for name, tensor in policy.trainable_state().items() if "lora_B" in name}
+    assert any(bool(tensor.abs().sum() > 0) for tensor in trained.values())
+    assert list((run.path / "checkpoints").rglob("pytorch_lora_weights.safetensors"))

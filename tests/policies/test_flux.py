@@ -1,0 +1,156 @@
+import pytest
+import torch
+
+from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.functional import sde
+from customized_grpo.policies import FluxKontextPolicy
+from customized_grpo.policies.contract import repeat, rows
+from customized_grpo.policies.lora import LoraSettings
+from customized_grpo.rollout import sample_ode
+
+from . import tiny
+from .runs import train, write_run
+
+
+def policy(pipeline=None, **settings) -> FluxKontextPolicy:
+    made = FluxKontextPolicy(pipeline or tiny.kontext_pipeline(), lora=LoraSettings(rank=2), device="cpu", **settings)
+    tiny.disturb(made)
+    return made
+
+
+def theirs(pipeline, example, noise, size, steps=3, **arguments):
+    width, height = size
+    return pipeline(
+        image=example.references[0], prompt=example.prompt, width=width, height=height, max_area=width * height,
+        num_inference_steps=steps, latents=noise, max_sequence_length=tiny.MAX_TOKENS, output_type="pt", **arguments,
+    ).images  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({}, (16, 16)),
+        ({"resolution": 32, "reference_resolution": 16, "guidance_scale": 2.0}, (32, 32)),
+        ({"width": 24, "height": 12, "reference_resolution": 16}, (24, 12)),
+        ({"true_cfg_scale": 2.5, "negative_prompt": "a blue hat"}, (16, 16)),
+    ],
+)
+def test_sampling_is_the_pipelines_own(settings, size):
+    """Shift, guidance, positions, text, VAE: any difference would show; the references' size is the next test's."""
+    ours, example = policy(**settings), tiny.example()
+    conditioning = ours.encode([example])
+    assert ours.picture_size(example) == size
+    noise = tiny.noise(ours, conditioning)
+    guidance = {k: v for k, v in settings.items() if k in ("true_cfg_scale", "negative_prompt")}
+    expected = theirs(
+        ours.pipeline, example, noise, size, guidance_scale=ours.guidance_scale, _auto_resize=False, **guidance
+    )
+    torch.testing.assert_close(sample_ode(ours, conditioning, noise, 3), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("reference", "seen"), [((20, 50), (12, 28)), ((19, 16), (16, 16)), ((61, 20), (28, 12))])
+def test_a_reference_is_resized_as_the_pipeline_does(monkeypatch, reference, seen):
+    """The pipeline takes the nearest of a list of sizes; ours is that list at 1024, scaled elsewhere."""
+    listed = "diffusers.pipelines.flux.pipeline_flux_kontext.PREFERRED_KONTEXT_RESOLUTIONS"
+    monkeypatch.setattr(listed, [(12, 28), (16, 16), (28, 12)])
+    ours = policy(reference_resolution=1024, aspect="reference")
+    example = tiny.example(sizes=(reference,))
+    assert ours.reference_sizes(example) == [seen]
+    conditioning = ours.encode([example])
+    noise = tiny.noise(ours, conditioning)
+    expected = theirs(ours.pipeline, example, noise, ours.picture_size(example))
+    torch.testing.assert_close(sample_ode(ours, conditioning, noise, 3), expected, atol=1e-5, rtol=0)
+
+
+def test_sizes_of_the_real_model():
+    ours = policy(resolution=1024)
+    assert ours.reference_sizes(tiny.example(sizes=((1000, 1000),))) == [(1024, 1024)]
+    assert ours.reference_sizes(tiny.example(sizes=((672, 1568),))) == [(672, 1568)]
+    half = policy(resolution=512, aspect="reference")
+    assert half.reference_sizes(tiny.example(sizes=((672, 1568),))) == [(336, 784)]
+    assert half.picture_size(tiny.example(sizes=((672, 1568),))) == (336, 784)
+
+
+def test_the_shift_grows_with_the_resolution_unless_it_is_fixed():
+    small, large, fixed = (policy(**settings) for settings in ({}, {"resolution": 64}, {"shift": 3.0}))
+    example = tiny.example()
+    values = [float(p.sigmas(4, p.encode([example]))[2]) for p in (small, large, fixed)]
+    assert values[0] < values[1]
+    assert values[2] == pytest.approx(3 * 0.5 / (1 + 2 * 0.5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resolution": 18}, "policy.resolution is 18; it must be a multiple of 4 pixels."),
+        ({"width": 16}, "give width and height, or resolution alone"),
+        ({"width": 16, "height": 16, "resolution": 16}, "give width and height, or resolution alone"),
+        ({"dtype": "float16"}, "policy.dtype is 'float16'; it must be float32 or bfloat16."),
+        ({"offload": "disk"}, "policy.offload is 'disk'; it must be none or cpu."),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        policy(**settings)
+
+
+@pytest.mark.parametrize(("count", "seen"), [(0, "no reference,"), (2, "2 references,")])
+def test_it_takes_exactly_one_reference(count, seen):
+    example = tiny.example(sizes=((16, 16),) * count)
+    with pytest.raises(UserError, match=f"Example 'a' has {seen} and FluxKontextPolicy takes exactly one"):
+        policy().encode([example])
+    with pytest.raises(UserError, match=seen):
+        policy().shape_key(example)
+
+
+def log_prob(ours: FluxKontextPolicy, latents, following, conditioning, some: slice) -> torch.Tensor:
+    count = len(latents[some])
+    velocity = ours.velocity(latents[some], torch.full((count,), 0.7), rows(conditioning, some))
+    step = sde.dance_sde(latents[some], velocity, torch.full((count,), 0.7), torch.full((count,), 0.5), noise_level=0.4)
+    return sde.log_prob(step, following[some])
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("bfloat16", 2e-2)])
+def test_drift_of_log_probs_with_the_batch(dtype, bound):
+    """The log-prob of a row in a batch of eight against that of the row alone, and against itself.
+
+    In its own batch a row gives the same number bit for bit, which is what old_log_probs: recompute relies on.
+    """
+    ours = policy(dtype=dtype)
+    conditioning = repeat(ours.encode([tiny.example("a"), tiny.example("b", "a cat")]), 4)
+    draw = torch.Generator().manual_seed(0)
+    latents, following = (torch.randn(8, 16, 16, generator=draw) for _ in range(2))
+    with torch.no_grad():
+        together = log_prob(ours, latents, following, conditioning, slice(0, 8))
+        alone = torch.cat([log_prob(ours, latents, following, conditioning, slice(i, i + 1)) for i in range(8)])
+    again = log_prob(ours, latents, following, conditioning, slice(0, 8)).detach()
+    assert torch.equal(together, again)
+    assert float((together - alone).abs().max()) <= bound
+
+
+class RoundsByBatch(FluxKontextPolicy):
+    """Rounds otherwise in a smaller batch, as products in bfloat16 do on a GPU; on one CPU core they do not."""
+
+    def velocity(self, latents, sigma, conditioning):
+        rounding = 0.02 * torch.sin(1e4 * latents) * (len(latents) < 4)
+        return super().velocity(latents, sigma, conditioning) + rounding
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error"),
+    [
+        (("training.micro_batch=2",), "old_log_probs"),
+        (("training.micro_batch=2", "training.old_log_probs=recompute"), None),
+        ((), None),
+    ],
+)
+def test_the_rule_for_a_micro_batch_smaller_than_the_chunk(tmp_path, overrides, error):
+    """Rounding alone must not move the first ratio: stop and say what to do, or recompute in the update's batches."""
+    family = tiny.FAMILIES[0]
+    file = write_run(family, tmp_path, use=f"{__name__}:RoundsByBatch", dtype="bfloat16")
+    if error:
+        with pytest.raises(TrainingError, match=error):
+            train(file, *overrides)
+    else:
+        _, run = train(file, *overrides)
+        assert all(record["update/first_ratio_error"] == 0 for record in run.records())

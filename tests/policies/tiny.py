@@ -1,0 +1,116 @@
+"""Small pipelines with random weights, built from the real classes' own configurations. Seeds are explicit."""
+
+import string
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from customized_grpo.types import Example
+
+TEXT = 16
+"""Width of every text encoder."""
+MAX_TOKENS = 24
+
+
+def tokenizer(max_tokens: int = MAX_TOKENS, *, begin: bool = False) -> Any:
+    """One token per letter; <eos> has the largest id, where CLIP pools."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: n for n, word in enumerate(["<pad>", "<unk>", "<bos>", *string.ascii_lowercase, "<eos>"])}
+    made = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    template = "<bos> $A <eos>" if begin else "$A <eos>"
+    special = [(word, ids[word]) for word in ("<bos>", "<eos>")]
+    made.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=max_tokens, **names)
+
+
+def flux_parts(seed: int = 0, *, guidance: bool = True, transformer: nn.Module | None = None) -> dict[str, Any]:
+    """Components of a FLUX.1 pipeline. The VAE halves twice less than the real one: a token is 4 x 4 pixels."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    torch.manual_seed(seed)
+    size = len(tokenizer())
+    clip = CLIPTextConfig(
+        vocab_size=size, hidden_size=TEXT, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS, bos_token_id=2, eos_token_id=size - 1, pad_token_id=0, projection_dim=16,
+    )  # fmt: skip
+    t5 = T5Config(
+        vocab_size=size, d_model=TEXT, d_kv=8, d_ff=16, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu",
+        eos_token_id=size - 1, pad_token_id=0,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=4, norm_num_groups=4, layers_per_block=1, sample_size=16, scaling_factor=0.4,
+        shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,
+    )  # fmt: skip
+    transformer = transformer or FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT, pooled_projection_dim=TEXT, guidance_embeds=guidance, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=8, max_shift=1.3),
+        "vae": vae,
+        "text_encoder": CLIPTextModel(clip),
+        "tokenizer": tokenizer(begin=True),
+        "text_encoder_2": T5EncoderModel(t5),
+        "tokenizer_2": tokenizer(),
+        "transformer": transformer,
+    }
+
+
+def kontext_pipeline(seed: int = 0) -> Any:
+    from diffusers import FluxKontextPipeline
+
+    return quiet(FluxKontextPipeline(**flux_parts(seed)))
+
+
+def quiet(pipeline: Any) -> Any:
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def picture(size: tuple[int, int] = (16, 16), seed: int = 0) -> Image.Image:
+    noise = torch.randint(0, 256, (4, 4, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(noise.numpy(), "RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def example(name: str = "a", prompt: str = "a red hat", sizes: tuple[tuple[int, int], ...] = ((16, 16),)) -> Example:
+    references = tuple(picture(size, seed=ord(name[0]) + n) for n, size in enumerate(sizes))
+    return Example(id=name, prompt=prompt, references=references)
+
+
+def disturb(policy: Any, seed: int = 1, scale: float = 0.3) -> None:
+    """Give the trained weights values, as training would: an untrained adapter does nothing."""
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in policy.trainable_parameters():
+        parameter.data += scale * torch.randn(parameter.shape, generator=draw) / parameter.shape[-1] ** 0.5
+
+
+def noise(policy: Any, conditioning: Any, seed: int = 3) -> torch.Tensor:
+    """Initial noise (B, N, C) for the examples of a conditioning."""
+    shape = (len(conditioning["size"]), *policy.latent_shape(conditioning))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass(frozen=True)
+class Family:
+    """A policy class by name, how to build its pipeline, and settings and examples that suit the pipeline."""
+
+    policy: str
+    pipeline: Callable[[], Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    sizes: tuple[tuple[int, int], ...] = ((16, 16),)
+
+    def examples(self) -> list[Example]:
+        return [example("a", "a red hat", self.sizes), example("b", "on a beach", self.sizes)]
+
+
+FAMILIES = [Family("FluxKontextPolicy", kontext_pipeline)]
