@@ -51,10 +51,10 @@ class ToyWorld(Sequence[ToyExample]):
         per_subject: int = 1,
     ) -> None:
         self.split: Split = split
-        self.count, self.seed, self.kinds, self.per_subject = count, seed, kinds, per_subject
+        self.length, self.seed, self.kinds, self.per_subject = count, seed, kinds, per_subject
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     @overload
     def __getitem__(self, index: int) -> ToyExample: ...
@@ -62,10 +62,10 @@ class ToyWorld(Sequence[ToyExample]):
     def __getitem__(self, index: slice) -> list[ToyExample]: ...
     def __getitem__(self, index: int | slice) -> ToyExample | list[ToyExample]:
         if isinstance(index, slice):
-            return [self._example(n) for n in range(*index.indices(self.count))]
-        if not -self.count <= index < self.count:
-            raise IndexError(f"index {index} is out of range for {self.count} toy examples")
-        return self._example(index % self.count)
+            return [self._example(n) for n in range(*index.indices(self.length))]
+        if not -self.length <= index < self.length:
+            raise IndexError(f"index {index} is out of range for {self.length} toy examples")
+        return self._example(index % self.length)
 
     def _example(self, index: int) -> ToyExample:
         subject, reference, mask = self._subject(index // self.per_subject)

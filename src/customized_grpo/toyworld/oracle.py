@@ -1,6 +1,6 @@
 """The oracle: reads the attributes of a picture back, independently of the reward models.
 
-It is a plain convolutional network trained on the attributes themselves; its measured accuracies are in docs/toyworld.md.
+It is a plain convolutional network trained on the attributes themselves; docs/toyworld.md has its measured accuracies.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,9 @@ class Oracle(nn.Module):
 
         oracle = cls()
         state = load_file(Path(folder or weights_path("oracle")) / WEIGHTS_FILE)
-        oracle.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+        oracle.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        )
         return oracle.eval().requires_grad_(False)
 
     def save(self, folder: Path) -> None:
@@ -43,7 +45,9 @@ class Oracle(nn.Module):
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.half() if value.is_floating_point() else value for name, value in self.state_dict().items()}
+        state = {
+            name: value.half() if value.is_floating_point() else value for name, value in self.state_dict().items()
+        }
         save_file(state, folder / WEIGHTS_FILE)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

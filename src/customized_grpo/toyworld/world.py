@@ -38,7 +38,7 @@ Split = Literal["train", "eval"]
 
 @dataclass(frozen=True)
 class Subject:
-    """A creature. The words are its exact attributes; the numbers make two creatures of one description differ a little."""
+    """A creature. The words are its exact attributes; by the numbers two creatures of one description differ."""
 
     noun: str
     colour: str

@@ -1,36 +1,36 @@
 """The autoencoder: 64 x 64 pixels to a 16 x 16 latent and back."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+from customized_grpo.toyworld.pretrain.models import Autoencoder
 
 LATENT_CHANNELS = 12
 
 
-def build() -> "AutoencoderKL":
+def build() -> Autoencoder:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
-        sample_size=64,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        mid_block_add_attention=False,
-        scaling_factor=1.0,
-        shift_factor=0.0,
-    )
+    config: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (16, 32, 64),
+        "layers_per_block": 1,
+        "latent_channels": LATENT_CHANNELS,
+        "norm_num_groups": 8,
+        "sample_size": 64,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "mid_block_add_attention": False,
+        "scaling_factor": 1.0,
+        "shift_factor": 0.0,
+    }
+    return AutoencoderKL(**config)
 
 
-def loss(autoencoder: "AutoencoderKL", images: Tensor, generator: torch.Generator, kl_weight: float = 5e-4) -> Tensor:
+def loss(autoencoder: Autoencoder, images: Tensor, generator: torch.Generator, kl_weight: float = 5e-4) -> Tensor:
     """Absolute, squared and edge error, and a light pull of the latents towards a standard normal.
 
     Args:
@@ -47,14 +47,14 @@ def loss(autoencoder: "AutoencoderKL", images: Tensor, generator: torch.Generato
 
 
 @torch.no_grad()
-def calibrate(autoencoder: "AutoencoderKL", images: Tensor) -> None:
+def calibrate(autoencoder: Autoencoder, images: Tensor) -> None:
     """Set shift and scale so that the latents of `images` have mean 0 and standard deviation 1."""
     latents = autoencoder.encode(images).latent_dist.mode()
     autoencoder.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
 
 
 @torch.no_grad()
-def psnr(autoencoder: "AutoencoderKL", images: Tensor) -> Tensor:
+def psnr(autoencoder: Autoencoder, images: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each reconstruction, in dB. images: (B, 3, 64, 64) in [-1, 1]; returns (B,)."""
     decoded = autoencoder.decode(autoencoder.encode(images).latent_dist.mode()).sample.clamp(-1, 1)
     return -10 * ((decoded - images).square().mean((1, 2, 3)) / 4).log10()

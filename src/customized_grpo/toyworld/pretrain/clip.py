@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from customized_grpo.toyworld.pretrain import augment
 from customized_grpo.toyworld.pretrain.corpus import Corpus
+from customized_grpo.toyworld.pretrain.models import Clip, Tokenizer
 from customized_grpo.toyworld.pretrain.tokenizers import MAX_TOKENS
 from customized_grpo.toyworld.pretrain.tokenizers import build as build_tokenizer
 from customized_grpo.toyworld.world import (
@@ -25,15 +25,12 @@ from customized_grpo.toyworld.world import (
     prompt,
 )
 
-if TYPE_CHECKING:
-    from transformers import CLIPModel, PreTrainedTokenizerFast
-
 MEAN = STD = (0.5, 0.5, 0.5)
 SWAPS = ("noun", "background", "accessory", "accessory_colour", "companion", "companion_colour", "recolour")
 """The kinds of word that `swap_word` exchanges."""
 
 
-def build() -> "CLIPModel":
+def build() -> Clip:
     from transformers import CLIPConfig, CLIPModel
 
     tokenizer = build_tokenizer(begin=True)
@@ -59,7 +56,7 @@ def build() -> "CLIPModel":
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96))
 
 
-def tokenize(tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[str]) -> Tensor:
+def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> Tensor:
     """(len(prompts), 16) int64."""
     return tokenizer(
         list(prompts), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
@@ -71,13 +68,13 @@ def normalize(images: Tensor) -> Tensor:
     return images * 2 - 1
 
 
-def embed_images(clip: "CLIPModel", images: Tensor) -> Tensor:
+def embed_images(clip: Clip, images: Tensor) -> Tensor:
     """Unit vectors (B, 96) of images (B, 3, 64, 64) in [0, 1]."""
     pooled = clip.vision_model(pixel_values=normalize(images)).pooler_output
     return F.normalize(clip.visual_projection(pooled).float(), dim=-1)
 
 
-def embed_texts(clip: "CLIPModel", ids: Tensor) -> Tensor:
+def embed_texts(clip: Clip, ids: Tensor) -> Tensor:
     """Unit vectors (B, 96) of token ids (B, 16)."""
     pooled = clip.text_model(
         input_ids=ids, attention_mask=(ids != clip.config.text_config.pad_token_id).long()
@@ -88,7 +85,7 @@ def embed_texts(clip: "CLIPModel", ids: Tensor) -> Tensor:
 class Student(nn.Module):
     """CLIP with attribute heads on its image tower; the heads teach it to look, and are thrown away."""
 
-    def __init__(self, clip: "CLIPModel") -> None:
+    def __init__(self, clip: Clip) -> None:
         super().__init__()
         self.clip = clip
         width = clip.config.vision_config.hidden_size
@@ -175,7 +172,7 @@ def swap_word(rng: random.Random, noun: str, scene: Scene, kind: str) -> str:
 
 
 @torch.no_grad()
-def measure(clip: "CLIPModel", corpus: Corpus, seed: int = 0) -> dict[str, float]:
+def measure(clip: Clip, corpus: Corpus, seed: int = 0) -> dict[str, float]:
     """On a faithful corpus: word-swap accuracy per kind of word, and 500-way retrieval both ways."""
     tokenizer = build_tokenizer(begin=True)
     rng = random.Random(seed)

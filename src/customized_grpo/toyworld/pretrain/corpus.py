@@ -60,7 +60,6 @@ def faithful(
     seed: int,
     split: Split = "train",
     prompts: Split | None = None,
-    on_row: Callable[[int], None] = lambda _: None,
 ) -> Corpus:
     """Every picture shows exactly its subject and its scene."""
     return _corpus(
@@ -70,11 +69,10 @@ def faithful(
         split,
         prompts,
         lambda rng, subject, scene: render(subject, scene, rng.getrandbits(32)),
-        on_row,
     )
 
 
-def imperfect(count: int, scenes: int, seed: int, on_row: Callable[[int], None] = lambda _: None) -> Corpus:
+def imperfect(count: int, scenes: int, seed: int) -> Corpus:
     """Training pairs with the faults of real synthetic pairs, so that the base model leaves RL something to win.
 
     8 % are copies of the reference, 30 % show a subject that is a little different, 25 % leave out something asked for.
@@ -86,7 +84,7 @@ def imperfect(count: int, scenes: int, seed: int, on_row: Callable[[int], None] 
         shown = _drift(rng, subject) if rng.random() < 0.3 else subject
         return render(shown, _forget(rng, scene) if rng.random() < 0.25 else scene, rng.getrandbits(32))
 
-    return _corpus(count, scenes, seed, "train", "train", draw, on_row)
+    return _corpus(count, scenes, seed, "train", "train", draw)
 
 
 def _corpus(
@@ -96,7 +94,6 @@ def _corpus(
     split: Split,
     prompts: Split | None,
     draw: Callable[[random.Random, Subject, Scene], np.ndarray],
-    on_row: Callable[[int], None],
 ) -> Corpus:
     images = np.empty((count, 1 + scenes, SIZE, SIZE, 3), dtype=np.uint8)
     masks = np.empty((count, SIZE, SIZE), dtype=np.uint8)
@@ -111,7 +108,6 @@ def _corpus(
             images[n, v] = draw(rng, subject, scene)
         subjects.append(subject)
         asked.append((REFERENCE, *row))
-        on_row(n)
     return Corpus(torch.from_numpy(images).movedim(-1, 2), torch.from_numpy(masks), tuple(subjects), tuple(asked))
 
 

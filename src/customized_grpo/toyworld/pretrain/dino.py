@@ -1,7 +1,5 @@
 """The identity reward: a DINOv2 encoder that knows a creature again wherever it stands."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,17 +7,15 @@ from torch import Tensor, nn
 from customized_grpo.toyworld.pretrain import augment
 from customized_grpo.toyworld.pretrain.clip import normalize
 from customized_grpo.toyworld.pretrain.corpus import Corpus
+from customized_grpo.toyworld.pretrain.models import Dino
 from customized_grpo.toyworld.world import ATTRIBUTES, SUBJECT_ATTRIBUTES
-
-if TYPE_CHECKING:
-    from transformers import Dinov2Model
 
 TEMPERATURE = 0.1
 RECOLOURED_WEIGHT = 0.3
 """Of a pair in which one picture is recoloured: it is less the same creature."""
 
 
-def build() -> "Dinov2Model":
+def build() -> Dino:
     from transformers import Dinov2Config, Dinov2Model
 
     return Dinov2Model(
@@ -29,7 +25,7 @@ def build() -> "Dinov2Model":
     )
 
 
-def embed(dino: "Dinov2Model", images: Tensor) -> Tensor:
+def embed(dino: Dino, images: Tensor) -> Tensor:
     """Unit vectors (B, 128), the class token, of images (B, 3, 64, 64) in [0, 1]."""
     return F.normalize(dino(pixel_values=normalize(images)).last_hidden_state[:, 0].float(), dim=-1)
 
@@ -37,7 +33,7 @@ def embed(dino: "Dinov2Model", images: Tensor) -> Tensor:
 class Student(nn.Module):
     """DINOv2 with heads for the subject's attributes on its class token; the heads are thrown away."""
 
-    def __init__(self, dino: "Dinov2Model") -> None:
+    def __init__(self, dino: Dino) -> None:
         super().__init__()
         self.dino = dino
         self.heads = nn.ModuleDict(
@@ -98,7 +94,7 @@ def loss(student: Student, views: Views, pairs: int, generator: torch.Generator)
 
 
 @torch.no_grad()
-def measure(dino: "Dinov2Model", corpus: Corpus) -> dict[str, float]:
+def measure(dino: Dino, corpus: Corpus) -> dict[str, float]:
     """On a faithful corpus of unseen subjects: does a scene find its own reference among all of them?"""
     views = [
         torch.cat([embed(dino, chunk.to(dino.device) / 255).cpu() for chunk in corpus.images[:, v].split(250)])

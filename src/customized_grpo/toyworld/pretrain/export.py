@@ -3,19 +3,16 @@
 import copy
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from customized_grpo.toyworld.pretrain import generator, tokenizers
 from customized_grpo.toyworld.pretrain.clip import MEAN, STD
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-    from transformers import CLIPModel, CLIPTextModel, Dinov2Model
+from customized_grpo.toyworld.pretrain.models import Autoencoder, Clip, ClipText, Dino
 
 SIDE = 64
 
 
-def save_clip(clip: "CLIPModel", folder: Path) -> None:
+def save_clip(clip: Clip, folder: Path) -> None:
     """Model, tokenizer and image processor: `CLIPModel` and `CLIPProcessor` load them."""
     save_half(clip, folder)
     tokenizers.build(begin=True).save_pretrained(folder)
@@ -23,15 +20,13 @@ def save_clip(clip: "CLIPModel", folder: Path) -> None:
     _make_portable(folder)
 
 
-def save_dino(dino: "Dinov2Model", folder: Path) -> None:
+def save_dino(dino: Dino, folder: Path) -> None:
     """Model and image processor: `Dinov2Model` and `AutoImageProcessor` load them."""
     save_half(dino, folder)
     _save_image_processor(folder, "BitImageProcessor")
 
 
-def save_pipeline(
-    folder: Path, model: generator.Generator, autoencoder: "AutoencoderKL", text_encoder: "CLIPTextModel"
-) -> None:
+def save_pipeline(folder: Path, model: generator.Generator, autoencoder: Autoencoder, text_encoder: ClipText) -> None:
     """A plain diffusers folder: `FluxKontextPipeline.from_pretrained(folder)`."""
     from diffusers import FluxKontextPipeline
 

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +12,7 @@ from customized_grpo.toyworld.pretrain import autoencoder as ae
 from customized_grpo.toyworld.pretrain import tokenizers
 from customized_grpo.toyworld.pretrain.clip import tokenize
 from customized_grpo.toyworld.pretrain.corpus import Corpus
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-    from transformers import CLIPModel, CLIPTextModel, T5EncoderModel
+from customized_grpo.toyworld.pretrain.models import T5, Autoencoder, Clip, ClipText, Scheduler, Transformer
 
 GRID = 8
 """Tokens along each side of a picture: 64 pixels, 16 latents, packed two by two."""
@@ -27,7 +23,7 @@ SHIFT = math.exp(0.5)
 TEXT_WIDTH = 96
 
 
-def build_transformer(pooled_width: int) -> "FluxTransformer2DModel":
+def build_transformer(pooled_width: int) -> Transformer:
     """Starts as the identity flow: the modulations and the output are zero, as usual for diffusion transformers."""
     from diffusers import FluxTransformer2DModel
 
@@ -54,7 +50,7 @@ def build_transformer(pooled_width: int) -> "FluxTransformer2DModel":
     return transformer
 
 
-def build_text_encoder_2() -> "T5EncoderModel":
+def build_text_encoder_2() -> T5:
     from transformers import T5Config, T5EncoderModel
 
     tokenizer = tokenizers.build(begin=False)
@@ -73,7 +69,7 @@ def build_text_encoder_2() -> "T5EncoderModel":
     return T5EncoderModel(config)
 
 
-def build_text_encoder(clip: "CLIPModel") -> "CLIPTextModel":
+def build_text_encoder(clip: Clip) -> ClipText:
     """The text tower of the trained CLIP, frozen."""
     from transformers import CLIPTextModel
 
@@ -81,10 +77,10 @@ def build_text_encoder(clip: "CLIPModel") -> "CLIPTextModel":
     tower = clip.text_model.state_dict()
     prefixed = any(name.startswith("text_model.") for name in encoder.state_dict())
     encoder.load_state_dict({f"text_model.{k}" if prefixed else k: v for k, v in tower.items()})
-    return encoder.eval().requires_grad_(False)
+    return encoder.eval().requires_grad_(False).to(clip.device)
 
 
-def build_scheduler() -> "FlowMatchEulerDiscreteScheduler":
+def build_scheduler() -> Scheduler:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(
@@ -117,7 +113,7 @@ def unpack(tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode(autoencoder: "AutoencoderKL", images: Tensor, batch_size: int = 64) -> Tensor:
+def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> Tensor:
     """(N, 3, 64, 64) uint8 to standardized latent tokens (N, 64, 4C) float16."""
     shift, scale = autoencoder.config.shift_factor, autoencoder.config.scaling_factor
     chunks = []
@@ -130,7 +126,7 @@ def encode(autoencoder: "AutoencoderKL", images: Tensor, batch_size: int = 64) -
 
 
 @torch.no_grad()
-def decode(autoencoder: "AutoencoderKL", tokens: Tensor) -> Tensor:
+def decode(autoencoder: Autoencoder, tokens: Tensor) -> Tensor:
     """Latent tokens (B, 64, 4C) to images (B, 3, 64, 64) in [0, 1]."""
     shift, scale = autoencoder.config.shift_factor, autoencoder.config.scaling_factor
     return (autoencoder.decode(unpack(tokens) / scale + shift).sample / 2 + 0.5).clamp(0, 1)
@@ -146,6 +142,8 @@ class Generator(nn.Module):
         grid = torch.cartesian_prod(torch.arange(GRID), torch.arange(GRID)).float()
         picture = torch.cat([torch.zeros(TOKENS, 1), grid], dim=1)
         reference = torch.cat([torch.ones(TOKENS, 1), grid], dim=1)
+        self.image_ids: Tensor
+        self.text_ids: Tensor
         self.register_buffer("image_ids", torch.cat([picture, reference]), persistent=False)
         self.register_buffer("text_ids", torch.zeros(tokenizers.MAX_TOKENS, 3), persistent=False)
 
@@ -176,7 +174,7 @@ class Pairs:
 
 
 @torch.no_grad()
-def encode_pairs(corpus: Corpus, autoencoder: "AutoencoderKL", text_encoder: "CLIPTextModel") -> Pairs:
+def encode_pairs(corpus: Corpus, autoencoder: Autoencoder, text_encoder: ClipText) -> Pairs:
     count, views = corpus.images.shape[:2]
     prompts = [p for row in corpus.prompts for p in row]
     clip_ids = tokenize(tokenizers.build(begin=True), prompts)

@@ -2,13 +2,15 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.settings import Settings
 from customized_grpo.toyworld.pretrain.attention import PlainAttention
 
@@ -22,8 +24,6 @@ class Budget(Settings):
     """Optimizer steps."""
     batch_size: int = 64
     learning_rate: float = 1e-3
-    muon: bool = False
-    """Train the matrices of the hidden layers with Muon instead of AdamW."""
     warmup_steps: int = 50
     decay_from: float = 0.0
     """Share of the budget after which the learning rate falls along a cosine; before it is constant."""
@@ -57,9 +57,9 @@ def fit(
     seed: int,
     ema: float = 0.0,
     on_progress: OnProgress | None = None,
+    on_save: Callable[[], None] | None = None,
     report_every: float = 20.0,
     save_every: float = 120.0,
-    on_save: Callable[[], None] | None = None,
 ) -> None:
     """Train `module` in place until its budget is used; with `ema` > 0 it ends as the moving average of its weights.
 
@@ -69,42 +69,42 @@ def fit(
         on_save: called after each save, with the averaged weights in place.
 
     Raises:
-        ValueError: if the budget has no limit.
+        UserError: if the budget has no limit.
+        TrainingError: if the loss is not finite.
     """
     if budget.minutes is None and budget.steps is None:
-        raise ValueError(f"The budget of '{component}' has no limit; set minutes or steps.")
+        raise UserError(f"The budget of '{component}' has no limit; set minutes or steps.")
     state = _State(module, budget, seed, ema)
     if checkpoint.exists():
         state.load(checkpoint)
     started = time.monotonic() - state.seconds
     reported = saved = time.monotonic()
-    total, count = 0.0, 0
+    losses: list[float] = []
     module.train()
     while (share := state.share(budget)) < 1:
         state.set_learning_rate(budget, share)
         with PlainAttention():
             value = loss(state.generator)
         value.backward()
-        state.step(module)
-        total, count = total + float(value.detach()), count + 1
+        state.step()
+        losses.append(value.item())
+        if not math.isfinite(losses[-1]):
+            raise TrainingError(f"The loss of '{component}' became {losses[-1]} at step {state.steps}; lower its rate.")
         now = time.monotonic()
         state.seconds = now - started
         if on_progress and now - reported > report_every:
-            share = max(state.share(budget), 1e-9)
-            on_progress(
-                Progress(component, state.steps, share, total / count, state.seconds, state.seconds * (1 / share - 1))
-            )
-            reported, total, count = now, 0.0, 0
+            on_progress(state.progress(component, budget, losses))
+            reported, losses = now, []
         if now - saved > save_every:
             state.save(checkpoint)
             if on_save:
-                with state.averaged(module):
+                with state.averaged():
                     on_save()
             saved = time.monotonic()
     state.save(checkpoint)
-    if on_progress and count:
-        on_progress(Progress(component, state.steps, 1.0, total / count, state.seconds, 0.0))
-    state.swap(module)
+    if on_progress and losses:
+        on_progress(state.progress(component, budget, losses))
+    state.swap()
     module.eval()
 
 
@@ -113,52 +113,64 @@ class _State:
 
     def __init__(self, module: nn.Module, budget: Budget, seed: int, ema: float) -> None:
         self.module, self.ema, self.steps, self.seconds = module, ema, 0, 0.0
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizers = _optimizers(module, budget)
+        self.parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, budget.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
         self.average = [p.detach().clone() for p in self.parameters] if ema else []
         self.generator = torch.Generator().manual_seed(seed)
 
     def share(self, budget: Budget) -> float:
+        """Of the budget that is used."""
         by_time = self.seconds / (60 * budget.minutes) if budget.minutes else 0.0
         by_steps = self.steps / budget.steps if budget.steps else 0.0
         return max(by_time, by_steps)
 
-    def set_learning_rate(self, budget: Budget, share: float) -> None:
-        warmup = min(1.0, (self.steps + 1) / budget.warmup_steps)
-        decayed = max(0.0, (share - budget.decay_from) / (1 - budget.decay_from))
-        rate = budget.learning_rate * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, decayed))))
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("rate_scale", 1.0)
+    def progress(self, component: str, budget: Budget, losses: list[float]) -> Progress:
+        share = min(1.0, self.share(budget))
+        eta = self.seconds * (1 / share - 1)
+        return Progress(component, self.steps, share, sum(losses) / len(losses), self.seconds, eta)
 
-    def step(self, module: nn.Module) -> None:
+    def set_learning_rate(self, budget: Budget, share: float) -> None:
+        """Warm up, stay, and fall along a cosine to one per cent."""
+        warmup = min(1.0, (self.steps + 1) / budget.warmup_steps)
+        fallen = min(1.0, max(0.0, (share - budget.decay_from) / (1 - budget.decay_from)))
+        rate = budget.learning_rate * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    @torch.no_grad()
+    def step(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         if self.ema:
             decay = min(self.ema, (1 + self.steps) / (10 + self.steps))
-            with torch.no_grad():
-                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
 
-    def swap(self, module: nn.Module) -> None:
-        """Exchange the weights with their average."""
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.average, strict=bool(self.ema)):
-                kept = parameter.clone()
-                parameter.copy_(average)
-                average.copy_(kept)
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the weights with their average, if one is kept."""
+        if self.ema:
+            kept = [p.clone() for p in self.parameters]
+            torch._foreach_copy_(self.parameters, self.average)
+            torch._foreach_copy_(self.average, kept)
 
-    def averaged(self, module: nn.Module) -> "_Averaged":
-        return _Averaged(self, module)
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The module with its averaged weights, in evaluation mode."""
+        self.swap()
+        self.module.eval()
+        yield
+        self.swap()
+        self.module.train()
 
     def save(self, path: Path) -> None:
+        """Whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "module": self.module.state_dict(),
             "average": self.average,
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "steps": self.steps,
             "seconds": self.seconds,
@@ -167,49 +179,12 @@ class _State:
         torch.save(state, partial)
         partial.replace(path)
 
+    @torch.no_grad()
     def load(self, path: Path) -> None:
         state = torch.load(path, weights_only=True, map_location="cpu")
         self.module.load_state_dict(state["module"])
         for kept, average in zip(self.average, state["average"], strict=True):
             kept.copy_(average)
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.steps, self.seconds = state["steps"], state["seconds"]
-
-
-class _Averaged:
-    """Context in which the module has its averaged weights and is in evaluation mode."""
-
-    def __init__(self, state: _State, module: nn.Module) -> None:
-        self.state, self.module = state, module
-
-    def __enter__(self) -> None:
-        self.state.swap(self.module)
-        self.module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.state.swap(self.module)
-        self.module.train()
-
-
-def _optimizers(module: nn.Module, budget: Budget) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for embeddings, ends, gains and biases."""
-    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    hidden = [
-        p
-        for n, p in named
-        if budget.muon and p.ndim == 2 and not any(k in n for k in ("embed", "shared", "proj_out", "head", "position"))
-    ]
-    chosen = {id(p) for p in hidden}
-    rest = [p for _, p in named if id(p) not in chosen]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, budget.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    ]
-    if hidden:
-        optimizers.append(
-            torch.optim.Muon(
-                hidden, budget.learning_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-            )
-        )
-    return optimizers

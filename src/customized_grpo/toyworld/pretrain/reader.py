@@ -10,7 +10,9 @@ from customized_grpo.toyworld.pretrain.corpus import Corpus
 from customized_grpo.toyworld.world import ATTRIBUTES
 
 
-def loss(oracle: Oracle, images: Tensor, labels: dict[str, Tensor], batch_size: int, generator: torch.Generator) -> Tensor:
+def loss(
+    oracle: Oracle, images: Tensor, labels: dict[str, Tensor], batch_size: int, generator: torch.Generator
+) -> Tensor:
     """Cross-entropy of every attribute that can be seen. images: (N, V, 3, 64, 64) uint8."""
     n = torch.randint(len(images), (batch_size,), generator=generator)
     v = torch.randint(images.shape[1], (batch_size,), generator=generator)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -14,10 +14,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.settings import Settings
 from customized_grpo.toyworld.pretrain import autoencoder, clip, corpus, dino, export, generator, reader
 from customized_grpo.toyworld.pretrain.loop import Budget, OnProgress, fit
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-    from transformers import CLIPModel
+from customized_grpo.toyworld.pretrain.models import Autoencoder, Clip
 
 ComponentName = Literal["autoencoder", "clip", "dino", "oracle", "generator"]
 COMPONENTS: tuple[ComponentName, ...] = get_args(ComponentName)
@@ -71,7 +68,7 @@ def pretrain(settings: PretrainSettings, on_progress: OnProgress | None = None) 
         if name in settings.components and not run.finished(name):
             torch.manual_seed(settings.seed)  # the initial weights
             run.train(name)
-    return write_report(settings.output, run.device, settings)
+    return write_report(settings.output, run.device, settings.measured_subjects)
 
 
 def _claim(settings: PretrainSettings) -> None:
@@ -91,7 +88,9 @@ def _claim(settings: PretrainSettings) -> None:
         settings.output.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"Cannot write to {settings.output} ({error.strerror}); choose another output folder.") from error
+        raise UserError(
+            f"Cannot write to {settings.output} ({error.strerror}); choose another output folder."
+        ) from error
 
 
 FINISHED: dict[ComponentName, str] = {
@@ -156,7 +155,7 @@ class Run:
         model.save(self.folder / "oracle")
 
     def _train_generator(self) -> None:
-        vae, text_encoder = self._load_autoencoder(), generator.build_text_encoder(self._load_clip()).to(self.device)
+        vae, text_encoder = self._load_autoencoder(), generator.build_text_encoder(self._load_clip())
         model = generator.Generator(text_encoder.config.hidden_size)
         pairs = generator.encode_pairs(
             corpus.imperfect(self.settings.pair_subjects, 3, self.settings.seed), vae, text_encoder
@@ -165,7 +164,9 @@ class Run:
         self._fit("generator", model, partial(generator.loss, model, pairs, batch_size), ema=0.999)
         export.save_pipeline(self.folder / "pipeline", model, vae, text_encoder)
 
-    def _fit(self, name: ComponentName, module: nn.Module, loss: Callable[[torch.Generator], Tensor], ema: float = 0.0) -> None:
+    def _fit(
+        self, name: ComponentName, module: nn.Module, loss: Callable[[torch.Generator], Tensor], ema: float = 0.0
+    ) -> None:
         fit(
             name,
             module.to(self.device),
@@ -177,12 +178,12 @@ class Run:
             on_progress=self.on_progress,
         )
 
-    def _load_autoencoder(self) -> "AutoencoderKL":
+    def _load_autoencoder(self) -> Autoencoder:
         from diffusers import AutoencoderKL
 
         return self._load(AutoencoderKL, "autoencoder", "pipeline/vae")
 
-    def _load_clip(self) -> "CLIPModel":
+    def _load_clip(self) -> Clip:
         from transformers import CLIPModel
 
         return self._load(CLIPModel, "clip", "clip")

@@ -1,16 +1,12 @@
 """Word-level tokenizers over the vocabulary of the toy world; any other word becomes <unk>."""
 
-from typing import TYPE_CHECKING
-
+from customized_grpo.toyworld.pretrain.models import Tokenizer
 from customized_grpo.toyworld.world import VOCABULARY
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 MAX_TOKENS = 16
 
 
-def build(*, begin: bool) -> "PreTrainedTokenizerFast":
+def build(*, begin: bool) -> Tokenizer:
     """CLIP's kind begins with <bos> and ends with <eos>; T5's kind only ends with <eos>.
 
     <eos> has the largest id, because CLIP pools its text at the largest id when eos_token_id is the old default.

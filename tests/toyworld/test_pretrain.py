@@ -1,0 +1,102 @@
+import json
+
+import pytest
+import torch
+
+from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.toyworld.pretrain import Budget, PretrainSettings, Progress, pretrain
+from customized_grpo.toyworld.pretrain.attention import PlainAttention
+from customized_grpo.toyworld.pretrain.loop import fit
+
+TINY = {name: Budget(steps=2, batch_size=8) for name in ("autoencoder", "clip", "dino", "oracle", "generator")}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight:UserWarning"
+)  # autocast in PyTorch's rms_norm
+def test_every_component_is_rebuilt_and_loads(tmp_path) -> None:
+    settings = PretrainSettings(output=tmp_path / "toy", subjects=16, pair_subjects=16, measured_subjects=8, **TINY)
+    seen: list[Progress] = []
+    report = pretrain(settings, seen.append)
+    assert [p.component for p in seen] == list(TINY)
+    assert all(p.share == 1 and p.eta_seconds == 0 for p in seen)
+    figures = json.loads((tmp_path / "toy" / "figures.json").read_text())
+    assert figures.keys() == {"renderer", *TINY}
+    html = report.read_text()
+    assert html.count("data:image/png;base64,") == 3
+    assert "http" not in html
+
+    before = report.stat().st_mtime_ns
+    assert pretrain(settings.model_copy(update={"components": ()})) == report  # measures, trains nothing
+    assert report.stat().st_mtime_ns > before
+
+    with pytest.raises(UserError, match="other subjects"):
+        pretrain(PretrainSettings(output=tmp_path / "toy", subjects=17, pair_subjects=16, measured_subjects=8, **TINY))
+
+
+def test_generator_alone_says_what_it_needs(tmp_path) -> None:
+    with pytest.raises(UserError, match="needs the autoencoder"):
+        pretrain(PretrainSettings(output=tmp_path, components=("generator",), subjects=16, pair_subjects=16))
+
+
+def regression(target: float = 3.0):
+    module = torch.nn.Linear(1, 1)
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        x = torch.randn(8, 1, generator=generator)
+        return (module(x) - target * x).square().mean()
+
+    return module, loss
+
+
+def test_resumed_training_equals_uninterrupted(tmp_path) -> None:
+    def train(steps: tuple[int, ...], file: str) -> torch.Tensor:
+        for limit in steps:
+            torch.manual_seed(0)
+            module, loss = regression()
+            # a constant rate, so that the schedule does not depend on where the first half stops
+            budget = Budget(steps=limit, learning_rate=0.05, decay_from=0.999, warmup_steps=1)
+            fit("line", module, loss, budget, tmp_path / file, seed=1, ema=0.5)
+        return module.weight.detach().clone()
+
+    assert torch.equal(train((20,), "whole"), train((10, 20), "halves"))
+
+
+def test_training_fits_a_line_and_a_checkpoint_hands_out_averaged_weights(tmp_path) -> None:
+    module, loss = regression()
+    saved = []
+    fit(
+        "line", module, loss, Budget(steps=300, learning_rate=0.1), tmp_path / "line.pt",
+        seed=0, ema=0.9, save_every=0.0, on_save=lambda: saved.append((module.training, module.weight.item())),
+    )  # fmt: skip
+    assert module.weight.item() == pytest.approx(3, abs=0.05)
+    assert not saved[-1][0]
+    assert saved[-1][1] == pytest.approx(3, abs=0.1)
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path) -> None:
+    module = torch.nn.Linear(1, 1)
+    with pytest.raises(TrainingError, match="'line' became nan at step 1"):
+        fit("line", module, lambda _: module.weight.sum() * torch.nan, Budget(steps=5), tmp_path / "x.pt", seed=0)
+
+
+def test_a_budget_needs_a_limit(tmp_path) -> None:
+    module, loss = regression()
+    with pytest.raises(UserError, match="no limit"):
+        fit("line", module, loss, Budget(), tmp_path / "x.pt", seed=0)
+
+
+def test_plain_attention_equals_the_kernel_and_leaves_masks_alone() -> None:
+    query, key, value = torch.randn(3, 2, 4, 10, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    mask = torch.ones(10, 10, dtype=torch.bool).tril()
+    plain, masked, scaled = (
+        attend(query, key, value),
+        attend(query, key, value, mask),
+        attend(query, key, value, scale=0.1),
+    )
+    with PlainAttention():
+        assert torch.allclose(attend(query, key, value), plain, atol=1e-6)
+        assert torch.allclose(attend(query, key, value, attn_mask=mask), masked, atol=1e-6)
+        assert torch.allclose(attend(query, key, value, mask), masked, atol=1e-6)
+        assert torch.allclose(attend(query, key, value, scale=0.1), scaled, atol=1e-6)
