@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 MOST_CLUSTERS = 4096
 """More clusters than this are first put together at random, into this many: the method of random groups. The relative
 error of an interval's width is then about 1 %, less than 2000 resamples have of their own."""
