@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,7 +94,7 @@ def load(checkpoint: Path) -> TrainingState:
             trainable=load_file(checkpoint / "trainable.safetensors"),
             ema=load_file(ema) if ema.exists() else None,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         raise UserError(
             f"The checkpoint '{checkpoint}' is incomplete or damaged ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}); remove that folder to go on from the one before it."

@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from customized_grpo.config import Config, check_names, load_config, to_yaml
+from customized_grpo.errors import UserError
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+
+
+def test_the_defaults_are_valid_and_name_what_exists() -> None:
+    check_names(load_config())
+
+
+def test_a_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
+    config = load_config(None, ["seed=3", "method.advantage.gamma=0.1", "rollout.steps.use=all_steps"])
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_an_argument_keeps_the_rest_of_its_spec_and_a_new_use_does_not() -> None:
+    assert load_config(None, ["method.advantage.gamma=0.1"]).method.advantage.model_dump() == {
+        "use": "sars",
+        "gamma": 0.1,
+    }
+    assert load_config(None, ["method.advantage=minimum"]).method.advantage.model_dump() == {"use": "minimum"}
+    assert load_config(None, ["method.advantage.use=minimum"]).method.advantage.model_dump() == {"use": "minimum"}
+
+
+def test_rewards_change_one_by_one_or_as_a_whole() -> None:
+    one = load_config(None, ["rewards.prompt.path=here"]).rewards
+    assert list(one) == ["prompt", "identity"]
+    assert one["prompt"].model_dump() == {"use": "ClipReward", "path": "here"}
+    assert list(load_config(None, ["rewards={only: {use: ClipReward}}"]).rewards) == ["only"]
+    assert load_config(None, ["metrics={}"]).metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainign.iterations=3", r"no setting 'trainign'\. Did you mean 'training'\?"),
+        ("training.iteratoins=3", r"no setting 'training.iteratoins'\. Did you mean 'iterations'\?"),
+        ("training.iterations=many", r"'training.iterations' is \"many\": input should be a valid integer"),
+        ("training.iterations=0", r"'training.iterations' is 0: input should be greater than or equal to 1"),
+        ("training.lr_schedule=wavy", r"'training.lr_schedule' is \"wavy\""),
+        ("iterations", r"'iterations' is no override; write section.setting=value"),
+        ("seed=[1", r"The value of 'seed=\[1' is not YAML"),
+        ("method.advantage={gamma: 1, use: }", r"method.advantage"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(override: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"), [("- 1\n- 2\n", "holds a list"), ("a: [", "is not YAML"), ("\x00", "is not YAML")]
+)
+def test_a_file_that_is_no_configuration_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        load_config(tmp_path / "bad.yaml")
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    assert load_config(tmp_path / "empty.yaml") == Config()
+
+
+def is_run(path: Path) -> bool:
+    return "grid" not in (yaml.safe_load(path.read_text()) or {}) and "compare" not in path.name
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if is_run(p)], ids=lambda p: p.stem)
+def test_every_recipe_is_valid(path: Path) -> None:
+    check_names(load_config(path))

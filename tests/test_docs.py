@@ -1,0 +1,61 @@
+"""The documents are run: every Python block of extending.md, and the ten lines of the README."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from customized_grpo.config import Config, describe_settings
+from customized_grpo.evaluation import EvaluationSettings
+from customized_grpo.rollout import RolloutSettings
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(document: str, language: str = "python") -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+@pytest.mark.parametrize("code", blocks("docs/extending.md"), ids=lambda code: code.strip().splitlines()[-1][:40])
+def test_the_examples_of_extending_run(code: str) -> None:
+    exec(compile(code, "docs/extending.md", "exec"), {"__name__": "example"})
+
+
+def test_the_lines_of_the_readme_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = (block for block in blocks("README.md") if "Trainer(" in block)
+    assert len(code.strip().splitlines()) <= 12
+    monkeypatch.chdir(tmp_path)
+    small = code.replace("iterations=40", "iterations=1, prompts_per_iteration=2")
+    small = small.replace("config=config", "config=config.model_copy(update=SMALL)")
+    assert small.count("SMALL") == small.count("iterations=1,") == 1
+
+    quick = {
+        "rollout": RolloutSettings(num_generations=2, num_inference_steps=3),
+        "evaluation": EvaluationSettings(examples=2, replicates=1),
+    }
+    exec(compile(small, "README.md", "exec"), {"SMALL": quick})
+    assert list((tmp_path / "runs").glob("*/checkpoints/iteration-000001/adapter/*.safetensors"))
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            if not target.startswith(("http://", "https://")):
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_configuration_page_is_what_the_code_says() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert describe_settings(Config) in page, "run: python tests/test_docs.py"
+
+
+def test_every_setting_is_explained() -> None:
+    for paragraph in describe_settings(Config).split("\n\n"):
+        assert re.search(r"(:|\n    ).*\w", paragraph), f"no documentation: {paragraph}"
+
+
+if __name__ == "__main__":
+    page = ROOT / "docs" / "configuration.md"
+    head = page.read_text(encoding="utf-8").split("```text")[0]
+    page.write_text(f"{head}```text\n{describe_settings(Config)}\n```\n", encoding="utf-8")
