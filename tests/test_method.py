@@ -37,7 +37,7 @@ def test_a_schedule_for_another_number_of_rewards_is_refused() -> None:
 
 def test_a_group_of_one_reward_where_two_are_needed_is_refused() -> None:
     one = Method(MethodSettings(time_weights=Spec(use="constant", weights=[1.0])), ("prompt",))
-    with pytest.raises(UserError, match="method.advantage 'sars': agreement needs K >= 2"):
+    with pytest.raises(UserError, match=r"method.advantage 'sars': agreement needs K >= 2"):
         one.advantages(torch.rand(2, 4, 1), torch.ones(3, 1))
 
 

@@ -11,7 +11,7 @@ PACKAGE = Path(customized_grpo.__file__).parent
 
 def test_the_package_is_typed_and_holds_its_weights() -> None:
     assert (PACKAGE / "py.typed").is_file()
-    weights = [p for p in PACKAGE.rglob("*.safetensors")]
+    weights = list(PACKAGE.rglob("*.safetensors"))
     assert {p.relative_to(PACKAGE / "toyworld" / "weights").parts[0] for p in weights} >= {"pipeline", "clip", "dino"}
     assert sum(p.stat().st_size for p in weights) <= 20e6
 
@@ -22,6 +22,6 @@ def test_every_public_name_loads() -> None:
 
 
 def test_importing_is_light() -> None:
-    code = "import sys, customized_grpo; print(sorted(m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules))"
+    code = "import sys, customized_grpo; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -45,7 +45,7 @@ def test_metrics_survive_a_cut_line_and_rewind(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a run folder: it has no config.yaml"):
+    with pytest.raises(UserError, match=r"is not a run folder: it has no config.yaml"):
         RunFolder.existing(tmp_path)
 
 
