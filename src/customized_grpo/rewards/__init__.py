@@ -7,15 +7,21 @@ if TYPE_CHECKING:
     from customized_grpo.rewards.clip import ClipImageReward, ClipReward, Hpsv2Reward, PickScoreReward
     from customized_grpo.rewards.contract import Reward, RewardUnavailable, check_reward
     from customized_grpo.rewards.dino import DinoReward
+    from customized_grpo.rewards.hps import Hpsv3Reward
+    from customized_grpo.rewards.remote import RemoteReward
+    from customized_grpo.rewards.vlm import VlmJudge
 
 _HOME = {
     "ClipImageReward": "clip",
     "ClipReward": "clip",
     "DinoReward": "dino",
     "Hpsv2Reward": "clip",
+    "Hpsv3Reward": "hps",
     "PickScoreReward": "clip",
+    "RemoteReward": "remote",
     "Reward": "contract",
     "RewardUnavailable": "contract",
+    "VlmJudge": "vlm",
     "check_reward": "contract",
 }
 
@@ -24,9 +30,12 @@ __all__ = [
     "ClipReward",
     "DinoReward",
     "Hpsv2Reward",
+    "Hpsv3Reward",
     "PickScoreReward",
+    "RemoteReward",
     "Reward",
     "RewardUnavailable",
+    "VlmJudge",
     "check_reward",
 ]
 

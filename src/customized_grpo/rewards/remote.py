@@ -1,0 +1,326 @@
+"""A reward in its own process, in another Python environment, or on another host."""
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.http import NoAnswer, request_json
+from customized_grpo.images import png, to_pil
+from customized_grpo.rewards.contract import RewardUnavailable
+from customized_grpo.types import Example
+
+SERVER = Path(__file__).with_name("server.py")
+
+
+class RemoteReward:
+    """Sends images, prompts, references and masks to a reward behind HTTP; in that reward's units.
+
+    Pictures travel as PNG, so images are rounded to 8 bits per channel: what a saved picture holds. What fails is
+    tried again after `backoff` seconds, then twice that, and so on. A process of ours that crashed or hangs is started
+    again; it ends when this object does, and with the trainer, however that ends.
+
+    Args:
+        reward: what to start: `package.module:name`, a name of `customized_grpo.rewards`, or {use: ..., argument: ...}.
+        python: the interpreter of the environment to start it in; None is this one. It needs numpy and Pillow.
+        url: instead of starting it: where it runs already, such as http://gpu-2:9000.
+        images: what the reward takes there, "torch" or "numpy"; "auto" is torch where it is installed.
+        environment: variables of the process, on top of ours. Each process of a distributed run shows its own GPU.
+        log: file to which the process' messages are appended; None keeps them for error messages only.
+        batch_size: images in one request.
+        timeout: seconds one request may take.
+        start_timeout: seconds to load the reward.
+        retries: of a request, before the reward is called dead.
+        backoff: seconds before the first retry.
+
+    Raises:
+        UserError: if it cannot be started, with its last message.
+        RewardUnavailable: (when called) if it stays dead.
+    """
+
+    def __init__(
+        self,
+        reward: str | Mapping[str, Any] | None = None,
+        *,
+        python: str | Path | None = None,
+        url: str | None = None,
+        images: Literal["auto", "torch", "numpy"] = "auto",
+        environment: Mapping[str, str] | None = None,
+        log: str | Path | None = None,
+        batch_size: int = 16,
+        timeout: float = 300.0,
+        start_timeout: float = 900.0,
+        retries: int = 3,
+        backoff: float = 1.0,
+    ) -> None:
+        if (reward is None) == (url is None):
+            raise UserError("RemoteReward takes either a reward to start, or the url of one that runs; give one.")
+        self.batch_size, self.timeout, self.retries, self.backoff = batch_size, timeout, retries, backoff
+        self.counters = {"retries": 0, "restarts": 0}
+        """How often a request was repeated and the process started again."""
+        if url is not None:
+            self.server: _Process | _Host = _Host(url.rstrip("/"), start_timeout)
+        else:
+            spec = {"use": reward} if isinstance(reward, str) else dict(reward or {})
+            self.server = _Process(spec, python, images, dict(environment or {}), log, start_timeout)
+        self.server.start()
+
+    @property
+    def name(self) -> str:
+        return self.server.label
+
+    def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        """Shape (B,), on CPU."""
+        chunks = [slice(start, start + self.batch_size) for start in range(0, len(examples), self.batch_size)]
+        return torch.tensor([score for at in chunks for score in self._score(images[at], examples[at])])
+
+    def close(self) -> None:
+        """End the process we started, and all it started."""
+        self.server.stop()
+
+    def _score(self, images: Tensor, examples: Sequence[Example]) -> list[float]:
+        body = to_wire(images, examples)
+        reason = ""
+        for attempt in range(self.retries + 1):
+            if attempt:
+                self.counters["retries"] += 1
+                time.sleep(self.backoff * 2 ** (attempt - 1))
+            try:
+                self.counters["restarts"] += self.server.revive()
+                return _scores(request_json(f"{self.server.url}/score", body, timeout=self.timeout), len(examples))
+            except NoAnswer as error:
+                reason = str(error)
+                if error.status is not None and 400 <= error.status < 500:
+                    break
+                if error.status is None:
+                    self.server.abandon()
+        raise RewardUnavailable(
+            f"The reward {self.server.label} at {self.server.url} gave no scores after {attempt + 1} attempts "
+            f"({reason}); see its log, mend it and resume the run.{self.server.last_words()}"
+        )
+
+
+def to_wire(images: Tensor, examples: Sequence[Example]) -> dict[str, Any]:
+    """The body of a request: each picture and each example once, as docs/rewards.md describes."""
+    pictures: list[str] = []
+    places: dict[int, int] = {}
+
+    def place(picture: Image) -> int:
+        if id(picture) not in places:
+            places[id(picture)] = len(pictures)
+            pictures.append(base64.b64encode(png(picture)).decode())
+        return places[id(picture)]
+
+    distinct = {id(example): example for example in examples}
+    order = {key: n for n, key in enumerate(distinct)}
+    rows = [to_pil(image) for image in images]  # kept alive, for `places` goes by identity
+    return {
+        "images": [place(row) for row in rows],
+        "rows": [order[id(example)] for example in examples],
+        "examples": [
+            {
+                "id": example.id,
+                "prompt": example.prompt,
+                "subject": example.subject,
+                "references": [place(picture) for picture in example.references],
+                "masks": [None if mask is None else place(mask) for mask in example.masks],
+            }
+            for example in distinct.values()
+        ],
+        "pictures": pictures,
+    }
+
+
+def _scores(answer: Any, count: int) -> list[float]:
+    scores = answer.get("scores") if isinstance(answer, dict) else None
+    if not isinstance(scores, list) or len(scores) != count:
+        raise NoAnswer(f"expected {count} scores, got {str(answer)[:100]}")
+    if not all(score is None or isinstance(score, (int, float)) for score in scores):
+        raise NoAnswer(f"a score is not a number: {str(scores)[:100]}")
+    return [float("nan") if score is None else float(score) for score in scores]
+
+
+def _wait_until_ready(
+    url: str, label: str, timeout: float, *, patience: float, alive: Callable[[], bool] = lambda: True
+) -> None:
+    """Ask for its health until the reward is loaded.
+
+    Args:
+        url: of the server.
+        label: of the reward, for errors.
+        timeout: seconds that loading may take.
+        patience: seconds that the server may be unreachable.
+        alive: whether there is still something to wait for.
+
+    Raises:
+        UserError: if it failed to load, cannot be reached, its process ended, or time is up.
+    """
+    start, pause, reason = time.monotonic(), 0.02, "no answer"
+    while (waited := time.monotonic() - start) < timeout and alive():
+        try:
+            health = request_json(f"{url}/health", timeout=min(10.0, timeout))
+            reason = str(health["status"])
+        except NoAnswer as error:
+            reason = str(error)
+            if waited > patience:
+                break
+        except (KeyError, TypeError):
+            raise UserError(f"What answers at {url} is not a reward server; check the address.") from None
+        if reason == "ready":
+            return
+        if reason == "failed":
+            raise UserError(f"The reward {label} could not be loaded: {health.get('error')}.")
+        time.sleep(pause)
+        pause = min(1.0, 1.5 * pause)
+    ended = "" if alive() else "; its process ended"
+    raise UserError(f"The reward {label} at {url} was not ready after {waited:.0f} s ({reason}{ended}).")
+
+
+class _Host:
+    """A server that someone else runs."""
+
+    def __init__(self, url: str, start_timeout: float) -> None:
+        self.url, self.label, self.start_timeout = url, url, start_timeout
+
+    def start(self) -> None:
+        _wait_until_ready(self.url, "server", self.start_timeout, patience=10.0)
+
+    def revive(self) -> int:
+        return 0
+
+    def abandon(self) -> None: ...
+    def stop(self) -> None: ...
+    def last_words(self) -> str:
+        return ""
+
+
+class _Process:
+    """A server that we start, watch and end."""
+
+    def __init__(
+        self,
+        spec: dict[str, Any],
+        python: str | Path | None,
+        images: str,
+        environment: dict[str, str],
+        log: str | Path | None,
+        start_timeout: float,
+    ) -> None:
+        self.label = str(spec.pop("use", ""))
+        if not self.label:
+            raise UserError("RemoteReward: reward needs `use: package.module:name`.")
+        self.python = Path(python or sys.executable).expanduser().absolute()  # not resolved: a venv's python is a link
+        if not self.python.is_file():
+            raise UserError(f"RemoteReward: there is no Python at '{self.python}'; give the environment's bin/python.")
+        self.command = [
+            str(self.python), "-u", str(SERVER), self.label,
+            "--arguments", json.dumps(spec, default=str), "--images", images, "--supervised",
+        ]  # fmt: skip
+        self.environment, self.start_timeout, self.url = environment, start_timeout, ""
+        if log is None:
+            handle, name = tempfile.mkstemp(prefix="reward-", suffix=".log")
+            os.close(handle)
+            weakref.finalize(self, Path(name).unlink, missing_ok=True)
+            log = name
+        self.log = Path(log)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.stop: Callable[[], Any] = lambda: None
+
+    def start(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONHOME", "VIRTUAL_ENV")}
+        with self.log.open("ab") as log:
+            self.process = process = subprocess.Popen(
+                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+                env=environment | _own_gpu() | self.environment,
+            )  # fmt: skip
+        self.stop = weakref.finalize(self, _end, process, os.getpid())
+        try:
+            announced = _first_line(process, self.start_timeout)
+            try:
+                self.url = f"http://127.0.0.1:{json.loads(announced)['port']}"
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"The reward {self.label} could not be started with {self.python}.") from None
+            _wait_until_ready(
+                self.url,
+                self.label,
+                self.start_timeout,
+                patience=self.start_timeout,
+                alive=lambda: process.poll() is None,
+            )
+        except UserError as error:
+            self.stop()
+            raise UserError(f"{error}{self.last_words()}") from None
+        except BaseException:
+            self.stop()
+            raise
+
+    def revive(self) -> int:
+        """Start it again if it ended; how many times that was (0 or 1)."""
+        if self.process is not None and self.process.poll() is None:
+            return 0
+        try:
+            self.start()
+        except UserError as error:
+            raise NoAnswer(str(error)) from error
+        return 1
+
+    def abandon(self) -> None:
+        """It crashed or hangs: end it, so that the next attempt gets a fresh one."""
+        self.stop()
+
+    def last_words(self) -> str:
+        """The last line of its log, to be put behind an error."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return f" Its last message: {lines[-1][:300]}" if lines else ""
+
+
+def _first_line(process: "subprocess.Popen[bytes]", timeout: float) -> bytes:
+    """What the server announces on its standard output; empty if it ended or time is up."""
+    lines: list[bytes] = []
+    output = process.stdout
+    assert output is not None
+    reader = threading.Thread(target=lambda: lines.append(output.readline()), daemon=True)
+    reader.start()
+    reader.join(timeout)
+    return lines[0] if lines else b""
+
+
+def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
+    """Close its standard input, on which it ends itself; kill what does not."""
+    if os.getpid() != owner:  # a fork of the trainer: not its process to end
+        return
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    try:
+        process.wait(timeout=2)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _own_gpu() -> dict[str, str]:
+    """In a distributed run, show the process the one GPU of this rank."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is None or not torch.cuda.is_available():
+        return {}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(n) for n in range(torch.cuda.device_count())]
+    return {"CUDA_VISIBLE_DEVICES": devices[int(rank) % len(devices)]}

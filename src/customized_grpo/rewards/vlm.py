@@ -1,0 +1,283 @@
+"""A vision-language model as judge, behind any OpenAI-compatible endpoint (vLLM, SGLang, a hosted one)."""
+
+import base64
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from customized_grpo.errors import UserError, nearest
+from customized_grpo.http import NoAnswer, request_json
+from customized_grpo.images import png, segmented, to_pil
+from customized_grpo.rewards.contract import RewardUnavailable
+from customized_grpo.types import Example
+
+TOP_SCORE = 4
+
+IDENTITY = """\
+You compare a generated picture with reference pictures of one subject. Judge one thing only: is the subject of the
+generated picture the very same individual or object, not merely one of its kind?
+Go through shape and proportions, colours and where they are, surface, pattern and markings, and distinctive parts such
+as a face, a logo or lettering. Pose, viewpoint, lighting, background, clothes and art style may differ: do not count
+them, and give no credit for copying them. If the instruction asks for a changed colour or material of the subject, do
+not count that change either.
+4: the same subject; no difference in what makes it recognisable.
+3: the same subject, with small differences that one has to look for.
+2: clearly alike, but one distinctive trait is wrong or missing.
+1: of the same kind, little more.
+0: another subject, or none to be seen, or too damaged to tell."""
+
+PROMPT = """\
+You check whether a picture shows what an instruction asks for. Take the instruction apart: the subject's kind, its
+attributes, what it wears or does, other objects and how many, where they are, the place, the style. Judge only what the
+instruction says; beauty and what it leaves open do not matter. A thing that can hardly be seen counts as half shown.
+4: everything asked for is there and right.
+3: all that matters is right; one minor detail is off.
+2: the main thing is right, but something explicitly asked for is missing or wrong.
+1: only the kind of subject, or only the place, is right.
+0: the picture has nothing to do with the instruction, or cannot be made out."""
+
+RUBRICS = {"identity": IDENTITY, "prompt": PROMPT}
+
+FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "verdict",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {
+                "findings": {"type": "string", "description": "What agrees, what does not: a sentence or two."},
+                "score": {"type": "integer", "enum": list(range(TOP_SCORE + 1))},
+            },
+            "required": ["findings", "score"],
+            "additionalProperties": False,
+        },
+    },
+}  # fmt: skip
+
+
+class VlmJudge:
+    """A judge's score from 0 to 4, by a rubric of ours; NaN for a picture it could not judge.
+
+    What cannot be parsed is asked again, and is NaN in the end, never 0. If no picture of a call gets an answer, the
+    judge is called dead.
+
+    Args:
+        rubric: "identity" (sees the references and the picture) or "prompt" (sees the prompt and the picture).
+        model: the name under which the endpoint serves it.
+        url: of the endpoint, up to and including /v1.
+        api_key_variable: the environment variable that holds the key, if one is needed.
+        instructions: a rubric of your own words instead; it sees what the named one sees, and scores 0 to 4 too.
+        segment: show references with everything outside their masks white, where there is a mask.
+        longest_side: pictures are made no larger than this before they are sent, in pixels.
+        concurrency: requests under way at once.
+        timeout: seconds a request may be silent.
+        retries: of a request that failed or could not be parsed.
+        backoff: seconds before the first retry; doubles with each.
+        patience: seconds in all that one picture may wait on rate limits (429, or 503 with Retry-After).
+        cache: a JSONL file to which verdicts are appended, and from which they are read again, by content.
+        prices: of a million prompt tokens and a million completion tokens, to count the cost in your currency.
+
+    Raises:
+        UserError: if the endpoint cannot be reached, refuses the key, or does not serve the model.
+        RewardUnavailable: (when called) if it stays dead.
+    """
+
+    def __init__(
+        self,
+        rubric: str = "prompt",
+        *,
+        model: str,
+        url: str = "http://127.0.0.1:8000/v1",
+        api_key_variable: str = "OPENAI_API_KEY",
+        instructions: str | None = None,
+        segment: bool = True,
+        longest_side: int = 768,
+        concurrency: int = 8,
+        timeout: float = 120.0,
+        retries: int = 3,
+        backoff: float = 1.0,
+        patience: float = 300.0,
+        cache: str | Path | None = None,
+        prices: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        if rubric not in RUBRICS:
+            raise UserError(f"There is no rubric '{rubric}', only {' and '.join(RUBRICS)}.{nearest(rubric, RUBRICS)}")
+        self.name, self.model, self.url = rubric, model, url.rstrip("/")
+        self.instructions = instructions or RUBRICS[rubric]
+        self.segment, self.longest_side, self.concurrency = segment, longest_side, concurrency
+        self.timeout, self.retries, self.backoff, self.patience = timeout, retries, backoff, patience
+        self.prices = prices
+        key = os.environ.get(api_key_variable)
+        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.cache = _Cache(cache)
+        self.counters: dict[str, float] = dict.fromkeys(
+            ("requests", "cached", "unparseable", "failed", "prompt_tokens", "completion_tokens", "cost"), 0
+        )
+        """What was asked, what it cost in tokens and money, and what came to nothing."""
+        self._lock, self._pause_until = threading.Lock(), 0.0
+        self._check_endpoint()
+
+    def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        """Shape (B,), on CPU."""
+        bodies = [self.request(to_pil(image), example) for image, example in zip(images, examples, strict=True)]
+        keys = [_digest(body) for body in bodies]
+        asked = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.cache}
+        self.counters["cached"] += len(keys) - len(asked)
+        errors: list[NoAnswer] = []
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            verdicts = dict(zip(asked, pool.map(lambda body: self._judge(body, errors), asked.values()), strict=True))
+        self.cache.add({key: score for key, score in verdicts.items() if score is not None})
+        if asked and len(errors) == len(asked):
+            raise self._dead(errors[0])
+        scores = [self.cache.get(key) for key in keys]
+        return torch.tensor([float("nan") if score is None else float(score) for score in scores])
+
+    def request(self, image: Image, example: Example) -> dict[str, Any]:
+        """The body of the request that judges one picture."""
+        content: list[dict[str, Any]] = []
+        if self.name == "identity":
+            content.append(_text(f"The subject{f', a {example.subject}' if example.subject else ''}, in reference:"))
+            references = segmented(example) if self.segment else example.references
+            content += [self._picture(reference) for reference in references]
+        content += [_text(f"The instruction: {example.prompt}\nThe generated picture:"), self._picture(image)]
+        return {
+            "model": self.model,
+            "messages": [{"role": "system", "content": self.instructions}, {"role": "user", "content": content}],
+            "response_format": FORMAT,
+            "temperature": 0,
+            "max_tokens": 300,
+        }
+
+    def _judge(self, body: Mapping[str, Any], errors: list[NoAnswer]) -> int | None:
+        """The score, or None for what could not be parsed or answered; the latter is added to `errors`."""
+        failure: NoAnswer | None = None
+        for attempt in range(self.retries + 1):
+            if attempt:
+                time.sleep(self.backoff * 2 ** (attempt - 1))
+            try:  # the same question at temperature 0 would get the same answer
+                answer = self._ask({**body, "temperature": 0 if attempt == 0 else 0.5})
+            except NoAnswer as error:
+                failure = error
+                if error.status is not None and 400 <= error.status < 500:
+                    break
+                continue
+            failure = None
+            if (score := parse_score(answer)) is not None:
+                return score
+            self._count(unparseable=1)
+        if failure is not None:
+            errors.append(failure)
+            self._count(failed=1)
+        return None
+
+    def _ask(self, body: Mapping[str, Any]) -> Any:
+        """One answer, however often the endpoint asks to wait."""
+        deadline, waits = time.monotonic() + self.patience, 0
+        while True:
+            time.sleep(max(0.0, self._pause_until - time.monotonic()))
+            self._count(requests=1)
+            try:
+                answer = request_json(f"{self.url}/chat/completions", body, timeout=self.timeout, headers=self.headers)
+            except NoAnswer as error:
+                limited = error.status == 429 or (error.status == 503 and error.retry_after is not None)
+                pause = self.backoff * 2**waits if error.retry_after is None else error.retry_after
+                if not limited or time.monotonic() + pause > deadline:
+                    raise
+                waits += 1
+                self._pause_until = max(self._pause_until, time.monotonic() + pause)  # for all threads
+                continue
+            usage = answer.get("usage") or {} if isinstance(answer, dict) else {}
+            tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+            cost = sum(count * price for count, price in zip(tokens, self.prices, strict=True)) / 1e6
+            self._count(prompt_tokens=tokens[0], completion_tokens=tokens[1], cost=cost)
+            return answer
+
+    def _check_endpoint(self) -> None:
+        try:
+            listed = request_json(f"{self.url}/models", timeout=min(self.timeout, 30.0), headers=self.headers)
+        except NoAnswer as error:
+            if error.status in (404, 405):  # not every endpoint lists its models
+                return
+            raise UserError(f"The judge at {self.url} cannot be used ({error}); check url, server and key.") from None
+        models = listed.get("data") if isinstance(listed, dict) else None
+        known = [str(entry.get("id")) for entry in models if isinstance(entry, dict)] if models else []
+        if known and self.model not in known:
+            raise UserError(f"The judge at {self.url} serves no '{self.model}'.{nearest(self.model, known)}")
+
+    def _dead(self, error: NoAnswer) -> RewardUnavailable:
+        return RewardUnavailable(
+            f"The judge '{self.model}' at {self.url} answered none of the requests ({error}); "
+            f"see that it runs and accepts pictures and JSON schemas, then resume the run."
+        )
+
+    def _picture(self, picture: Image) -> dict[str, Any]:
+        if max(picture.size) > self.longest_side:
+            picture = picture.copy()
+            picture.thumbnail((self.longest_side, self.longest_side))
+        url = f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"
+        return {"type": "image_url", "image_url": {"url": url}}
+
+    def _count(self, **amounts: float) -> None:
+        with self._lock:
+            for name, amount in amounts.items():
+                self.counters[name] += amount
+
+
+def parse_score(answer: Any) -> int | None:
+    """The score in a chat completion, or None if there is none from 0 to 4."""
+    try:
+        text = str(answer["choices"][0]["message"]["content"]).strip()
+        text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
+        score = json.loads(text)["score"]
+        whole = not isinstance(score, bool) and score in range(TOP_SCORE + 1)
+        return int(score) if whole else None
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+class _Cache:
+    """Verdicts by the digest of the whole request: model, rubric, prompt and pixels. In a file if it has one."""
+
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = None if path is None else Path(path).expanduser()
+        self.scores: dict[str, int] = {}
+        if self.path is not None and self.path.exists():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                    self.scores[entry["key"]] = int(entry["score"])
+                except (ValueError, KeyError, TypeError):  # the last line of a run that was killed
+                    continue
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.scores
+
+    def get(self, key: str) -> int | None:
+        return self.scores.get(key)
+
+    def add(self, scores: Mapping[str, int]) -> None:
+        self.scores.update(scores)
+        if self.path is not None and scores:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps({"key": key, "score": score}) for key, score in scores.items()]
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n" + "\n".join(lines) + "\n")  # the leading one ends a line that was cut short

@@ -1,0 +1,98 @@
+"""Rewards for another process: numpy only, some of them ill-behaved. `mark` is a file that remembers the first call."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def brightness(images, examples):
+    return images.mean((1, 2, 3))
+
+
+def everything(images, examples):
+    """Depends on all that must arrive: pixels, prompt, subject, id, every reference and mask."""
+    return [
+        float(image[0, 0, 0]) * 255
+        + 1000 * len(example.prompt + example.subject + example.id)
+        + sum(reference.getpixel((0, 0))[2] for reference in example.references) * 1e-3
+        + sum(-1 if mask is None else mask.getpixel((0, 0)) for mask in example.masks) * 1e5
+        for image, example in zip(images, examples, strict=True)
+    ]
+
+
+def some_nan(images, examples):
+    return [float("nan") if n % 2 else float("inf") if n % 3 else 0.5 for n in range(len(images))]
+
+
+def fails(images, examples):
+    raise RuntimeError("out of memory, say")
+
+
+def wrong_shape(images, examples):
+    return 1.0
+
+
+class Batches:
+    """Scores an image by the number of images in its request."""
+
+    def __init__(self, extra=0.0):
+        self.extra = extra
+
+    def __call__(self, images, examples):
+        return [len(images) + self.extra] * len(images)
+
+
+def _first_time(mark):
+    path = Path(mark)
+    first = not path.exists()
+    path.touch()
+    return first
+
+
+def crashes_once(images, examples, mark):
+    if _first_time(mark):
+        os._exit(3)
+    return brightness(images, examples)
+
+
+def hangs_once(images, examples, mark):
+    if _first_time(mark):
+        time.sleep(60)
+    return brightness(images, examples)
+
+
+def fails_once(images, examples, mark):
+    if _first_time(mark):
+        raise RuntimeError("once")
+    return brightness(images, examples)
+
+
+def crashes(images, examples):
+    sys.stdout.write("this is the end\n")
+    sys.stdout.flush()
+    os._exit(3)
+
+
+class CannotLoad:
+    def __init__(self):
+        raise FileNotFoundError("no weights here")
+
+
+class DiesLoading:
+    def __init__(self):
+        sys.stdout.write("segmentation fault, say\n")
+        sys.stdout.flush()
+        os._exit(9)
+
+
+class HasChild:
+    """Starts a process of its own and writes down both."""
+
+    def __init__(self, pids):
+        child = subprocess.Popen(["sleep", "300"])
+        Path(pids).write_text(f"{os.getpid()} {child.pid}")
+
+    def __call__(self, images, examples):
+        return brightness(images, examples)
