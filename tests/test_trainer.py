@@ -236,3 +236,17 @@ def test_a_folder_with_a_run_in_it_is_left_alone(tmp_path: Path) -> None:
 def test_an_empty_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="training data is empty"):
         trainer(tmp_path, train=[])
+
+
+def test_a_base_evaluation_is_taken_over_when_it_is_of_the_same_tasks(tmp_path: Path) -> None:
+    first = trainer(tmp_path / "first").train()
+    base = first.run / "evaluations" / "iteration-000000.json"
+    evaluation = {**QUICK["evaluation"], "base": str(base)}
+    second = trainer(tmp_path / "second", evaluation=evaluation).train()
+    assert (second.run / "evaluations" / base.name).read_text() == base.read_text()
+    assert second.changes == first.changes
+    with pytest.raises(UserError, match="other tasks, metrics or replicates"):
+        trainer(tmp_path / "third", evaluation={**evaluation, "replicates": 2}).train()
+    base.write_text(base.read_text()[:40])
+    with pytest.raises(UserError, match="missing or damaged"):
+        trainer(tmp_path / "fourth", evaluation=evaluation).train()

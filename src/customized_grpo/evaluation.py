@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from pydantic import Field
 from torch import Tensor
 
+from customized_grpo.errors import UserError
 from customized_grpo.functional import statistics
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import normal
@@ -37,6 +38,9 @@ class EvaluationSettings(Settings):
     """Pictures sampled at once."""
     grid_rows: int = Field(default=8, ge=0)
     """Examples shown in the sample grids."""
+    base: Path | None = None
+    """An evaluation of the base policy on the same tasks with the same noise, to take in place of the one before
+    training: runs that are compared need only one."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,27 @@ def load(path: Path, examples: Sequence[Example]) -> Evaluation | None:
     return Evaluation(payload["iteration"], values, metrics, rewards, tuple(examples), torch.empty(0))
 
 
+def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], replicates: int) -> Evaluation:
+    """The evaluation of the base policy that another run, or `cgrpo eval`, left at `path`, without pictures.
+
+    Raises:
+        UserError: if it is missing, damaged, or of other tasks or metrics.
+    """
+    advice = "make it with `cgrpo eval CONFIG --output FOLDER`, or leave evaluation.base out."
+    try:
+        found = load(path, examples)
+        tasks = [task["id"] for task in json.loads(path.read_text(encoding="utf-8"))["tasks"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"evaluation.base: '{path}' is missing or damaged ({type(error).__name__}); {advice}"
+        ) from error
+    assert found is not None
+    same = tasks == [e.id for e in examples] and found.metrics == tuple(metrics) and len(found.values) == replicates
+    if not same:
+        raise UserError(f"evaluation.base: '{path}' is of other tasks, metrics or replicates than this run; {advice}")
+    return found
+
+
 def cluster(example: Example) -> str:
     """Whose picture it is: intervals resample subjects, because pictures of one subject are alike."""
     return str(getattr(example, "subject_id", "") or example.subject or example.id)
@@ -110,9 +135,10 @@ def evaluate(
     measured = {**rewards, **metrics}
     scored: dict[tuple[int, int], list[float]] = {}
     shown: dict[int, Tensor] = {}
-    tasks = [(replicate, index) for replicate in range(settings.replicates) for index in range(len(examples))]
+    tasks = [(replicate, index) for index in range(len(examples)) for replicate in range(settings.replicates)]
+    size = settings.batch // settings.replicates * settings.replicates or settings.batch  # metrics see whole groups
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    for batch in batches(policy, examples, tasks, settings.batch)[rank::world]:
+    for batch in batches(policy, examples, tasks, size)[rank::world]:
         chosen = [examples[index] for _, index in batch]
         conditioning = policy.encode(chosen)
         keys = [("evaluation", settings.seed, examples[i].id, r) for r, i in batch]

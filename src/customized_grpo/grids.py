@@ -1,5 +1,6 @@
 """Pictures of pictures: sample grids with captions."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,15 @@ def save_grid(evaluation: "Evaluation", folder: Path) -> None:
         picture.save(cells / f"{index:03d}-{stem}.png")
         fit(example.references[0]).save(cells / f"{index:03d}-reference.png")
         (cells / f"{index:03d}-prompt.txt").write_text(example.prompt, encoding="utf-8")
+
+
+def copy_grid(source: Path, stem: str, folder: Path) -> None:
+    """Bring what `save_grid` wrote into `source` for one evaluation into another folder."""
+    wanted = [f"{stem}.png", f"cells/*-{stem}.png", "cells/*-reference.png", "cells/*-prompt.txt"]
+    for path in (path for pattern in wanted for path in sorted(source.glob(pattern))):
+        target = folder / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def save_history(run: "RunFolder") -> Path | None:

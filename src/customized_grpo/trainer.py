@@ -21,7 +21,7 @@ from customized_grpo.checkpoint import TrainingState
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import Change, Evaluation
 from customized_grpo.functional.schedule import StepPlan
-from customized_grpo.grids import save_grid, save_history
+from customized_grpo.grids import copy_grid, save_grid, save_history
 from customized_grpo.meters import Clock
 from customized_grpo.method import Method, SpreadGuard, describe_advantages, describe_rewards
 from customized_grpo.policies.contract import Policy, repeat
@@ -225,9 +225,21 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self.iteration == self.config.training.iterations or bool(every and self.iteration % every == 0)
 
+    def _reuse(self, base: Path, run: RunFolder) -> Evaluation:
+        """The base policy's evaluation, its scores and pictures copied into the run."""
+        measured = [*self.rewards, *self.metrics]
+        evaluation = evaluations.reuse(base, self.eval_examples, measured, self.config.evaluation.replicates)
+        if self.accelerator.is_main_process:
+            evaluation.save(run.evaluation(0))
+            copy_grid(base.parent, base.stem, run.samples)
+            self.observer.on_evaluation(evaluation)
+        return evaluation
+
     def _evaluate(self, run: RunFolder) -> Evaluation | None:
         if not self.eval_examples:
             return None
+        if self.iteration == 0 and (base := self.config.evaluation.base):
+            return self._reuse(base, run)
         self._stage("evaluation")
         with self.clock("evaluation"), self.update.averaged_weights():
             evaluation = evaluations.evaluate(
