@@ -28,7 +28,7 @@ def write_run(family: tiny.Family, folder: Path, **policy) -> Path:
     settings = {"use": family.policy, "path": str(folder / "pipeline"), "lora": {"rank": 2}, "device": "cpu"}
     tree = {
         "output": str(folder / "run"),
-        "policy": {**settings, **family.settings, **policy},
+        "policy": {**settings, **family.settings, **family.files(folder), **policy},
         "rewards": {"prompt": {"use": "fakes:red"}, "identity": {"use": "fakes:dark"}},
         "metrics": {},
         "data": {"train": str(folder / "train.jsonl")},

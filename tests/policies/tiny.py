@@ -3,10 +3,12 @@
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from customized_grpo.types import Example
@@ -72,6 +74,27 @@ def kontext_pipeline(seed: int = 0) -> Any:
     return quiet(FluxKontextPipeline(**flux_parts(seed)))
 
 
+def flux_pipeline(seed: int = 0) -> Any:
+    from diffusers import FluxPipeline
+
+    return quiet(FluxPipeline(**flux_parts(seed)))
+
+
+def uno_adapter(rank: int = 3, seed: int = 5) -> dict[str, torch.Tensor]:
+    """An adapter in UNO's naming for the transformer of `flux_parts`."""
+    draw = torch.Generator().manual_seed(seed)
+    layers = {"double_blocks.0.processor.qkv_lora1": (32, 96), "double_blocks.0.processor.proj_lora1": (32, 32)}
+    layers |= {name.replace("lora1", "lora2"): shape for name, shape in layers.items()}
+    for n in range(2):
+        layers[f"single_blocks.{n}.processor.qkv_lora"] = (32, 96)
+        layers[f"single_blocks.{n}.processor.proj_lora"] = (160, 32)
+    state: dict[str, torch.Tensor] = {}
+    for name, (width, height) in layers.items():
+        state[f"{name}.down.weight"] = torch.randn(rank, width, generator=draw) / width**0.5
+        state[f"{name}.up.weight"] = torch.randn(height, rank, generator=draw)
+    return state
+
+
 def quiet(pipeline: Any) -> Any:
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -108,9 +131,19 @@ class Family:
     pipeline: Callable[[], Any]
     settings: dict[str, Any] = field(default_factory=dict)
     sizes: tuple[tuple[int, int], ...] = ((16, 16),)
+    files: Callable[[Path], dict[str, str]] = lambda folder: {}
+    """Writes what a configuration must name besides the pipeline, and gives those settings."""
 
     def examples(self) -> list[Example]:
         return [example("a", "a red hat", self.sizes), example("b", "on a beach", self.sizes)]
 
 
-FAMILIES = [Family("FluxKontextPolicy", kontext_pipeline)]
+def write_uno_adapter(folder: Path) -> dict[str, str]:
+    save_file(uno_adapter(), folder / "dit_lora.safetensors")
+    return {"adapter": str(folder / "dit_lora.safetensors")}
+
+
+FAMILIES = [
+    Family("FluxKontextPolicy", kontext_pipeline),
+    Family("UnoPolicy", flux_pipeline, {"reference_resolution": 16}, ((16, 16), (12, 8)), write_uno_adapter),
+]

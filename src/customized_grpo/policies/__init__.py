@@ -5,19 +5,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from customized_grpo.policies.contract import Policy, check_policy
+    from customized_grpo.policies.export import export_kohya
     from customized_grpo.policies.flux import FluxKontextPolicy
     from customized_grpo.policies.lora import LoraSettings
     from customized_grpo.policies.pipeline import PipelinePolicy
+    from customized_grpo.policies.uno import UnoPolicy
 
 _HOME = {
     "FluxKontextPolicy": "flux",
     "LoraSettings": "lora",
     "PipelinePolicy": "pipeline",
     "Policy": "contract",
+    "UnoPolicy": "uno",
     "check_policy": "contract",
+    "export_kohya": "export",
 }
 
-__all__ = ["FluxKontextPolicy", "LoraSettings", "PipelinePolicy", "Policy", "check_policy"]
+__all__ = [
+    "FluxKontextPolicy",
+    "LoraSettings",
+    "PipelinePolicy",
+    "Policy",
+    "UnoPolicy",
+    "check_policy",
+    "export_kohya",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -36,8 +36,8 @@ class FluxPolicy(PipelinePolicy):
     def _encode_references(self, example: Example) -> Row:
         vae, sizes = self.pipeline.vae, self.reference_sizes(example)
         tokens = []
-        for image, size in zip(example.references, sizes, strict=True):
-            latents = vae.encode(self._pixels(image, size)).latent_dist.mode()
+        for pixels in self._reference_pixels(example):
+            latents = vae.encode(pixels).latent_dist.mode()
             tokens.append(pack((latents - vae.config.shift_factor) * vae.config.scaling_factor)[0])
         grid = self.grid(self.picture_size(example))
         ids = [grid_positions(*grid), *self.positions(grid, [self.grid(size) for size in sizes])]

@@ -100,6 +100,32 @@ def _add_adapter(transformer: Any, lora: LoraSettings, seed: int, family_targets
             parameter.data = parameter.data.float()
 
 
+def fuse(transformer: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Add an adapter to the weights, in float32, for good. `state` as in `add_frozen_adapter`."""
+    _check_fit(transformer, state)
+    with torch.no_grad():
+        for name in _modules(state):
+            weight: Tensor = transformer.get_submodule(name).weight  # pyright: ignore[reportAssignmentType]
+            down, up = (state[f"{name}.lora_{part}.weight"].to(weight.device).float() for part in "AB")
+            weight.copy_(weight.float() + up @ down)
+
+
+def _modules(state: Mapping[str, Tensor]) -> list[str]:
+    return [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]
+
+
+def _check_fit(transformer: nn.Module, state: Mapping[str, Tensor]) -> None:
+    linears = block_linears(transformer)
+    for name in _modules(state):
+        found = tuple(linears[name].weight.shape) if name in linears else None  # pyright: ignore[reportArgumentType]
+        down, up = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
+        if found != (len(up), down.shape[1]):
+            raise UserError(
+                f"The adapter is of another model: it changes {name} of shape {(len(up), down.shape[1])}, here "
+                f"it is {found or 'no layer'}; give the base model it was trained on."
+            )
+
+
 def add_frozen_adapter(transformer: Any, state: Mapping[str, Tensor], name: str) -> None:
     """Put an adapter beneath the one that trains; it stays on in the base policy.
 
@@ -110,7 +136,8 @@ def add_frozen_adapter(transformer: Any, state: Mapping[str, Tensor], name: str)
     """
     from peft import LoraConfig
 
-    modules = [key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]
+    _check_fit(transformer, state)
+    modules = _modules(state)
     rank = len(state[modules[0] + ".lora_A.weight"])
     transformer.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=modules), adapter_name=name)
     with torch.no_grad():

@@ -126,8 +126,8 @@ class PipelinePolicy(Policy):
         return cls(cls.load_pipeline(path, settings.get("dtype", torch.float32)), **read_settings(settings))
 
     @classmethod
-    def load_pipeline(cls, path: str | Path, dtype: str | torch.dtype = torch.float32) -> Any:
-        """The family's pipeline, frozen weights in `dtype`, the VAE in float32.
+    def load_pipeline(cls, path: str | Path, dtype: str | torch.dtype = torch.float32, **components: Any) -> Any:
+        """The family's pipeline, frozen weights in `dtype`, the VAE in float32; `components` replace those of the path.
 
         Raises:
             UserError: if there is none, or it is of another class.
@@ -140,7 +140,8 @@ class PipelinePolicy(Policy):
             found = index.get("_class_name")
             if found == cls.PIPELINE:
                 kind = getattr(diffusers, cls.PIPELINE)
-                return kind.from_pretrained(source, dtype={"default": as_dtype(dtype), "vae": torch.float32})
+                dtypes = {"default": as_dtype(dtype), "vae": torch.float32}
+                return kind.from_pretrained(source, dtype=dtypes, **components)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise explain(path, f"a {cls.PIPELINE}", error) from error
         raise UserError(
@@ -249,6 +250,11 @@ class PipelinePolicy(Policy):
             f"Example '{example.id}' has {count or 'no'} reference{'s' if count > 1 else ''}, and {self.name} takes "
             f"{limit}; change the example or use another policy."
         )
+
+    def _reference_pixels(self, example: Example) -> list[Tensor]:
+        """Per reference (1, 3, H, W) in [-1, 1] on the device, at its `reference_sizes`."""
+        sizes = self.reference_sizes(example)
+        return [self._pixels(image, size) for image, size in zip(example.references, sizes, strict=True)]
 
     def _pixels(self, image: Image, size: Size) -> Tensor:
         """(1, 3, H, W) in [-1, 1] on the device, resized as the pipeline does."""

@@ -1,0 +1,90 @@
+"""A trained FLUX adapter in kohya's naming, which ComfyUI and its relatives read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.policies.flux_names import BLOCKS, FLUX1, FLUX2
+from customized_grpo.policies.lora import read_adapter
+
+
+def export_kohya(adapter: str | Path, file: str | Path) -> Path:
+    """Write an adapter that a FLUX policy saved as a kohya file.
+
+    Args:
+        adapter: the folder that `save` wrote, or its safetensors file.
+        file: to write; ends in .safetensors.
+
+    Raises:
+        UserError: if the adapter is of another family, or the file exists.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(file).expanduser()
+    if target.suffix != ".safetensors":
+        raise UserError(f"The export is a safetensors file; '{target}' should end in .safetensors.")
+    if target.exists():
+        raise UserError(f"'{target}' is already there; nothing was overwritten. Give another name.")
+    state, settings = read_adapter(Path(adapter).expanduser())
+    converted = to_kohya(state, settings.get("lora_alpha"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_file(converted, target, metadata={"format": "pt", "ss_network_module": "networks.lora_flux"})
+    return target
+
+
+def to_kohya(state: Mapping[str, Tensor], alpha: float | None = None) -> dict[str, Tensor]:
+    """`{module}.lora_A.weight` of diffusers to `lora_unet_{original}.lora_down.weight`, `.lora_up.weight`, `.alpha`.
+
+    Layers that the original model has as one (q, k and v) become one adapter of the summed rank, whose up matrix is
+    block-diagonal: the same update exactly.
+
+    Args:
+        state: of a FLUX.1 or FLUX.2 adapter.
+        alpha: of each layer; None is its rank.
+
+    Raises:
+        UserError: if a module is not FLUX's.
+    """
+    original = {
+        f"{BLOCKS[stack]}.{{}}.{part}": (stack, layer, parts.index(part), len(parts))
+        for table in (FLUX1, FLUX2)
+        for stack, layers in table.items()
+        for layer, parts in layers.items()
+        for part in parts
+    }
+    groups: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
+    counts: dict[str, int] = {}
+    for key in state:
+        module, separator, _ = key.partition(".lora_A.")
+        if not separator:
+            continue
+        stack, index, rest = [*module.split(".", 2), "", ""][:3]
+        if (found := original.get(f"{stack}.{{}}.{rest}")) is None:
+            raise UserError(
+                f"The adapter changes '{module}', which FLUX does not have; only FLUX adapters can be exported."
+            )
+        name = f"lora_unet_{found[0]}_{index}_{found[1].replace('.', '_')}"
+        groups.setdefault(name, {})[found[2]] = (state[key], state[f"{module}.lora_B.weight"])
+        counts[name] = found[3]
+    converted: dict[str, Tensor] = {}
+    for name, parts in groups.items():
+        down, up = _stacked(parts, counts[name])
+        scale = 1.0 if alpha is None else alpha / len(next(iter(parts.values()))[0])
+        converted[f"{name}.lora_down.weight"] = down.contiguous()
+        converted[f"{name}.lora_up.weight"] = up.contiguous()
+        converted[f"{name}.alpha"] = torch.tensor(scale * len(down))
+    return converted
+
+
+def _stacked(parts: Mapping[int, tuple[Tensor, Tensor]], count: int) -> tuple[Tensor, Tensor]:
+    """One (down, up) for `count` layers stacked along the output, of which some have no adapter."""
+    if count == 1:
+        return parts[0]
+    width = next(iter(parts.values()))[0].shape[1]
+    heights = [width, width, width, 4 * width][:count]  # q, k, v, and in single blocks the feed-forward
+    present = sorted(parts)
+    blocks = [parts[i][1] if i in parts else torch.zeros(heights[i], 0) for i in range(count)]
+    return torch.cat([parts[i][0] for i in present]), torch.block_diag(*blocks)

@@ -1,0 +1,79 @@
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from customized_grpo.errors import UserError
+from customized_grpo.policies import export_kohya
+from customized_grpo.policies.export import to_kohya
+
+WIDTH = 3072
+"""diffusers' reader of kohya files knows the real model's width only."""
+
+
+def adapter(layers: dict[str, tuple[int, int]], rank: int = 2) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    state = {}
+    for name, (width, height) in layers.items():
+        state[f"{name}.lora_A.weight"] = torch.randn(rank, width, generator=draw)
+        state[f"{name}.lora_B.weight"] = torch.randn(height, rank, generator=draw)
+    return state
+
+
+def update(state: dict[str, torch.Tensor], layer: str, scale: float = 1.0) -> torch.Tensor:
+    return scale * state[f"{layer}.lora_B.weight"] @ state[f"{layer}.lora_A.weight"]
+
+
+FLUX1 = {
+    **{f"transformer_blocks.0.attn.{part}": (WIDTH, WIDTH) for part in ("to_q", "to_k", "to_v", "to_out.0")},
+    "transformer_blocks.0.attn.add_k_proj": (WIDTH, WIDTH),
+    "transformer_blocks.0.ff_context.net.0.proj": (WIDTH, 64),
+    **{f"single_transformer_blocks.3.attn.{part}": (WIDTH, WIDTH) for part in ("to_q", "to_k", "to_v")},
+    "single_transformer_blocks.3.proj_mlp": (WIDTH, 4 * WIDTH),
+    "single_transformer_blocks.3.proj_out": (64, WIDTH),
+    "single_transformer_blocks.4.attn.to_k": (WIDTH, WIDTH),
+}
+FLUX2 = {
+    **{f"transformer_blocks.0.attn.{part}": (8, 8) for part in ("to_q", "to_k", "to_v", "to_add_out")},
+    "transformer_blocks.0.ff.linear_in": (8, 48),
+    "single_transformer_blocks.1.attn.to_qkv_mlp_proj": (8, 72),
+    "single_transformer_blocks.1.attn.to_out": (32, 8),
+}
+
+
+@pytest.mark.parametrize(("pipeline", "layers"), [("FluxPipeline", FLUX1), ("Flux2KleinPipeline", FLUX2)])
+def test_diffusers_reads_the_same_update_back(pipeline, layers, tmp_path):
+    import diffusers
+
+    state, alpha, rank = adapter(layers), 3.0, 2
+    save_file(to_kohya(state, alpha), tmp_path / "kohya.safetensors")
+    read = getattr(diffusers, pipeline).lora_state_dict(str(tmp_path / "kohya.safetensors"))
+    read = read[0] if isinstance(read, tuple) else read
+    back = {name.removeprefix("transformer."): tensor for name, tensor in read.items()}
+    for layer in layers:
+        torch.testing.assert_close(update(back, layer), update(state, layer, alpha / rank), atol=1e-4, rtol=1e-5)
+    silent = {name.split(".lora_")[0] for name in back} - layers.keys()
+    assert all(bool((update(back, layer) == 0).all()) for layer in silent)
+
+
+def test_the_file_has_kohyas_names_and_alpha(tmp_path):
+    state = adapter({f"transformer_blocks.5.attn.{part}": (4, 4) for part in ("to_q", "to_v")})
+    save_file({f"transformer.{name}": tensor for name, tensor in state.items()}, tmp_path / "a.safetensors")
+    written = load_file(export_kohya(tmp_path / "a.safetensors", tmp_path / "out" / "b.safetensors"))
+    name = "lora_unet_double_blocks_5_img_attn_qkv"
+    assert sorted(written) == [f"{name}.alpha", f"{name}.lora_down.weight", f"{name}.lora_up.weight"]
+    assert float(written[f"{name}.alpha"]) == 4.0
+    assert written[f"{name}.lora_down.weight"].shape == (4, 4)
+    whole = written[f"{name}.lora_up.weight"] @ written[f"{name}.lora_down.weight"]
+    torch.testing.assert_close(whole[:4], update(state, "transformer_blocks.5.attn.to_q"))
+    assert bool((whole[4:8] == 0).all())
+    torch.testing.assert_close(whole[8:], update(state, "transformer_blocks.5.attn.to_v"))
+
+
+def test_what_cannot_be_exported(tmp_path):
+    with pytest.raises(UserError, match=r"changes 'transformer_blocks.0.img_mlp.net.2', which FLUX does not have"):
+        to_kohya(adapter({"transformer_blocks.0.img_mlp.net.2": (4, 4)}))
+    save_file(adapter({"transformer_blocks.0.attn.to_q": (4, 4)}), tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="already there; nothing was overwritten"):
+        export_kohya(tmp_path / "a.safetensors", tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match=r"should end in \.safetensors"):
+        export_kohya(tmp_path / "a.safetensors", tmp_path / "b.ckpt")
