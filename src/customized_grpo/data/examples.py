@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from customized_grpo.errors import UserError, nearest
@@ -35,6 +36,35 @@ class Record(Settings):
         if not prompt.strip():
             raise ValueError("the prompt is empty")
         return prompt
+
+
+def parse_line(line: str, where: str) -> Record:
+    """One line of a manifest; `where` begins its errors.
+
+    Raises:
+        UserError: if it is not JSON, or a field is missing, unknown or of the wrong type.
+    """
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{where}: expected a JSON object with id, prompt and references, got {line[:40]}.")
+    if isinstance(fields.get("references"), str):
+        fields["references"] = [fields["references"]]
+    try:
+        record = Record(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            raise UserError(f"{where}: unknown field '{name}'.{nearest(name, Record.model_fields)}") from None
+        raise UserError(f"{where}: field '{name}': {first['msg'].removeprefix('Value error, ')}.") from None
+    if record.masks and len(record.masks) != len(record.references):
+        raise UserError(
+            f"{where}: {len(record.masks)} masks for {len(record.references)} references; give one each, or null."
+        )
+    return record
 
 
 class JsonlDataset(Sequence[Example]):
@@ -66,7 +96,7 @@ class JsonlDataset(Sequence[Example]):
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            record = self._parse(line, number)
+            record = parse_line(line, f"{self.path}, line {number}")
             if record.id in seen:
                 raise UserError(
                     f"{self.path}, line {number}: the id '{record.id}' is already on line {seen[record.id]}; "
@@ -81,30 +111,6 @@ class JsonlDataset(Sequence[Example]):
             raise UserError(f"'{self.path}' holds no example; write one JSON object per line.")
         return records
 
-    def _parse(self, line: str, number: int) -> Record:
-        where = f"{self.path}, line {number}"
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from error
-        if not isinstance(fields, dict):
-            raise UserError(f"{where}: expected a JSON object with id, prompt and references, got {line[:40]}.")
-        if isinstance(fields.get("references"), str):
-            fields["references"] = [fields["references"]]
-        try:
-            record = Record(**fields)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0])
-            if first["type"] == "extra_forbidden":
-                raise UserError(f"{where}: unknown field '{name}'.{nearest(name, Record.model_fields)}") from None
-            raise UserError(f"{where}: field '{name}': {first['msg'].removeprefix('Value error, ')}.") from None
-        if record.masks and len(record.masks) != len(record.references):
-            raise UserError(
-                f"{where}: {len(record.masks)} masks for {len(record.references)} references; give one each, or null."
-            )
-        return record
-
     def __len__(self) -> int:
         return len(self.records)
 
@@ -118,7 +124,7 @@ class JsonlDataset(Sequence[Example]):
         record = self.records[index]
         pictures = [read_picture(self.path.parent / name) for name in record.references]
         masks = [
-            _read_mask(self.path.parent / name, picture.size) if name else alpha
+            read_mask(self.path.parent / name, picture.size) if name else alpha
             for name, (picture, alpha) in zip(record.masks or (None,) * len(pictures), pictures, strict=True)
         ]
         return Example(
@@ -149,40 +155,36 @@ class JsonlDataset(Sequence[Example]):
         """
         if any(record.split == "eval" for record in self.records):
             return self.split("train"), self.split("eval")
-        subjects = list(dict.fromkeys(subject_of(record) for record in self.records))
+        of = identities(self.records)
+        subjects = list(dict.fromkeys(of))
         if len(subjects) < 2:
             return self, None
         held = set(subjects[-max(1, len(subjects) // 10) :])
-        train = [record for record in self.records if subject_of(record) not in held]
-        rest = [record for record in self.records if subject_of(record) in held]
+        train = [record for record, subject in zip(self.records, of, strict=True) if subject not in held]
+        rest = [record for record, subject in zip(self.records, of, strict=True) if subject in held]
         return self._of(self.path, train), self._of(self.path, rest)
 
 
-def subject_of(record: Record) -> str:
-    """Whose picture it is: the folder of the first reference, because two dogs are two subjects."""
-    folder = str(Path(record.references[0]).parent)
-    return folder if folder != "." else record.references[0]
+def identities(records: Sequence[Record]) -> list[str]:
+    """Who is pictured in each record, because two dogs are two subjects.
+
+    It is the folder of the first reference; if all records share one folder, the first reference itself.
+    """
+    folders = [str(Path(record.references[0]).parent) for record in records]
+    return folders if len(set(folders)) > 1 else [record.references[0] for record in records]
 
 
 def read_picture(path: Path) -> tuple[Image.Image, Image.Image | None]:
     """An RGB picture the right way up, and its alpha channel as a mask if it says anything.
 
+    16-bit and float pictures are scaled to 8 bits, transparent ones laid on white; of an animation it is the first
+    frame.
+
     Raises:
         UserError: if the file is empty, damaged, or not a picture.
     """
-    try:
-        with Image.open(path) as file:
-            file.load()
-            image = ImageOps.exif_transpose(file)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"The picture '{path}' cannot be read ({type(error).__name__}: {error}); replace it or drop its line."
-        ) from error
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bit and float: scale to 8 bit, not clip
-        high = image.getextrema()[1]
-        scale = 255 / (65535 if image.mode.startswith("I;16") or high > 255 else 255)
-        image = image.convert("F").point(lambda value: value * scale).convert("L")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    image = _eight_bit(_open(path))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         alpha = rgba.getchannel("A")
         white = Image.new("RGB", rgba.size, "white")
@@ -191,9 +193,40 @@ def read_picture(path: Path) -> tuple[Image.Image, Image.Image | None]:
     return image.convert("RGB"), None
 
 
-def _read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    with Image.open(path) as file:
-        mask = ImageOps.exif_transpose(file).convert("L")
+def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
+    """An "L" picture, 255 on the subject, of the given (width, height).
+
+    Raises:
+        UserError: if it cannot be read, or is of another size.
+    """
+    mask = _eight_bit(_open(path))
+    transparent = mask.mode in ("RGBA", "LA") and mask.getchannel("A").getextrema() != (255, 255)
+    mask = mask.getchannel("A") if transparent else mask.convert("L")
+    if mask.getextrema()[1] == 1:  # labels 0 and 1
+        mask = mask.point(lambda value: 255 * value)
     if mask.size != size:
         raise UserError(f"The mask '{path}' is {mask.size[0]} x {mask.size[1]}, its picture {size[0]} x {size[1]}.")
     return mask
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as file:
+            file.load()
+            return ImageOps.exif_transpose(file)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"The picture '{path}' cannot be read ({type(error).__name__}: {error}); replace it or drop its line."
+        ) from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if not (image.mode.startswith("I") or image.mode == "F"):
+        return image
+    pixels = np.asarray(image, dtype=np.float32)
+    highest = float(pixels.max(initial=0))
+    if image.mode == "F" and highest <= 1:
+        scale = 255.0
+    else:
+        scale = 255 / 65535 if highest > 255 or image.mode.startswith("I;16") else 1.0
+    return Image.fromarray((pixels * scale).round().clip(0, 255).astype(np.uint8))

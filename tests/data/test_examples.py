@@ -1,0 +1,175 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from customized_grpo.data import JsonlDataset
+from customized_grpo.data.examples import read_mask, read_picture
+from customized_grpo.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("dog/0.png", "dog/1.png", "cat/0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (6, 4), "red").save(tmp_path / name)
+    mask = Image.new("L", (6, 4), 0)
+    mask.paste(255, (0, 0, 3, 4))
+    mask.save(tmp_path / "dog" / "mask.png")
+    return tmp_path
+
+
+def write(folder, *lines):
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (folder / "data.jsonl").write_text(text)
+    return folder / "data.jsonl"
+
+
+def line(name="a", **fields):
+    return {"id": name, "prompt": "a dog", "references": ["dog/0.png"]} | fields
+
+
+def test_reads_everything_in_a_line(folder):
+    masks = [None, "dog/mask.png"]
+    path = write(folder, line(references=["dog/0.png", "dog/1.png"], masks=masks, subject="dog", split="eval"), "")
+    (example,) = list(JsonlDataset(path))
+    assert (example.id, example.prompt, example.subject) == ("a", "a dog", "dog")
+    assert [picture.size for picture in example.references] == [(6, 4), (6, 4)]
+    assert example.masks[0] is None
+    assert [example.masks[1].getpixel((x, 0)) for x in (0, 5)] == [255, 0]
+
+
+def test_a_single_reference_needs_no_list_and_ids_may_be_numbers(folder):
+    dataset = JsonlDataset(write(folder, line(7, references="dog/0.png")))
+    assert dataset[0].id == "7"
+    assert dataset[0].masks == ()
+    assert len(dataset[0:1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ([line(), "{oops"], r"line 2: not JSON"),
+        (["[1, 2]"], r"line 1: expected a JSON object"),
+        ([line("a"), line("b"), line("a")], r"line 3: the id 'a' is already on line 1"),
+        ([line(promt="a dog")], r"unknown field 'promt'\. Did you mean 'prompt'"),
+        ([line(prompt="  ")], r"line 1: field 'prompt': the prompt is empty"),
+        ([{"id": "a", "references": ["dog/0.png"]}], r"line 1: field 'prompt': Field required"),
+        ([line(references=[])], r"line 1: field 'references'"),
+        ([line(references=["dog/9.png"])], r"line 1: there is no picture '.*dog/9.png'"),
+        ([line(masks=["dog/mask.png", None])], r"line 1: 2 masks for 1 references"),
+        ([line(masks=["dog/absent.png"])], r"line 1: there is no picture '.*absent.png'"),
+        ([""], r"holds no example"),
+    ],
+)
+def test_a_bad_line_is_named(lines, sentence, folder):
+    with pytest.raises(UserError, match=sentence):
+        JsonlDataset(write(folder, *lines))
+
+
+def test_bad_files(folder):
+    with pytest.raises(UserError, match="There is no data file"):
+        JsonlDataset(folder / "absent.jsonl")
+    (folder / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
+    with pytest.raises(UserError, match="not UTF-8"):
+        JsonlDataset(folder / "latin.jsonl")
+    for content in (b"", b"\x89PNG\r\n\x1a\n damaged", (folder / "dog/0.png").read_bytes()[:40]):
+        (folder / "dog/1.png").write_bytes(content)
+        with pytest.raises(UserError, match=r"The picture '.*1.png' cannot be read"):
+            JsonlDataset(write(folder, line(references=["dog/1.png"])))[0]
+
+
+def test_a_mask_of_another_size(folder):
+    Image.new("L", (5, 5)).save(folder / "small.png")
+    with pytest.raises(UserError, match="is 5 x 5, its picture 6 x 4"):
+        JsonlDataset(write(folder, line(masks=["small.png"])))[0]
+
+
+# ---- splits
+
+
+def test_held_out_subjects_are_not_trained_on(folder):
+    lines = [line(f"d{n}") for n in range(3)] + [line("c", references=["cat/0.png"])]
+    train, held_out = JsonlDataset(write(folder, *lines)).held_out()
+    assert [record.id for record in train.records] == ["d0", "d1", "d2"]
+    assert [record.id for record in held_out.records] == ["c"]
+
+
+def test_in_a_flat_folder_every_reference_is_a_subject(folder):
+    lines = [line("0"), line("1"), line("2", references=["dog/1.png"])]
+    train, held_out = JsonlDataset(write(folder, *lines)).held_out()
+    assert [record.id for record in train.records] == ["0", "1"]
+    assert [record.id for record in held_out.records] == ["2"]
+
+
+def test_one_subject_cannot_be_held_out(folder):
+    dataset = JsonlDataset(write(folder, line("0"), line("1")))
+    assert dataset.held_out() == (dataset, None)
+
+
+def test_splits_that_the_manifest_names(folder):
+    dataset = JsonlDataset(write(folder, line("0"), line("1", split="eval"), line("2", split="train")))
+    train, held_out = dataset.held_out()
+    assert ([r.id for r in train.records], [r.id for r in held_out.records]) == (["0", "2"], ["1"])
+    with pytest.raises(UserError, match="no example with split 'test'; it has eval, train"):
+        dataset.split("test")
+
+
+# ---- pictures of every kind
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    image = Image.new("RGB", (6, 4), "blue")
+    image.paste("red", (0, 0, 3, 4))  # left half; after a quarter turn it is the upper half
+    exif = Image.Exif()
+    exif[274] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    picture, _ = read_picture(tmp_path / "turned.png")
+    assert picture.size == (4, 6)
+    assert [picture.getpixel((1, y)) for y in (0, 5)] == [(255, 0, 0), (0, 0, 255)]
+
+
+@pytest.mark.parametrize("size", [(4, 4), (1, 9), (301, 7)])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16", "I", "F"])
+def test_modes_and_aspects(mode, size, tmp_path):
+    """A picture of 60 % grey, or of the nearest thing its mode has, is read as that grey."""
+    grey = Image.new("L", size, 153)
+    if mode in ("I;16", "I", "F"):
+        pixels = {"I;16": 153 * 257, "I": 153 * 257, "F": 0.6}[mode]
+        dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        image, expected = Image.fromarray(np.full(size[::-1], pixels, dtype)), 153
+    else:
+        image = grey.convert("RGB").convert(mode, dither=Image.Dither.NONE)
+        expected = 255 if mode == "1" else 153
+    assert image.mode == mode
+    image.save(tmp_path / "picture.tiff")
+    picture, alpha = read_picture(tmp_path / "picture.tiff")
+    assert (picture.mode, picture.size, alpha) == ("RGB", size, None)
+    assert max(abs(c - expected) for c in picture.getpixel((0, 0))) <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_alpha_becomes_a_mask_on_white(mode, tmp_path):
+    image = Image.new("RGBA", (4, 2), (90, 90, 90, 255))
+    image.paste((0, 0, 0, 0), (2, 0, 4, 2))
+    (image.quantize() if mode == "P" else image.convert(mode)).save(tmp_path / "cut.png")
+    picture, alpha = read_picture(tmp_path / "cut.png")
+    assert [picture.getpixel((x, 0)) for x in (0, 3)] == [(90, 90, 90), (255, 255, 255)]
+    assert [alpha.getpixel((x, 0)) for x in (0, 3)] == [255, 0]
+
+
+def test_opaque_alpha_says_nothing(tmp_path):
+    Image.new("RGBA", (4, 2), (90, 90, 90, 255)).save(tmp_path / "opaque.png")
+    assert read_picture(tmp_path / "opaque.png")[1] is None
+
+
+@pytest.mark.parametrize(
+    "mask", [Image.new("1", (2, 2), 1), Image.new("L", (2, 2), 1), Image.new("RGB", (2, 2), "white"),
+             Image.new("RGBA", (2, 2), "white"), Image.fromarray(np.full((2, 2), 65535, np.uint16))],
+    ids=lambda mask: mask.mode,
+)  # fmt: skip
+def test_masks_of_every_kind(mask, tmp_path):
+    mask.save(tmp_path / "mask.png")
+    read = read_mask(tmp_path / "mask.png", (2, 2))
+    assert (read.mode, read.getextrema()) == ("L", (255, 255))
