@@ -155,7 +155,7 @@ class JsonlDataset(Sequence[Example]):
         """
         if any(record.split == "eval" for record in self.records):
             return self.split("train"), self.split("eval")
-        of = identities(self.records)
+        of = identities([record.references[0] for record in self.records])
         subjects = list(dict.fromkeys(of))
         if len(subjects) < 2:
             return self, None
@@ -165,13 +165,13 @@ class JsonlDataset(Sequence[Example]):
         return self._of(self.path, train), self._of(self.path, rest)
 
 
-def identities(records: Sequence[Record]) -> list[str]:
-    """Who is pictured in each record, because two dogs are two subjects.
+def identities(references: Sequence[str]) -> list[str]:
+    """Who is pictured, by the first reference of each record, because two dogs are two subjects.
 
-    It is the folder of the first reference; if all records share one folder, the first reference itself.
+    It is the picture's folder; if all pictures share one folder, the picture itself.
     """
-    folders = [str(Path(record.references[0]).parent) for record in records]
-    return folders if len(set(folders)) > 1 else [record.references[0] for record in records]
+    folders = [str(Path(reference).parent) for reference in references]
+    return folders if len(set(folders)) > 1 else list(references)
 
 
 def read_picture(path: Path) -> tuple[Image.Image, Image.Image | None]:
