@@ -180,7 +180,7 @@ def _read_evaluations(folder: Path, problems: list[str]) -> tuple[Evaluation, ..
     found: dict[int, Evaluation] = {}
     for path in sorted(folder.glob("iteration-*.json")):
         try:
-            evaluation = _evaluation(json.loads(path.read_text(encoding="utf-8")))
+            evaluation = read_evaluation(path)
         except (OSError, ValueError, TypeError, KeyError):
             problems.append(f"{folder.name}/{path.name} is damaged and left out.")
         else:
@@ -188,7 +188,13 @@ def _read_evaluations(folder: Path, problems: list[str]) -> tuple[Evaluation, ..
     return tuple(found[iteration] for iteration in sorted(found))
 
 
-def _evaluation(content: dict[str, Any]) -> Evaluation:
+def read_evaluation(path: Path) -> Evaluation:
+    """One evaluation file.
+
+    Raises:
+        OSError, ValueError, TypeError or KeyError: if it is missing or damaged.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
     metrics, tasks = tuple(content["metrics"]), content["tasks"]
     values = np.array([[[_number(x) for x in task] for task in replicate] for replicate in content["values"]])
     if values.shape[1:] != (len(tasks), len(metrics)):

@@ -1,0 +1,234 @@
+"""A grid of methods x seeds from one YAML: which runs it has, and that they can be compared."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from customized_grpo.build import bind, resolve
+from customized_grpo.compare.methods import BASE, Method, find_method, merged
+from customized_grpo.config import Config, check_names, parse_config, read_yaml
+from customized_grpo.errors import UserError
+from customized_grpo.settings import Settings, Spec
+
+GIVEN_BY_THE_TRAINER = {"progress", "generator", "num_inference_steps"}
+"""Parameters of time weights that no configuration has to set."""
+
+
+class Grid(Settings):
+    """What to compare."""
+
+    config: dict[str, Any] = Field(default={})
+    """The configuration that all cells share, as for `cgrpo train`; `method` too, as far as methods leave it alone."""
+    methods: tuple[str, ...] = ("naive_1to1", "naive_1to1.5", "customized")
+    """By name, from methods.yaml or `own_methods`. The base policy is always measured."""
+    own_methods: dict[str, Method] = Field(default={})
+    """More methods: name to {title, about, config}. A known name changes that method."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Of training: prompts, noise and order. Methods pair seed by seed."""
+    baseline: str = "naive_1to1"
+    """The method that the others have to beat."""
+    candidate: str = "customized"
+    """The method in question."""
+    checks: dict[str, str] = Field(default={"prompt": "oracle_prompt", "identity": "oracle_subject"})
+    """Reward to the metric that measures the same and is not trained on: the gap between their gains is reward
+    hacking. Pairs whose names are not measured do not count."""
+    lower_is_better: tuple[str, ...] = ("background_copied", "pose_copied")
+    """Metrics of which less is better."""
+    pictures: int = Field(default=6, ge=0)
+    """Tasks shown in the report."""
+
+
+class Budget(NamedTuple):
+    """What a cell may spend."""
+
+    samples: int
+    """Pictures generated in training."""
+    gradient_steps: int
+    """Optimizer steps."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    method: str
+    seed: int
+    config: Config
+    root: Path
+    """The folder of the comparison."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}/seed-{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """An ordinary run folder."""
+        return self.root / "cells" / self.method / f"seed-{self.seed}"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "logs" / f"{self.method}-seed-{self.seed}.log"
+
+
+def load_grid(path: str | Path) -> Grid:
+    """Read a grid's YAML.
+
+    Raises:
+        UserError: for an unknown key or method (with the nearest), a repeated seed, or a wrong type.
+    """
+    grid: Grid = parse_config(read_yaml(path), Grid)
+    for name, values in (("seeds", grid.seeds), ("methods", grid.methods)):
+        twice = [value for n, value in enumerate(values) if value in values[:n]]
+        if twice:
+            raise UserError(f"{name} lists {twice[0]} twice, which would count one run as two; list it once.")
+        if not values:
+            raise UserError(f"{name} is empty; list at least one.")
+    for name in grid.methods:
+        find_method(name, grid.own_methods)
+    for key in ("seed", "output"):
+        if key in grid.config:
+            raise UserError(f"config.{key} is set by the grid for each cell; take it out.")
+    return grid
+
+
+def cells(grid: Grid, root: Path) -> list[Cell]:
+    """All runs of the grid, one seed of every method after the other, so that an unfinished grid has whole seeds.
+
+    Raises:
+        UserError: if a configuration is wrong, or two cells could not be compared.
+    """
+    methods = [name for name in grid.methods if name != BASE]
+    found = [Cell(name, seed, _config(grid, name, seed, root), root) for seed in grid.seeds for name in methods]
+    check_comparable({BASE: base_config(grid, root), **{cell.name: cell.config for cell in found}})
+    for cell in found[: len(methods)]:
+        try:
+            check_names(cell.config)
+            _check_complete(cell.config)
+        except UserError as error:
+            raise UserError(f"The method '{cell.method}': {error}") from error
+    return found
+
+
+def base_config(grid: Grid, root: Path) -> Config:
+    """The configuration with which the base policy is evaluated."""
+    config: Config = parse_config({**grid.config, "output": str(root / BASE)}, Config)
+    if config.evaluation.examples == 0:
+        raise UserError("config.evaluation.examples is 0, so nothing would be measured; set it above 0.")
+    return config
+
+
+def base_evaluation(root: Path) -> Path:
+    """The one evaluation of the base policy, which all cells start from."""
+    return root / BASE / "iteration-000000.json"
+
+
+def _config(grid: Grid, method: str, seed: int, root: Path) -> Config:
+    cell = root / "cells" / method / f"seed-{seed}"
+    own = {"seed": seed, "output": str(cell), "evaluation": {"base": str(base_evaluation(root).resolve())}}
+    tree = merged(merged(grid.config, find_method(method, grid.own_methods).config), own)
+    try:
+        return parse_config(tree, Config)
+    except UserError as error:
+        raise UserError(f"The method '{method}': {error}") from error
+
+
+def budget(config: Config) -> Budget:
+    """Pictures and optimizer steps of a whole run."""
+    import torch
+
+    training, rollout = config.training, config.rollout
+    plan = bind(rollout.steps, "steps")(0, rollout.num_inference_steps, generator=torch.Generator().manual_seed(0))
+    updates = min(training.updates_per_epoch, len(plan.trained))
+    return Budget(
+        samples=training.iterations * training.prompts_per_iteration * rollout.num_generations,
+        gradient_steps=training.iterations * training.inner_epochs * updates,
+    )
+
+
+def protocol(config: Config) -> dict[str, Any]:
+    """What must be equal for numbers to pair: the base policy, the data, what is measured and how."""
+    tree = json.loads(config.model_dump_json())
+    tree["evaluation"].pop("base", None)
+    tree["evaluation"].pop("batch", None)
+    shared = {name: tree[name] for name in ("policy", "rewards", "metrics", "data", "evaluation")}
+    return {**shared, "rollout.num_inference_steps": tree["rollout"]["num_inference_steps"]}
+
+
+def check_comparable(configs: Mapping[str, Config]) -> None:
+    """Raise UserError unless all runs start from one policy, are measured alike and spend the same.
+
+    Args:
+        configs: the name of a run to its configuration.
+    """
+    (first, reference), *others = configs.items()
+    same, spent = protocol(reference), budget(reference)
+    for name, config in others:
+        other = protocol(config)
+        differ = [key for key in same if same[key] != other[key]]
+        if differ:
+            raise UserError(
+                f"'{first}' and '{name}' differ in {differ[0]} ({_short(same[differ[0]])} against "
+                f"{_short(other[differ[0]])}), so their scores do not pair; compare runs that share it."
+            )
+        if budget(config) != spent:
+            one, two = (
+                f"{b.samples:,} pictures and {b.gradient_steps:,} gradient steps" for b in (spent, budget(config))
+            )
+            raise UserError(f"'{first}' spends {one}, '{name}' {two}; give every method the same budget.")
+
+
+def differences(expected: Config, found: Config) -> list[str]:
+    """The settings in which a run differs from what the grid asks for, as `section.setting a -> b`.
+
+    Where it is written, tracked and checkpointed does not matter.
+    """
+    trees = []
+    for config in (found, expected):
+        tree = json.loads(config.model_dump_json(exclude={"output", "tracking", "checkpoint"}))
+        tree["evaluation"].pop("base", None)
+        trees.append(_flat(tree))
+    found_flat, expected_flat = trees
+    keys = [key for key in {**found_flat, **expected_flat} if found_flat.get(key) != expected_flat.get(key)]
+    return [f"{key} {_short(found_flat.get(key))} -> {_short(expected_flat.get(key))}" for key in keys]
+
+
+def _check_complete(config: Config) -> None:
+    """Every argument that has no default must be set: time weights from a file need the file."""
+    slots: list[tuple[str, Spec]] = [
+        ("advantage", config.method.advantage),
+        ("time_weights", config.method.time_weights),
+    ]
+    for slot, spec in slots:
+        parameters = list(inspect.signature(resolve(spec.use, slot)).parameters.values())
+        skip = 2 if slot == "advantage" else 1
+        for parameter in parameters[skip:]:
+            required = parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
+            if required and parameter.name not in {*spec.arguments, *GIVEN_BY_THE_TRAINER}:
+                raise UserError(
+                    f"{spec.use} needs '{parameter.name}'; set method.{slot}.{parameter.name} in its config under "
+                    f"own_methods."
+                )
+
+
+def _spent(budget: Budget) -> str:
+    return f"{budget.samples:,} pictures and {budget.gradient_steps:,} gradient steps"
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
