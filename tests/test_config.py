@@ -28,6 +28,13 @@ def test_an_argument_keeps_the_rest_of_its_spec_and_a_new_use_does_not() -> None
     assert load_config(None, ["method.advantage.use=minimum"]).method.advantage.model_dump() == {"use": "minimum"}
 
 
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "1E-03", "+.1e-2"])
+def test_a_rate_may_be_written_as_people_write_it(tmp_path: Path, text: str) -> None:
+    assert load_config(None, [f"training.optimizer.lr={text}"]).training.optimizer.arguments["lr"] == 0.001
+    (tmp_path / "c.yaml").write_text(f"training: {{optimizer: {{lr: {text}}}}}")
+    assert load_config(tmp_path / "c.yaml").training.optimizer.arguments["lr"] == 0.001
+
+
 def test_rewards_change_one_by_one_or_as_a_whole() -> None:
     one = load_config(None, ["rewards.prompt.path=here"]).rewards
     assert list(one) == ["prompt", "identity"]

@@ -1,6 +1,7 @@
 """The settings of a run: composed here, each defined beside the code that reads it."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -34,6 +35,15 @@ class TrainerConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+
+
+class Loader(yaml.SafeLoader):
+    """YAML's safe loader, for which 1e-3 is a number too (YAML 1.1 would have 1.0e-3)."""
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def _spec(use: str, **arguments: Any) -> Spec:
@@ -74,7 +84,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         if not separator or not key.strip():
             raise UserError(f"'{override}' is no override; write section.setting=value, such as training.iterations=5.")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader)
         except yaml.YAMLError as error:
             raise UserError(f"The value of '{override}' is not YAML: {' '.join(str(error).split())}.") from error
         _assign(tree, key.strip().split("."), value)
@@ -91,7 +101,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"There is no configuration file '{file}'; recipes/ holds examples.")
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"'{file}' is not YAML: {' '.join(str(error).split())}.") from error
     if tree is None:
