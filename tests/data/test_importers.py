@@ -11,7 +11,6 @@ from customized_grpo.data.importers import (
     import_folder,
     import_subjects200k,
     import_syncd,
-    open_dataset,
 )
 from customized_grpo.errors import UserError
 
@@ -200,16 +199,3 @@ def test_import_subjects200k(tmp_path):
     with pytest.raises(UserError, match="exists already"):
         import_subjects200k(rows, tmp_path / "data.jsonl")
     assert import_subjects200k(rows, tmp_path / "one.jsonl", limit=1).examples == 1
-
-
-def test_reading_parquet_needs_datasets(tmp_path):
-    datasets = pytest.importorskip("datasets", reason="the datasets package is optional")
-    features = datasets.Features({"image": datasets.Image(), **{
-        name: datasets.Value("string") for name in ("collection",)
-    }, "description": {name: datasets.Value("string") for name in ("item", "description_0", "description_1")},
-       "quality_assessment": {name: datasets.Value("int64") for name in row()["quality_assessment"]}})  # fmt: skip
-    table = datasets.Dataset.from_list([row(), row()], features=features)
-    table.to_parquet(tmp_path / "part-0.parquet")
-    assert import_subjects200k(tmp_path, tmp_path / "data.jsonl").examples == 2
-    table.save_to_disk(tmp_path / "saved")
-    assert len(open_dataset(tmp_path / "saved")) == 2

@@ -1,15 +1,16 @@
-"""Where examples come from: the toy world, a JSONL manifest, or a dataset named by import path."""
+"""Where examples come from: the toy world, a JSONL manifest, columns of a hub data set, or one named by import path."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from customized_grpo.data.examples import JsonlDataset
+from customized_grpo.data.hub import HubDataset
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Settings, Spec
 from customized_grpo.types import Example
 
-__all__ = ["DataSettings", "JsonlDataset", "load_datasets"]
+__all__ = ["DataSettings", "HubDataset", "JsonlDataset", "load_datasets"]
 
 
 class DataSettings(Settings):

@@ -1,6 +1,5 @@
 """Data sets of the field to a manifest. Pictures stay where they are; nothing is ever overwritten."""
 
-import io
 import json
 import os
 import re
@@ -8,9 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from PIL import Image
-
 from customized_grpo.data.examples import Record, identities
+from customized_grpo.data.hub import as_picture, open_dataset
 from customized_grpo.errors import UserError
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -293,7 +291,7 @@ def _halves(
         if any((grades.get(name) or 0) < quality for name in QUALITIES):
             counts["skipped"] += 1
             continue
-        image = _as_picture(row["image"])
+        image = as_picture(row["image"])
         margin = max(0, 2 * image.height - image.width)  # height = side + 2 margins, width = 2 sides + 3 margins
         side = image.height - 2 * margin
         for half in (0, 1) if both_ways else (0,):
@@ -307,36 +305,6 @@ def _halves(
                 references=(_relative(reference, manifest),),
                 subject=str(told.get("item") or ""),
             )
-
-
-def open_dataset(source: str | Path, split: str = "train") -> Any:
-    """One split of a data set through the `datasets` package: a folder it saved, parquet files, or a hub id.
-
-    Raises:
-        UserError: if the package is missing, or it cannot read the source.
-    """
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(f"Reading '{source}' needs the datasets package; pip install datasets.") from error
-    place = Path(source).expanduser()
-    try:
-        if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
-            saved = datasets.load_from_disk(str(place))
-            return saved[split] if isinstance(saved, dict) else saved
-        if place.exists():
-            files = sorted(map(str, place.rglob("*.parquet"))) if place.is_dir() else [str(place)]
-            return datasets.load_dataset("parquet", data_files={split: files}, split=split)
-        return datasets.load_dataset(str(source), split=split)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"Could not read split '{split}' of '{source}' ({type(error).__name__}: {reason}).") from error
-
-
-def _as_picture(value: Any) -> Image.Image:
-    if isinstance(value, Mapping):  # parquet as it is, without the Image feature of datasets
-        value = Image.open(io.BytesIO(value["bytes"]))
-    return value.convert("RGB")
 
 
 # ---- paths
