@@ -84,6 +84,16 @@ class RemoteReward:
     def name(self) -> str:
         return self.server.label
 
+    @property
+    def where(self) -> str:
+        """The process or the address that scores."""
+        return self.server.where
+
+    @property
+    def memory(self) -> float | None:
+        """MiB of main memory that our process has in use; None if it is not ours or cannot be asked."""
+        return self.server.memory()
+
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         """Shape (B,), on CPU."""
         chunks = [slice(start, start + self.batch_size) for start in range(0, len(examples), self.batch_size)]
@@ -195,7 +205,7 @@ class _Host:
     """A server that someone else runs."""
 
     def __init__(self, url: str, start_timeout: float) -> None:
-        self.url, self.label, self.start_timeout = url, url, start_timeout
+        self.url, self.label, self.where, self.start_timeout = url, url, url, start_timeout
 
     def start(self) -> None:
         _wait_until_ready(self.url, "server", self.start_timeout, patience=10.0)
@@ -203,10 +213,17 @@ class _Host:
     def revive(self) -> int:
         return 0
 
-    def abandon(self) -> None: ...
-    def stop(self) -> None: ...
+    def abandon(self) -> None:
+        """Not ours to end."""
+
+    def stop(self) -> None:
+        """Not ours to end."""
+
     def last_words(self) -> str:
         return ""
+
+    def memory(self) -> float | None:
+        return None
 
 
 class _Process:
@@ -282,6 +299,17 @@ class _Process:
     def abandon(self) -> None:
         """It crashed or hangs: end it, so that the next attempt gets a fresh one."""
         self.stop()
+
+    @property
+    def where(self) -> str:
+        return f"process {self.process.pid}" if self.process is not None else ""
+
+    def memory(self) -> float | None:
+        status = Path(f"/proc/{self.process.pid}/status") if self.process is not None else None
+        if status is None or not status.exists():  # not on Linux
+            return None
+        resident = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmRSS")]
+        return int(resident[0]) / 1024 if resident else None
 
     def last_words(self) -> str:
         """The last line of its log, to be put behind an error."""

@@ -128,6 +128,11 @@ class VlmJudge:
         self._lock, self._pause_until = threading.Lock(), 0.0
         self._check_endpoint()
 
+    @property
+    def where(self) -> str:
+        """The endpoint that scores."""
+        return self.url
+
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         """Shape (B,), on CPU."""
         bodies = [self.request(to_pil(image), example) for image, example in zip(images, examples, strict=True)]
