@@ -28,6 +28,8 @@ from customized_grpo.toyworld.world import (
 MEAN = STD = (0.5, 0.5, 0.5)
 SWAPS = ("noun", "background", "accessory", "accessory_colour", "companion", "companion_colour", "recolour")
 """The kinds of word that `swap_word` exchanges."""
+NEGATIVES = 3
+"""One-word changes of its own prompt that each image must reject in a batch."""
 
 
 def build() -> Clip:
@@ -92,35 +94,42 @@ class Student(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()})
 
 
-def loss(student: Student, corpus: "Pairs", batch_size: int, generator: torch.Generator) -> Tensor:
+def loss(student: Student, pairs: "Pairs", batch_size: int, generator: torch.Generator) -> Tensor:
     """Contrastive over the batch plus hard negatives of one changed word, and cross-entropy of the attribute heads."""
     clip = student.clip
-    n, v, images = corpus.sample(batch_size, generator)
-    positive = corpus.ids[n, v]
-    swap = torch.randint(corpus.swapped.shape[2], (batch_size, 3), generator=generator)
-    negative = corpus.swapped[n[:, None], v[:, None], swap].flatten(0, 1)
     device = clip.device
-    images = images.to(device)
+    n, v, images = pairs.sample(batch_size, generator)
+    choice = torch.randint(pairs.swapped.shape[2], (batch_size, NEGATIVES), generator=generator)
+    texts = torch.cat([pairs.ids[n, v], pairs.swapped[n[:, None], v[:, None], choice].flatten(0, 1)]).to(device)
     with torch.autocast(device.type, torch.bfloat16):
-        pooled = clip.vision_model(pixel_values=normalize(images)).pooler_output
+        pooled = clip.vision_model(pixel_values=normalize(images.to(device))).pooler_output
         image = F.normalize(clip.visual_projection(pooled).float(), dim=-1)
-        text = embed_texts(clip, torch.cat([positive, negative]).to(device))
+        text = embed_texts(clip, texts)
         read = {name: head(pooled).float() for name, head in student.heads.items()}
-    scale = clip.logit_scale.exp().clamp(max=60)
-    logits = scale * image @ text.T
-    same = (positive[:, None] == torch.cat([positive, negative])[None]).all(-1).to(device)
-    matches = same[:, :batch_size].float()
-    to_text = -(same / same.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
-    to_image = -(matches / matches.sum(0) * logits[:, :batch_size].log_softmax(0)).sum(0).mean()
-    wrong = logits[:, batch_size:].view(batch_size, batch_size, 3).diagonal(dim1=0, dim2=1).T
-    right = logits.diagonal()[:, None]
-    hard = F.cross_entropy(torch.cat([right, wrong], dim=1), torch.zeros(batch_size, dtype=torch.long, device=device))
+    logits = clip.logit_scale.exp().clamp(max=60) * image @ text.T
     attributes = sum(
         F.cross_entropy(read[name], labels[n, v].to(device), ignore_index=-1)
-        for name, labels in corpus.labels.items()
+        for name, labels in pairs.labels.items()
         if (labels[n, v] >= 0).any()
     )
-    return (to_text + to_image) / 2 + hard + 0.3 * attributes
+    return _contrast(logits, texts) + 0.3 * attributes
+
+
+def _contrast(logits: Tensor, texts: Tensor) -> Tensor:
+    """Every image against every text, every true text against every image, every image against its own swaps.
+
+    Args:
+        logits: (B, B + NEGATIVES * B); column b is image b's prompt, then come the swaps, image by image.
+        texts: (B + NEGATIVES * B, 16) token ids; equal prompts are all right answers.
+    """
+    count = len(logits)
+    same = (texts[:count, None] == texts[None]).all(-1).float()
+    matches = same[:, :count]
+    to_text = -(same / same.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
+    to_image = -(matches / matches.sum(0) * logits[:, :count].log_softmax(0)).sum(0).mean()
+    swaps = logits[:, count:].view(count, count, NEGATIVES).diagonal(dim1=0, dim2=1).T
+    own = torch.cat([logits[:, :count].diagonal()[:, None], swaps], dim=1)
+    return (to_text + to_image) / 2 - own.log_softmax(1)[:, 0].mean()
 
 
 class Pairs:
@@ -131,7 +140,7 @@ class Pairs:
         rng = random.Random(seed)
         self.images = corpus.images
         self.labels = corpus.labels()
-        shape = (*self.images.shape[:2],)
+        shape = self.images.shape[:2]
         self.ids = tokenize(tokenizer, [p for row in corpus.prompts for p in row]).view(*shape, -1)
         changed = [
             swap_word(rng, subject.noun, scene, rng.choice(swappable(scene)))
@@ -147,8 +156,7 @@ class Pairs:
         v = torch.randint(1, self.images.shape[1], (count,), generator=generator)
         v = torch.where(torch.rand(count, generator=generator) < 0.06, 0, v)
         images = self.images[n, v].float() / 255
-        half = count // 3
-        images[:half] = augment.degrade(images[:half], generator)
+        images[::3] = augment.degrade(images[::3], generator)
         return n, v, augment.jitter(images, generator)
 
 

@@ -8,7 +8,7 @@ from customized_grpo.toyworld.pretrain import augment
 from customized_grpo.toyworld.pretrain.clip import normalize
 from customized_grpo.toyworld.pretrain.corpus import Corpus
 from customized_grpo.toyworld.pretrain.models import Dino
-from customized_grpo.toyworld.world import ATTRIBUTES, SUBJECT_ATTRIBUTES
+from customized_grpo.toyworld.world import ATTRIBUTES, KINDS, SUBJECT_ATTRIBUTES
 
 TEMPERATURE = 0.1
 RECOLOURED_WEIGHT = 0.3
@@ -61,36 +61,44 @@ class Views:
         use_reference = torch.rand(pairs, generator=generator) < 0.6
         return rows, first, torch.where(use_reference, 0, other)
 
+    def pictures(self, rows: Tensor, columns: Tensor, generator: torch.Generator) -> Tensor:
+        """Augmented images (B, 3, 64, 64) in [0, 1]; half of the references are cut out, as the reward sees them."""
+        images = self.images[rows, columns].float() / 255
+        cut = ((columns == 0) & (torch.rand(len(columns), generator=generator) < 0.5)).nonzero()[:, 0]
+        mask = self.masks[rows[cut], None].float() / 255
+        images[cut] = torch.lerp(torch.ones(()), images[cut], mask)
+        images[::3] = augment.degrade(images[::3], generator)
+        return augment.jitter(images, generator)
+
 
 def loss(student: Student, views: Views, pairs: int, generator: torch.Generator) -> Tensor:
     """InfoNCE between two pictures of each subject, and cross-entropy of the attribute heads."""
     rows, first, second = views.sample(pairs, generator)
     n, v = torch.cat([rows, rows]), torch.cat([first, second])
-    images = views.images[n, v].float() / 255
-    cut_out = ((v == 0) & (torch.rand(len(v), generator=generator) < 0.5)).nonzero()[:, 0]
-    mask = views.masks[n[cut_out], None].float() / 255
-    images[cut_out] = torch.lerp(torch.ones(()), images[cut_out], mask)  # as the reward shows segmented references
-    images[::3] = augment.degrade(images[::3], generator)
     device = student.dino.device
-    images = augment.jitter(images, generator).to(device)
+    images = views.pictures(n, v, generator).to(device)
     with torch.autocast(device.type, torch.bfloat16):
         token = student.dino(pixel_values=normalize(images)).last_hidden_state[:, 0]
         read = {name: head(token).float() for name, head in student.heads.items()}
-    z = F.normalize(token.float(), dim=-1)
-    similarity = z @ z.T / TEMPERATURE
-    same_row = n[:, None] == n[None]
-    partner = torch.arange(len(n)).roll(pairs)
-    same_row[torch.arange(len(n)), partner] = False
-    similarity = similarity.masked_fill(same_row.to(device), -1e4)  # itself, and a row drawn twice
     recoloured = (views.recoloured[rows, first] | views.recoloured[rows, second]).float()
-    weight = (1 - (1 - RECOLOURED_WEIGHT) * recoloured).repeat(2).to(device)
-    contrast = (F.cross_entropy(similarity, partner.to(device), reduction="none") * weight).mean()
+    weight = (1 - (1 - RECOLOURED_WEIGHT) * recoloured).repeat(2)
     attributes = sum(
-        F.cross_entropy(read[name], views.labels[name][n, v], ignore_index=-1)
+        F.cross_entropy(read[name], views.labels[name][n, v].to(device), ignore_index=-1)
         for name in SUBJECT_ATTRIBUTES
-        if name != "colour"
+        if name != "colour"  # a recoloured creature stays itself
     )
-    return contrast + 0.15 * attributes
+    return _info_nce(token.float(), n.to(device), weight.to(device)) + 0.15 * attributes
+
+
+def _info_nce(tokens: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """Each token (2P, D) must pick its partner, P places on, among all of other rows (2P,)."""
+    z = F.normalize(tokens, dim=-1)
+    index = torch.arange(len(rows), device=rows.device)
+    partner = index.roll(len(rows) // 2)
+    excluded = rows[:, None] == rows[None]  # itself, and a row drawn twice
+    excluded[index, partner] = False
+    similarity = (z @ z.T / TEMPERATURE).masked_fill(excluded, -1e4)
+    return (F.cross_entropy(similarity, partner, reduction="none") * weight).mean()
 
 
 @torch.no_grad()
@@ -110,10 +118,7 @@ def measure(dino: Dino, corpus: Corpus) -> dict[str, float]:
         other.append((view * reference.roll(1, 0)).sum(-1))
     hits, cosines = torch.stack(found, 1).float(), torch.stack(own, 1)
     plain = ~recoloured[:, 1:]
-    kinds = {
-        kind: torch.tensor([[s.kind == kind for s in row[1:]] for row in corpus.scenes])
-        for kind in ("recontext", "accessory", "companion", "property")
-    }
+    kinds = {kind: torch.tensor([[s.kind == kind for s in row[1:]] for row in corpus.scenes]) for kind in KINDS}
     return {
         "top-1 without recolouring": hits[plain].mean().item(),
         "top-1": hits.mean().item(),

@@ -39,8 +39,8 @@ class PretrainSettings(Settings):
     """Training subjects of the generator, with three scenes each."""
     measured_subjects: int = Field(default=500, ge=8)
     """Unseen subjects that the figures are measured on."""
-    autoencoder: Budget = Budget(minutes=15, batch_size=8, learning_rate=2e-3, decay_from=0.2)
-    clip: Budget = Budget(minutes=15, batch_size=96, learning_rate=1e-3, decay_from=0.3)
+    autoencoder: Budget = Budget(minutes=20, batch_size=8, learning_rate=2e-3, decay_from=0.2)
+    clip: Budget = Budget(minutes=20, batch_size=96, learning_rate=1e-3, decay_from=0.3)
     dino: Budget = Budget(minutes=10, batch_size=64, learning_rate=1e-3, decay_from=0.3)
     oracle: Budget = Budget(minutes=10, batch_size=64, learning_rate=2e-3, decay_from=0.2)
     generator: Budget = Budget(minutes=60, batch_size=32, learning_rate=1.2e-3, warmup_steps=200, decay_from=0.3)
