@@ -4,23 +4,24 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.settings import Spec
 
 HOMES = {
-    "advantage": "customized_grpo.functional.advantages",
-    "time_weights": "customized_grpo.functional.time_weights",
-    "dynamics": "customized_grpo.functional.sde",
-    "steps": "customized_grpo.functional.schedule",
-    "reward": "customized_grpo.rewards",
-    "metric": "customized_grpo.rewards",
-    "policy": "customized_grpo.policies",
-    "dataset": "customized_grpo.data",
-    "optimizer": "torch.optim",
+    "advantage": ("customized_grpo.functional.advantages",),
+    "time_weights": ("customized_grpo.functional.time_weights", "customized_grpo.fitted"),
+    "dynamics": ("customized_grpo.functional.sde",),
+    "steps": ("customized_grpo.functional.schedule",),
+    "reward": ("customized_grpo.rewards",),
+    "metric": ("customized_grpo.rewards",),
+    "policy": ("customized_grpo.policies",),
+    "dataset": ("customized_grpo.data",),
+    "optimizer": ("torch.optim",),
 }
-"""Where a name without a module is looked up, by slot."""
+"""Where a name without a module is looked up, by slot, in this order."""
 
 
 def resolve(use: str, slot: str) -> Any:
@@ -30,19 +31,24 @@ def resolve(use: str, slot: str) -> Any:
         UserError: if the module or the name does not exist, with the nearest name there is.
     """
     module_name, separator, name = use.partition(":")
-    if not separator:
-        module_name, name = HOMES[slot], use
+    homes = (module_name,) if separator else HOMES[slot]
+    name = name if separator else use
+    modules = [_import(home, use, slot) for home in homes]
+    for module in modules:
+        if hasattr(module, name):
+            return getattr(module, name)
+    known = [n for m in modules for n in dir(m) if not n.startswith("_") and callable(getattr(m, n))]
+    raise UserError(f"{slot}: there is no '{name}' in {' or '.join(homes)}.{nearest(name, known)}")
+
+
+def _import(module: str, use: str, slot: str) -> ModuleType:
     try:
-        module = import_module(module_name)
+        return import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{slot}: cannot import '{module_name}' for '{use}' ({error}); "
+            f"{slot}: cannot import '{module}' for '{use}' ({error}); "
             f"write package.module:name and see that the package is installed or on PYTHONPATH."
         ) from error
-    if not hasattr(module, name):
-        known = [n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n))]
-        raise UserError(f"{slot}: there is no '{name}' in {module_name}.{nearest(name, known)}")
-    return getattr(module, name)
 
 
 def bind(spec: Spec, slot: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""The command line: `cgrpo train`, `generate`, `eval`, `pretrain`, `config`, `report`."""
+"""The command line: `cgrpo train`, `generate`, `eval`, `pretrain`, `config`, `report`, `probe`."""
 
 import errno
 import os
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from customized_grpo import cli_data
 from customized_grpo._version import __version__
 from customized_grpo.errors import TrainingError, UserError
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEBUG = "--debug"
+app.add_typer(cli_data.app, name="data")
 console = Console()
 errors = Console(stderr=True)
 
@@ -142,11 +144,61 @@ def config(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write RUN/report.html: one page, no network needed."""
-    from customized_grpo.report import write_report
-
+def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a probe's.")]) -> None:
+    """Write RUN/report.html (or PROBE/probe.html): one page, no network needed."""
+    if (folder / "probe.json").is_file():
+        from customized_grpo.probe import write_report
+    else:
+        from customized_grpo.report import write_report
     console.print(str(write_report(folder)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def probe(
+    settings: Settings = None,
+    run: Annotated[Path | None, typer.Option("--run", help="A run folder; none probes the base model.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Training examples to measure on; none takes 24.")] = None,
+    branches: Annotated[int | None, typer.Option(help="Branches at each step; none takes 8.")] = None,
+    gradients: Annotated[bool | None, typer.Option(help="The gradients too, unless --no-gradients.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write; none makes a new one under probes/.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the probe in this folder.")] = None,
+) -> None:
+    """Measure when along the denoising trajectory each reward is decided, and fit time weights to it."""
+    from customized_grpo.probe.command import new_probe, resume_probe
+
+    _quiet_libraries()
+    given = {"examples": examples, "branches": branches, "gradients": gradients}
+    given = {name: value for name, value in given.items() if value is not None}
+    if resume is None:
+        file, overrides = _split(settings)
+        new_probe(console, file, overrides, given, run=run, iteration=iteration, output=output)
+    elif settings or given or run or output or iteration is not None:
+        raise UserError("--resume takes everything from the probe's folder; leave the other arguments out.")
+    else:
+        resume_probe(console, resume)
+
+
+@app.command()
+def pretrain(
+    settings: Settings = None,
+) -> None:
+    """Rebuild the packaged toy-world weights from nothing: autoencoder, CLIP, DINO, oracle, generator. Resumes."""
+    from customized_grpo.config import load_settings
+    from customized_grpo.display import PretrainDisplay
+    from customized_grpo.toyworld.pretrain import PretrainSettings
+    from customized_grpo.toyworld.pretrain import pretrain as rebuild
+
+    _quiet_libraries()
+    file, overrides = _split(settings)
+    chosen: PretrainSettings = load_settings(PretrainSettings, file, overrides)
+    with PretrainDisplay(console) as display:
+        written = rebuild(chosen, display)
+    console.print(
+        f"report    {written}\n"
+        f"use it    export CGRPO_TOYWORLD_WEIGHTS={chosen.output.resolve()}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def main() -> None:

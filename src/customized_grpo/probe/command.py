@@ -1,0 +1,81 @@
+"""What `cgrpo probe` does: a configuration, or a run, or a probe that was stopped, to findings on disk."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from customized_grpo.assemble import build_policy, build_rewards, load_trained, open_run
+from customized_grpo.build import bind
+from customized_grpo.config import Config, load_config, parse_config, to_yaml
+from customized_grpo.data import load_datasets
+from customized_grpo.errors import UserError
+from customized_grpo.probe.display import Progress, show_findings
+from customized_grpo.probe.findings import Findings
+from customized_grpo.probe.measure import Probe, ProbeSettings, choose
+from customized_grpo.probe.record import ProbeFolder
+from customized_grpo.probe.run import run_probe
+from customized_grpo.tracking import RunFolder, provenance
+
+
+def new_probe(
+    console: Console,
+    file: Path | None,
+    overrides: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    run: Path | None = None,
+    iteration: int | None = None,
+    output: Path | None = None,
+) -> Findings:
+    """Probe the base policy of a configuration, or a run's checkpoint.
+
+    Args:
+        settings: of `ProbeSettings`; the seed is the configuration's unless given.
+        output: a folder that is free; None makes one under probes/.
+    """
+    if run is not None and file is not None:
+        raise UserError("Give --run or a configuration file, not both; overrides may follow --run.")
+    if run is None and iteration is not None:
+        raise UserError("--iteration names a checkpoint of a run; give --run too.")
+    if output is not None:
+        ProbeFolder.check_free(output)
+    config = open_run(run, overrides)[1] if run is not None else load_config(file, overrides)
+    chosen = parse_config({"seed": config.seed, **settings}, ProbeSettings)
+    probe, checkpoint = build_probe(config, chosen, {"run": str(run), "iteration": iteration} if run else None)
+    folder = ProbeFolder.create(output)
+    folder.config.write_text(to_yaml(config), encoding="utf-8")
+    folder.describe(**provenance(), settings=chosen.model_dump(exclude={"batch"}), checkpoint=checkpoint)
+    return _go(console, probe, folder)
+
+
+def resume_probe(console: Console, path: Path) -> Findings:
+    """Go on with the probe in a folder: finished steps are read, the others measured."""
+    folder = ProbeFolder.existing(path)
+    info = folder.described()
+    if not folder.config.is_file() or "settings" not in info:
+        raise UserError(f"'{path}' was stopped before its configuration was written; remove it and start again.")
+    chosen = parse_config(info["settings"], ProbeSettings)
+    probe, _ = build_probe(load_config(folder.config), chosen, info.get("checkpoint"))
+    return _go(console, probe, folder)
+
+
+def build_probe(
+    config: Config, settings: ProbeSettings, checkpoint: Mapping[str, Any] | None
+) -> tuple[Probe, dict[str, Any] | None]:
+    """The probe of a configuration, and the run and iteration whose weights it measures. Cheap parts first."""
+    examples = choose(load_datasets(config.data)[0], settings)
+    rewards, dynamics = build_rewards(config.rewards), bind(config.rollout.dynamics, "dynamics")
+    policy, loaded = build_policy(config), None
+    if checkpoint is not None:
+        folder = RunFolder.existing(checkpoint["run"])
+        loaded = {"run": checkpoint["run"], "iteration": load_trained(policy, folder, checkpoint["iteration"])}
+    return Probe(policy, rewards, examples, settings, dynamics, config.rollout.num_inference_steps), loaded
+
+
+def _go(console: Console, probe: Probe, folder: ProbeFolder) -> Findings:
+    progress = Progress(console, len(probe.steps) + 1, len(folder.finished()))
+    found = run_probe(probe, folder, on_finished=progress)
+    show_findings(console, found, folder.path)
+    return found

@@ -1,0 +1,191 @@
+"""The probe folder: probe.json, config.yaml, a file for each finished step. A kill loses one step at most."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.evaluation import cluster
+from customized_grpo.policies.contract import Policy
+from customized_grpo.probe.measure import Branches, Probe
+from customized_grpo.tracking import write_text
+
+
+class ProbeFolder:
+    """PROBE/: probe.json, config.yaml, steps/, findings.json, time_weights.json, probe.html, plots/."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.info = path / "probe.json"
+        self.config = path / "config.yaml"
+        self.steps = path / "steps"
+        self.findings = path / "findings.json"
+        self.time_weights = path / "time_weights.json"
+
+    @classmethod
+    def create(cls, path: Path | None) -> "ProbeFolder":
+        """A new folder; None names it by the time under probes/.
+
+        Raises:
+            UserError: if the folder holds anything already.
+        """
+        if path is None:
+            stem = datetime.now().strftime("%Y%m%d-%H%M%S")
+            path = next(p for i in range(1000) if not (p := Path("probes") / (stem + (f"-{i}" if i else ""))).exists())
+        cls.check_free(path)
+        folder = cls(path)
+        folder.steps.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raise UserError if a new probe cannot go there."""
+        if path.exists() and not path.is_dir():
+            raise UserError(f"'{path}' is a file; name a folder that does not exist yet.")
+        if path.is_dir() and any(path.iterdir()):
+            raise UserError(
+                f"The folder '{path}' holds something already; name another --output, "
+                f"or go on with the probe in it: cgrpo probe --resume {path}"
+            )
+
+    @classmethod
+    def existing(cls, path: str | Path) -> "ProbeFolder":
+        """The folder of a probe.
+
+        Raises:
+            UserError: if there is none.
+        """
+        folder = cls(Path(path))
+        if not folder.info.is_file():
+            seen = "has no probe.json" if folder.path.is_dir() else "does not exist"
+            raise UserError(f"'{path}' is not a probe folder: it {seen}. `cgrpo probe` makes one and prints its name.")
+        return folder
+
+    def described(self) -> dict[str, Any]:
+        """probe.json.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        return _read_json(self.info)
+
+    def describe(self, **fields: Any) -> None:
+        """Merge fields into probe.json."""
+        known = self.described() if self.info.exists() else {}
+        write_text(self.info, json.dumps({**known, **fields}, indent=1, default=str))
+
+    def save(self, branches: Branches) -> None:
+        """Write one finished measurement, whole or not at all."""
+        content = {
+            "steps": branches.steps,
+            "rewards": to_json(branches.rewards),
+            "gram": None if branches.gram is None else to_json(branches.gram),
+            "seconds": round(branches.seconds, 3),
+        }
+        write_text(self.steps / f"{branches.name}.json", json.dumps(content))
+
+    def finished(self) -> dict[tuple[int, ...], Branches]:
+        """What has been measured so far, by its stochastic steps.
+
+        Raises:
+            UserError: if a file is damaged.
+        """
+        found: dict[tuple[int, ...], Branches] = {}
+        for path in sorted(self.steps.glob("*.json")):
+            content = _read_json(path)
+            try:
+                gram = content["gram"]
+                branches = Branches(
+                    tuple(content["steps"]),
+                    from_json(content["rewards"], torch.float32),
+                    None if gram is None else from_json(gram, torch.float64),
+                    content["seconds"],
+                )
+                assert branches.rewards.ndim == 3
+            except (KeyError, TypeError, ValueError, AssertionError):
+                raise _damaged(path) from None
+            found[branches.steps] = branches
+        return found
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a probe measures. Steps of probes that differ in any of it must not be mixed."""
+
+    rewards: list[str]
+    examples: list[dict[str, str]]
+    """id, subject and prompt of each."""
+    settings: dict[str, Any]
+    num_inference_steps: int
+    sigmas: list[float]
+    weights: str
+    """Digest of the policy's trainable tensors."""
+
+    @classmethod
+    def of(cls, probe: Probe) -> "Identity":
+        examples = [{"id": e.id, "subject": cluster(e), "prompt": e.prompt} for e in probe.examples]
+        settings = probe.settings.model_dump(exclude={"batch"})
+        sigmas = probe.trajectories()[0].sigmas.tolist()
+        return cls(
+            list(probe.rewards), examples, settings, probe.num_inference_steps, sigmas, fingerprint(probe.policy)
+        )
+
+    def check(self, described: Mapping[str, Any]) -> None:
+        """Raise UserError if probe.json describes another probe."""
+        for name, own in vars(self).items():
+            if name in described and described[name] != own:
+                raise UserError(
+                    f"The finished steps of this probe were measured with other {name} than these; "
+                    f"start a new one in another --output."
+                )
+
+
+def fingerprint(policy: Policy) -> str:
+    """A digest of the trainable tensors."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(policy.trainable_state().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def to_json(values: Tensor) -> Any:
+    """Nested lists; a number that is not finite becomes null."""
+    return _nested(values.tolist())
+
+
+def from_json(values: Any, dtype: torch.dtype) -> Tensor:
+    """Inverse of `to_json`; null becomes NaN."""
+
+    def filled(value: Any) -> Any:
+        return [filled(v) for v in value] if isinstance(value, list) else math.nan if value is None else value
+
+    return torch.tensor(filled(values), dtype=dtype)
+
+
+def _nested(value: Any) -> Any:
+    if isinstance(value, Sequence):
+        return [_nested(v) for v in value]
+    return value if math.isfinite(value) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise _damaged(path) from None
+    if not isinstance(content, dict):
+        raise _damaged(path)
+    return content
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"'{path}' is damaged; remove it and go on with cgrpo probe --resume, which measures it again.")
