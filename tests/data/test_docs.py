@@ -1,0 +1,48 @@
+"""The examples of docs/data.md, read as they are written there."""
+
+import inspect
+import re
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from customized_grpo.data import HubDataset, JsonlDataset, importers
+from customized_grpo.data.check import check_data
+from customized_grpo.data.importers import import_folder
+
+TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+
+
+def block(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)[0]
+
+
+def test_the_manifest(tmp_path):
+    (tmp_path / "data.jsonl").write_text(block("json"))
+    for n, name in enumerate(("dog/0.jpg", "dog/1.jpg", "cat/0.jpg")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (300, 300), (40 * n, 0, 0)).save(tmp_path / name)
+    Image.new("L", (300, 300), 255).save(tmp_path / "dog" / "0_mask.png")
+    train, held_out = JsonlDataset(tmp_path / "data.jsonl").held_out()
+    assert ([e.id for e in train], [e.id for e in held_out]) == (["dog-00", "dog-01"], ["cat-00"])
+    assert check_data(tmp_path / "data.jsonl").usable
+
+
+def test_the_folder(tmp_path):
+    for name in ("dog2/0.jpg", "dog2/1.jpg", "dog2/1_mask.png", "my_mug/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), "white").save(tmp_path / name)
+    (tmp_path / "my_mug" / "class.txt").write_text("mug")
+    prompts = re.findall(r"(a \{subject\}.*)$", TEXT, re.MULTILINE)
+    manifest = import_folder(tmp_path, tmp_path / "data.jsonl", prompts, references="all").manifest
+    assert [e.prompt for e in JsonlDataset(manifest)][::2] == ["a dog in the snow", "a mug in the snow"]
+
+
+def test_functions_and_settings_exist():
+    for name, arguments in re.findall(r"`(import_\w+)\(([\w, ]+)\)`", TEXT):
+        assert list(inspect.signature(getattr(importers, name)).parameters)[: arguments.count(",") + 1] == (
+            arguments.split(", ")
+        )
+    for spec in yaml.safe_load(block("yaml"))["data"].values():
+        assert set(spec) - {"use"} <= set(inspect.signature(HubDataset).parameters)
