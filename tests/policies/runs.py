@@ -17,7 +17,8 @@ from . import tiny
 
 def write_run(family: tiny.Family, folder: Path, **policy) -> Path:
     """Pipeline, pictures, manifest and configuration on disk, as a user has them."""
-    family.pipeline().save_pretrained(folder / "pipeline")
+    if family.on_disk:
+        family.pipeline().save_pretrained(folder / "pipeline")
     lines = []
     for example in family.examples():
         names = [f"{example.id}-{n}.png" for n in range(len(example.references))]
@@ -41,9 +42,10 @@ def write_run(family: tiny.Family, folder: Path, **policy) -> Path:
     return folder / "config.yaml"
 
 
-def train(file: Path, *overrides: str) -> tuple[PipelinePolicy, RunFolder]:
+def train(file: Path, *overrides: str, policy: PipelinePolicy | None = None) -> tuple[PipelinePolicy, RunFolder]:
+    """Train as configured; `policy` instead of the configured one where that cannot be loaded from disk."""
     config = load_config(file, overrides)
-    policy = construct(config.policy, "policy", seed=config.seed)
+    policy = policy or construct(config.policy, "policy", seed=config.seed)
     rewards = {name: construct(spec, "reward") for name, spec in config.rewards.items()}
     result = Trainer(policy, rewards, load_datasets(config.data)[0], None, config).train()
     return policy, RunFolder(result.run)

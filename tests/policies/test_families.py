@@ -88,7 +88,7 @@ def test_half_precision_keeps_latents_and_trained_weights_whole(family):
     check_policy(policy, family.examples())
     whole = make(family)
     tiny.disturb(whole)
-    torch.testing.assert_close(sample(policy, family), sample(whole, family), atol=0.1, rtol=0)
+    assert float((sample(policy, family) - sample(whole, family)).abs().mean()) < 0.06
 
 
 def test_offloading_changes_nothing_in_the_picture(family):
@@ -97,7 +97,7 @@ def test_offloading_changes_nothing_in_the_picture(family):
 
 
 def test_two_iterations_from_a_configuration_change_the_adapter(family, tmp_path):
-    policy, run = train(write_run(family, tmp_path))
+    policy, run = train(write_run(family, tmp_path), policy=None if family.on_disk else make(family))
     assert [record["iteration"] for record in run.records()] == [1, 2]
     assert all(record["update/first_ratio_error"] < 1e-5 for record in run.records())
     trained = {name: tensor for name, tensor in policy.trainable_state().items() if "lora_B" in name}

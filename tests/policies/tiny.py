@@ -53,10 +53,12 @@ def flux_parts(seed: int = 0, *, guidance: bool = True, transformer: nn.Module |
         latent_channels=4, norm_num_groups=4, layers_per_block=1, sample_size=16, scaling_factor=0.4,
         shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,
     )  # fmt: skip
-    transformer = transformer or FluxTransformer2DModel(
-        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=TEXT, pooled_projection_dim=TEXT, guidance_embeds=guidance, axes_dims_rope=(4, 6, 6),
-    )  # fmt: skip
+    if transformer is None:
+        transformer = FluxTransformer2DModel(
+            in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=TEXT, pooled_projection_dim=TEXT, guidance_embeds=guidance, axes_dims_rope=(4, 6, 6),
+        )  # fmt: skip
+        loud(transformer)
     return {
         "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_image_seq_len=8, max_shift=1.3),
         "vae": vae,
@@ -66,6 +68,12 @@ def flux_parts(seed: int = 0, *, guidance: bool = True, transformer: nn.Module |
         "tokenizer_2": tokenizer(),
         "transformer": transformer,
     }
+
+
+def loud(transformer: nn.Module) -> None:
+    """Larger weights, so that a mistake anywhere inside shows in the picture."""
+    for parameter in transformer.parameters():
+        parameter.data *= 1.7
 
 
 def kontext_pipeline(seed: int = 0) -> Any:
@@ -93,6 +101,114 @@ def uno_adapter(rank: int = 3, seed: int = 5) -> dict[str, torch.Tensor]:
         state[f"{name}.down.weight"] = torch.randn(rank, width, generator=draw) / width**0.5
         state[f"{name}.up.weight"] = torch.randn(height, rank, generator=draw)
     return state
+
+
+def klein_pipeline(seed: int = 0, *, is_distilled: bool = False) -> Any:
+    """28 layers of text encoder, because the pipeline reads the states after layers 9, 18 and 27."""
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    letters = tokenizer()
+    letters.chat_template = "{% for message in messages %}<bos>{{ message['content'] }}{% endfor %}"
+    text = Qwen3Config(
+        vocab_size=len(letters), hidden_size=8, intermediate_size=8, num_hidden_layers=28, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=64, pad_token_id=0, eos_token_id=len(letters) - 1,
+    )  # fmt: skip
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8), down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=4, norm_num_groups=4, layers_per_block=1, sample_size=16, mid_block_add_attention=False,
+    )  # fmt: skip
+    vae.bn.running_mean.normal_(0, 0.3)
+    vae.bn.running_var.uniform_(0.1, 1)
+    transformer = Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+    )  # fmt: skip
+    loud(transformer)
+    return quiet(
+        Flux2KleinPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+            vae=vae, text_encoder=Qwen3ForCausalLM(text), tokenizer=letters, transformer=transformer,
+            is_distilled=is_distilled,
+        )
+    )  # fmt: skip
+
+
+class PictureProcessor:
+    """transformers' Qwen2VLProcessor without its video half, which cannot be imported without torchvision."""
+
+    def __init__(self, letters: Any) -> None:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+        self.tokenizer = letters
+        self.pictures = Qwen2VLImageProcessorPil(patch_size=28, merge_size=2, min_pixels=56**2, max_pixels=56 * 112)
+
+    def __call__(self, text: list[str], images: list[Image.Image], **kwargs: Any) -> Any:
+        from transformers import BatchFeature
+
+        seen = self.pictures(images, return_tensors="pt")
+        counts = (seen["image_grid_thw"].prod(1) // 4).tolist()
+        mark = "<|image_pad|>"
+        filled = []
+        for each in text:
+            head, *tails = each.split(mark)
+            filled.append(head + "".join(mark * n + tail for n, tail in zip(counts, tails, strict=True)))
+        return BatchFeature({**self.tokenizer(filled, **kwargs), **seen})
+
+
+def qwen_pipeline(seed: int = 0) -> Any:
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImageEditPlusPipeline,
+        QwenImageTransformer2DModel,
+    )
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    torch.manual_seed(seed)
+    letters = tokenizer(2048)
+    marks = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>", "<|im_end|>"]
+    letters.add_special_tokens({"additional_special_tokens": marks})
+    image, video, start, end = letters.convert_tokens_to_ids(marks[:4])
+    encoder = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(letters), "hidden_size": TEXT, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 2048, "pad_token_id": 0,
+            "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4},
+            "bos_token_id": 2, "eos_token_id": 0,
+        },
+        vision_config={
+            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": TEXT,
+            "patch_size": 28, "spatial_merge_size": 2, "window_size": 112, "fullatt_block_indexes": [0],
+        },
+        image_token_id=image, video_token_id=video, vision_start_token_id=start, vision_end_token_id=end,
+    )  # fmt: skip
+    vae = AutoencoderKLQwenImage(
+        base_dim=4, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 0.8, 1.2, 1.0],
+    )  # fmt: skip
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=TEXT, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    loud(transformer)
+    return quiet(
+        QwenImageEditPlusPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                use_dynamic_shifting=True, base_image_seq_len=8, max_image_seq_len=128, max_shift=0.9,
+                shift_terminal=0.02,
+            ),
+            vae=vae, text_encoder=Qwen2_5_VLForConditionalGeneration(encoder), tokenizer=letters,
+            processor=PictureProcessor(letters),
+            transformer=transformer,
+        )
+    )  # fmt: skip
 
 
 def quiet(pipeline: Any) -> Any:
@@ -133,6 +249,8 @@ class Family:
     sizes: tuple[tuple[int, int], ...] = ((16, 16),)
     files: Callable[[Path], dict[str, str]] = lambda folder: {}
     """Writes what a configuration must name besides the pipeline, and gives those settings."""
+    on_disk: bool = True
+    """Whether the pipeline can be saved and loaded here."""
 
     def examples(self) -> list[Example]:
         return [example("a", "a red hat", self.sizes), example("b", "on a beach", self.sizes)]
@@ -146,4 +264,12 @@ def write_uno_adapter(folder: Path) -> dict[str, str]:
 FAMILIES = [
     Family("FluxKontextPolicy", kontext_pipeline),
     Family("UnoPolicy", flux_pipeline, {"reference_resolution": 16}, ((16, 16), (12, 8)), write_uno_adapter),
+    Family("Flux2KleinPolicy", klein_pipeline, {"max_text_tokens": MAX_TOKENS}, ((16, 16), (12, 8))),
+    Family(
+        "QwenImageEditPolicy",
+        qwen_pipeline,
+        {"resolution": 16, "reference_resolution": 32},
+        ((16, 16), (12, 24)),
+        on_disk=False,
+    ),
 ]

@@ -106,6 +106,7 @@ class PipelinePolicy(Policy):
         self._set_size(resolution, width, height)
         if offload not in ("none", "cpu"):
             raise UserError(f"policy.offload is '{offload}'; it must be none or cpu.")
+        self._check_settings()
 
         for name in (*self.TEXT_ENCODERS, "vae", "transformer"):
             part = getattr(pipeline, name)
@@ -148,6 +149,9 @@ class PipelinePolicy(Policy):
             f"'{path}' holds a {found}, and {cls.__name__} takes a {cls.PIPELINE}; "
             f"give the policy of that family or another path."
         )
+
+    def _check_settings(self) -> None:
+        """Raise UserError for settings that the family cannot take."""
 
     # ---- sizes
 

@@ -1,0 +1,115 @@
+"""FLUX.2-klein: references follow the picture, each in its own plane of time."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.policies import lora as _lora
+from customized_grpo.policies.pipeline import PipelinePolicy, Row
+from customized_grpo.policies.tokens import Size, floor_to
+from customized_grpo.types import Conditioning, Example
+
+
+class Flux2KleinPolicy(PipelinePolicy):
+    """A diffusers `Flux2KleinPipeline` as a policy. One to four references per example.
+
+    A reference keeps its size up to `reference_resolution`^2 pixels (None: 1024^2), cropped at the centre to whole
+    tokens. The base model runs with classifier-free guidance (`true_cfg_scale`, None: 4, against the empty prompt
+    unless `negative_prompt` says otherwise); the distilled one without.
+    """
+
+    PIPELINE: ClassVar[str] = "Flux2KleinPipeline"
+    MAX_REFERENCES: ClassVar[int] = 4
+    TARGETS: ClassVar[tuple[str, ...]] = (
+        *_lora.ATTENTION, "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out",
+        "attn.to_qkv_mlp_proj", "attn.to_out",
+    )  # fmt: skip
+
+    def _default_cfg_scale(self) -> float:
+        return 1.0 if self.pipeline.config.is_distilled else 4.0
+
+    def _check_settings(self) -> None:
+        if self.true_cfg_scale > 1 and self.pipeline.config.is_distilled:
+            raise UserError(
+                f"policy.true_cfg_scale is {self.true_cfg_scale:g}, but this FLUX.2-klein is distilled and runs "
+                f"without guidance; leave it out or use the base model."
+            )
+
+    # ---- what it sees
+
+    def reference_sizes(self, example: Example) -> list[Size]:
+        return [floor_to(self._within(image.size), self.pixels_per_token) for image in example.references]
+
+    def _within(self, size: Size) -> Size:
+        """No more than the largest area, the aspect kept. Source: the pipeline's `_resize_to_target_area`."""
+        area = (self.reference_resolution or 1024) ** 2
+        scale = min(1.0, (area / (size[0] * size[1])) ** 0.5)
+        return int(size[0] * scale), int(size[1] * scale)
+
+    def _reference_pixels(self, example: Example) -> list[Tensor]:
+        processor, pixels = self.pipeline.image_processor, []
+        for image, (width, height) in zip(example.references, self.reference_sizes(example), strict=True):
+            image = image.convert("RGB")
+            if self._within(image.size) != image.size:
+                image = processor._resize_to_target_area(image, (self.reference_resolution or 1024) ** 2)
+            pixels.append(processor.preprocess(image, height=height, width=width, resize_mode="crop").to(self.device))
+        return pixels
+
+    def _encode_text(self, prompt: str, example: Example) -> Row:
+        messages = [{"role": "user", "content": prompt}]
+        tokenizer = self.pipeline.tokenizer
+        chat = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        self._count_truncated(len(tokenizer(chat).input_ids), prompt)
+        text, _ = self.pipeline.encode_prompt(prompt, device=self.device, max_sequence_length=self.text_limit)
+        return {"text": text[0]}
+
+    def _encode_references(self, example: Example) -> Row:
+        mean, std = self._statistics()
+        tokens, ids = [], [_positions(*self.grid(self.picture_size(example)), time=0)]
+        for n, pixels in enumerate(self._reference_pixels(example)):
+            latents = self.pipeline._patchify_latents(self.pipeline.vae.encode(pixels).latent_dist.mode())
+            tokens.append(((latents - mean) / std)[0].flatten(1).mT)
+            ids.append(_positions(*latents.shape[-2:], time=10 * (n + 1)))
+        return {"reference": torch.cat(tokens).float(), "ids": torch.cat(ids)}
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents' channels, (1, C, 1, 1)."""
+        vae = self.pipeline.vae
+        mean, variance = (x.view(1, -1, 1, 1).float() for x in (vae.bn.running_mean, vae.bn.running_var))
+        return mean, (variance + vae.config.batch_norm_eps).sqrt()
+
+    # ---- the flow
+
+    def _mu(self, tokens: int, num_inference_steps: int) -> float:
+        from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+        return compute_empirical_mu(tokens, num_inference_steps)
+
+    def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        text, batch = conditioning["text"], len(latents)
+        text_ids = torch.zeros(text.shape[1], 4, device=text.device)
+        text_ids[:, 3] = torch.arange(text.shape[1])
+        return self.module(
+            hidden_states=torch.cat([latents, conditioning["reference"]], dim=1).to(self._input_dtype),
+            encoder_hidden_states=text,
+            timestep=sigma,
+            guidance=None,
+            img_ids=conditioning["ids"],
+            txt_ids=text_ids.expand(batch, -1, -1),
+            return_dict=False,
+        )[0][:, : latents.shape[1]]
+
+    def _decode(self, latents: Tensor, rows: int, columns: int) -> Tensor:
+        mean, std = self._statistics()
+        patches = latents.mT.unflatten(2, (rows, columns)) * std + mean
+        return self.pipeline.vae.decode(self.pipeline._unpatchify_latents(patches)).sample
+
+
+def _positions(rows: int, columns: int, *, time: int) -> Tensor:
+    """Positions (rows * columns, 4): (time, row, column, 0)."""
+    axes = (torch.tensor([time]), torch.arange(rows), torch.arange(columns), torch.zeros(1, dtype=torch.long))
+    return torch.cartesian_prod(*axes).float()

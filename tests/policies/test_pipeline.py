@@ -1,0 +1,148 @@
+import warnings
+
+import pytest
+import torch
+
+from customized_grpo.errors import UserError
+from customized_grpo.policies import FluxKontextPolicy, pipeline
+from customized_grpo.policies.lora import LoraSettings
+from customized_grpo.policies.pipeline import EncodingCache, digest
+from customized_grpo.rollout import sample_ode
+
+from . import tiny
+
+
+def policy(**settings) -> FluxKontextPolicy:
+    return FluxKontextPolicy(tiny.kontext_pipeline(), **{"lora": LoraSettings(rank=2), "device": "cpu", **settings})
+
+
+class Count:
+    """How often a component's forward pass, or the VAE's encoder, ran."""
+
+    def __init__(self, made: FluxKontextPolicy) -> None:
+        self.text = self.pictures = 0
+        made.pipeline.text_encoder_2.register_forward_hook(lambda *_: setattr(self, "text", self.text + 1))
+        made.pipeline.vae.encoder.register_forward_hook(lambda *_: setattr(self, "pictures", self.pictures + 1))
+
+
+def test_what_was_encoded_is_kept_by_content():
+    made = policy()
+    count, example = Count(made), tiny.example("a")
+    first = made.encode([example, tiny.example("b", example.prompt)])
+    assert (count.text, count.pictures) == (1, 2)
+    again = made.encode([tiny.example("b", example.prompt), tiny.example("a", "another prompt")])
+    assert (count.text, count.pictures) == (2, 2)
+    assert torch.equal(first["reference"], again["reference"].flip(0))
+    assert torch.equal(first["text"][0], again["text"][0])
+
+
+def test_a_row_does_not_depend_on_its_neighbours_or_the_cache():
+    examples = [tiny.example("a"), tiny.example("b", "on a beach")]
+    alone = [policy().encode([example]) for example in examples]
+    kept, forgetful = policy(), policy(cache_mib=0)
+    kept.encode(examples[1:])
+    count = Count(forgetful)
+    for made in (kept, forgetful):
+        for name, value in made.encode(examples).items():
+            assert torch.equal(value, torch.cat([row[name] for row in alone]))
+    assert count.text == 2
+    forgetful.encode(examples)
+    assert count.text == 4
+
+
+def test_the_least_recently_used_make_room():
+    cache = EncodingCache(limit=3 * 8)
+    made: list[str] = []
+
+    def row(key: str):
+        return cache.get(key, lambda: made.append(key) or {"x": torch.zeros(2)})
+
+    for key in "abcadb":  # d pushes b out, because a was used again
+        row(key)
+    assert "".join(made) == "abcdb"
+    assert cache.bytes == 3 * 8
+    cache.get("large", lambda: {"x": torch.zeros(100)})
+    assert "large" not in cache
+    assert cache.bytes == 0
+
+
+def test_equal_pictures_have_equal_digests():
+    assert digest(tiny.picture(seed=1)) == digest(tiny.picture(seed=1))
+    assert digest(tiny.picture(seed=1)) != digest(tiny.picture(seed=2))
+    assert digest(tiny.picture((8, 32))) != digest(tiny.picture((32, 8)))
+
+
+def test_long_prompts_are_cut_counted_and_warned_about_once():
+    made = policy()
+    with pytest.warns(UserWarning, match="has 31 tokens and the encoder takes 24") as caught:
+        made.encode([tiny.example("a", "x" * 30), tiny.example("b", "y" * 40)])
+    assert len(caught) == 1
+    assert made.truncated_prompts == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.encode([tiny.example("a", "x" * 30), tiny.example("c", "short")])
+    assert made.truncated_prompts == 2
+
+
+def test_offloaded_parts_are_on_the_device_only_while_they_work(monkeypatch):
+    made = policy(offload="cpu")
+    moves: list[tuple[str, str]] = []
+    for name in ("text_encoder", "text_encoder_2", "vae"):
+        part = getattr(made.pipeline, name)
+        monkeypatch.setattr(part, "to", lambda device, name=name: moves.append((name, str(device))))
+    made.device = torch.device("cpu", 0)
+    conditioning = made.encode([tiny.example()])
+    assert [m for m in moves if m[0] == "vae"] == [("vae", "cpu:0"), ("vae", "cpu")]
+    assert ("text_encoder_2", "cpu:0") in moves
+    moves.clear()
+    made.encode([tiny.example()])
+    assert moves == []
+    made.decode(tiny.noise(made, conditioning), conditioning)
+    assert moves == [("vae", "cpu:0"), ("vae", "cpu")]
+
+
+def test_many_pictures_are_decoded_a_few_at_a_time(monkeypatch):
+    made = policy()
+    conditioning = made.encode([tiny.example("a"), tiny.example("b"), tiny.example("c")])
+    latents, sizes = tiny.noise(made, conditioning), []
+    whole = made.decode(latents, conditioning)
+    made.pipeline.vae.decoder.register_forward_hook(lambda _, args, out: sizes.append(len(out)))
+    monkeypatch.setattr(pipeline, "PIXELS_PER_DECODE", 2 * 16 * 16)
+    torch.testing.assert_close(made.decode(latents, conditioning), whole)
+    assert sizes == [2, 1]
+
+
+def test_full_training_saves_the_whole_transformer(tmp_path):
+    from diffusers import FluxTransformer2DModel
+
+    made = policy(trainable="full")
+    tiny.disturb(made, scale=0.05)
+    made.save(tmp_path)
+    parts = {**tiny.flux_parts(), "transformer": FluxTransformer2DModel.from_pretrained(tmp_path / "transformer")}
+    from diffusers import FluxKontextPipeline
+
+    again = FluxKontextPolicy(FluxKontextPipeline(**parts), trainable="full", device="cpu")
+    conditioning = made.encode([tiny.example()])
+    noise = tiny.noise(made, conditioning)
+    assert torch.equal(sample_ode(again, conditioning, noise, 2), sample_ode(made, conditioning, noise, 2))
+    with pytest.raises(UserError, match="takes an adapter"):
+        made.load(tmp_path)
+
+
+def test_the_pipeline_loads_from_a_folder_with_settings_as_in_yaml(tmp_path):
+    tiny.kontext_pipeline().save_pretrained(tmp_path)
+    made = FluxKontextPolicy.from_pretrained(tmp_path, lora={"rank": 2}, dtype="bfloat16", device="cpu")
+    assert made.pipeline.transformer.dtype == torch.bfloat16
+    assert made.pipeline.vae.dtype == torch.float32
+    with pytest.raises(UserError, match=r"policy\.lora\.rank is 0"):
+        FluxKontextPolicy.from_pretrained(tmp_path, lora={"rank": 0})
+    with pytest.raises(UserError, match=r"policy\.lora\.rnk"):
+        FluxKontextPolicy.from_pretrained(tmp_path, lora={"rnk": 1})
+
+
+def test_a_folder_that_is_no_pipeline(tmp_path):
+    with pytest.raises(UserError, match="Could not load a FluxKontextPipeline"):
+        FluxKontextPolicy.from_pretrained(tmp_path)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(UserError, match="holds a FluxPipeline, and FluxKontextPolicy takes a FluxKontextPipeline"):
+        FluxKontextPolicy.from_pretrained(tmp_path)
