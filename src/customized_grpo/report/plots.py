@@ -60,7 +60,7 @@ def training_curve(
         iterations, mean, spread: shape (rows,); spread is drawn as a band of mean +- spread.
         evaluated, levels: iterations and intervals of the evaluations, of one length; the first level is the base line.
     """
-    figure, axes = _canvas(5.0, 3.2)
+    figure, axes = canvas(5.0, 3.2)
     shown = np.isfinite(mean)
     if shown.any():
         spread = np.nan_to_num(spread)
@@ -71,8 +71,8 @@ def training_curve(
         axes.axhline(levels[0].value, color=FAINT, lw=1, ls=(0, (4, 3)))
     _draw_levels(axes, evaluated, levels, colour)
     axes.set_ylabel(ylabel)
-    _iteration_axis(axes, [*iterations, *evaluated])
-    _legend(axes)
+    iteration_axis(axes, [*iterations, *evaluated])
+    legend(axes)
     return figure
 
 
@@ -84,7 +84,7 @@ def trade_off(path: Sequence[tuple[int, Estimate, Estimate]], *, xlabel: str, yl
     Args:
         path: (iteration, interval in x, interval in y), ascending.
     """
-    figure, axes = _canvas(5.0, 3.8)
+    figure, axes = canvas(5.0, 3.8)
     x = np.array([across.value for _, across, _ in path])
     y = np.array([up.value for _, _, up in path])
     axes.axvline(float(x[0]), color=FAINT, lw=1, ls=(0, (4, 3)))
@@ -94,8 +94,8 @@ def trade_off(path: Sequence[tuple[int, Estimate, Estimate]], *, xlabel: str, yl
     axes.errorbar(
         x[-1:],
         y[-1:],
-        xerr=_whiskers([across]),
-        yerr=_whiskers([up]),
+        xerr=whiskers([across]),
+        yerr=whiskers([up]),
         fmt="none",
         color=BLUE,
         capsize=3,
@@ -108,7 +108,7 @@ def trade_off(path: Sequence[tuple[int, Estimate, Estimate]], *, xlabel: str, yl
     axes.set_ylabel(f"{ylabel}  \N{RIGHTWARDS ARROW} better")
     axes.grid(axis="x", color=GRID, lw=0.8)
     axes.margins(0.12)
-    _legend(axes)
+    legend(axes)
     return figure
 
 
@@ -120,7 +120,7 @@ def conflict_shares(iterations: np.ndarray, shares: dict[str, np.ndarray], *, wi
         shares: name to (rows,) in [0, 1]; at most three.
         window: iterations of the running mean.
     """
-    figure, axes = _canvas(5.0, 3.2)
+    figure, axes = canvas(5.0, 3.2)
     colours = (VERMILLION, GREEN, "#B5B5B5")
     base = np.zeros(len(iterations))
     for (name, share), colour in zip(shares.items(), colours, strict=False):
@@ -145,7 +145,7 @@ def conflict_shares(iterations: np.ndarray, shares: dict[str, np.ndarray], *, wi
     axes.set_ylabel("share of samples")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(visible=False)
-    _iteration_axis(axes, iterations)
+    iteration_axis(axes, iterations)
     if len(iterations) > 1:
         axes.set_xlim(iterations[0], iterations[-1])
     return figure
@@ -153,7 +153,7 @@ def conflict_shares(iterations: np.ndarray, shares: dict[str, np.ndarray], *, wi
 
 def correlation(iterations: np.ndarray, values: np.ndarray, *, window: int = 1) -> Figure:
     """Correlation over training between -1 and 1, raw and as a running mean. Shapes (rows,)."""
-    figure, axes = _canvas(5.0, 3.2)
+    figure, axes = canvas(5.0, 3.2)
     axes.axhline(0, color="black", lw=1)
     axes.plot(iterations, values, color=BLUE, alpha=0.35, lw=1, marker="o", ms=2.5, label="each iteration")
     if window > 1:
@@ -163,9 +163,9 @@ def correlation(iterations: np.ndarray, values: np.ndarray, *, window: int = 1) 
     axes.set_ylabel("correlation within groups")
     for height, word, va in ((0.97, "rewards agree", "top"), (-0.97, "rewards compete", "bottom")):
         axes.text(0.01, height, word, transform=axes.get_yaxis_transform(), va=va, color=FAINT, fontsize=10)
-    _iteration_axis(axes, iterations)
+    iteration_axis(axes, iterations)
     if window > 1:
-        _legend(axes, loc="upper right")
+        legend(axes, loc="upper right")
     return figure
 
 
@@ -173,7 +173,7 @@ def vital_sign(
     iterations: np.ndarray, values: np.ndarray, *, limit: float | None = None, logarithmic: bool = False
 ) -> Figure:
     """A small curve of one diagnostic; points above `limit` are marked. Shapes (rows,)."""
-    figure, axes = _canvas(3.4, 2.1)
+    figure, axes = canvas(3.4, 2.1)
     marker = "o" if np.isfinite(values).sum() <= 2 else None
     axes.plot(iterations, values, color=BLUE, lw=1.3, marker=marker, ms=3)
     positive = values[values > 0]
@@ -184,7 +184,7 @@ def vital_sign(
         axes.plot(iterations[over], values[over], "x", color=VERMILLION, ms=6, mew=1.8)
         if over.any():
             axes.axhline(limit, color=VERMILLION, lw=1, ls=(0, (4, 3)))
-    _iteration_axis(axes, iterations)
+    iteration_axis(axes, iterations)
     axes.set_xlabel("")
     return figure
 
@@ -209,20 +209,20 @@ def _draw_levels(axes: Axes, evaluated: Sequence[int], levels: Sequence[Estimate
         return
     intervals = [interval for _, interval in known]
     axes.errorbar(
-        [iteration for iteration, _ in known], [interval.value for interval in intervals], yerr=_whiskers(intervals),
+        [iteration for iteration, _ in known], [interval.value for interval in intervals], yerr=whiskers(intervals),
         fmt="-o", color=colour, ms=5.5, mec="white", mew=0.8, lw=2, elinewidth=1.4, capsize=3, zorder=4,
         label="held-out evaluation",
     )  # fmt: skip
 
 
-def _whiskers(intervals: Sequence[Estimate]) -> np.ndarray:
+def whiskers(intervals: Sequence[Estimate]) -> np.ndarray:
     """(2, n) distances below and above; 0 where there is no interval."""
     below = [interval.value - interval.low for interval in intervals]
     above = [interval.high - interval.value for interval in intervals]
     return np.nan_to_num(np.array([below, above])).clip(min=0)
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of width x height inches without pyplot, so nothing is global."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -240,7 +240,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _iteration_axis(axes: Axes, iterations: Sequence[int] | np.ndarray) -> None:
+def iteration_axis(axes: Axes, iterations: Sequence[int] | np.ndarray) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("iteration")
@@ -249,6 +249,6 @@ def _iteration_axis(axes: Axes, iterations: Sequence[int] | np.ndarray) -> None:
         axes.set_xlim(int(iterations[0]) - 1, int(iterations[0]) + 1)
 
 
-def _legend(axes: Axes, **where: Any) -> None:
+def legend(axes: Axes, **where: Any) -> None:
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=10, **where)
