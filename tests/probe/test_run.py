@@ -70,7 +70,8 @@ def test_a_probe_leaves_everything_behind(config: Path, tmp_path: Path) -> None:
 def test_the_page_says_the_verdict_and_needs_no_network(config: Path, tmp_path: Path) -> None:
     found = new_probe(quiet(), config, [], SMALL, output=tmp_path / "probe")
     html = (tmp_path / "probe" / "probe.html").read_text()
-    assert f"late”: {found.verdict.answer}." in html
+    assert found.verdict.answer == "supports"
+    assert "<h1>The probe supports\n    “prompt is decided early, identity late”.</h1>" in html
     assert "Only 4 subjects" in html
     assert html.count("<figure>") == 5
     assert "http://" not in html.replace("http://www.w3.org", "")

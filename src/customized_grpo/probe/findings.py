@@ -18,7 +18,7 @@ from customized_grpo.probe.record import to_json
 
 RESAMPLES = 2000
 FEWEST_DEFINED = 0.95
-"""Share of resamples in which a cosine must exist before it gets an interval."""
+"""Share of resamples in which a cosine must exist to be reported."""
 
 Answer = Literal["supports", "does not support", "undecided"]
 
@@ -254,8 +254,9 @@ def _cosines(steps: Sequence[Branches], random: torch.Generator) -> tuple[Interv
     found = []
     for across in (False, True):
         both = torch.stack([gradient_cosine(gram, counts, across=across) for gram in grams], dim=1)
-        defined = both[1:].isfinite().double().mean(dim=0) >= FEWEST_DEFINED
-        both[1:] = torch.where(defined, both[1:], torch.nan)
+        if subjects > 1:
+            # A ratio whose denominator may well be 0 says nothing, not even its estimate.
+            both[:, both[1:].isfinite().double().mean(dim=0) < FEWEST_DEFINED] = torch.nan
         found.append(_interval(both))
     return found[0], found[1]
 

@@ -55,7 +55,7 @@ def over_progress(
         limits: of the axis.
         percent: label the axis in percent.
     """
-    figure, axes = plots._canvas(5.0, 3.4)
+    figure, axes = plots.canvas(5.0, 3.4)
     x = np.asarray(progress)
     if zero:
         axes.axhline(0, color="black", lw=1)
@@ -74,7 +74,7 @@ def over_progress(
     axes.set_xlim(-0.03, max(1.0, float(x.max())) + 0.03)
     if percent:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    plots._legend(axes)
+    plots.legend(axes)
     return figure
 
 

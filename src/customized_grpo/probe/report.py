@@ -167,14 +167,14 @@ def conflict_plots(folder: Path, found: Findings) -> list[Picture]:
         )
     ]  # fmt: skip
     if found.cosine is not None and found.cosine_across is not None:
-        lines = [
-            Line.of("these samples", found.cosine, COLOURS[0], MARKERS[0]),
-            Line.of("across subjects", found.cosine_across, COLOURS[1], MARKERS[1]),
-        ]
+        lines = [Line.of("these samples", found.cosine, COLOURS[0], MARKERS[0])]
+        seen = int(found.cosine_across.estimate.isfinite().sum())
+        if seen:
+            lines.append(Line.of("across subjects", found.cosine_across, COLOURS[1], MARKERS[1]))
         drawn = over_progress(found.progress, lines, ylabel="cosine of the gradients", zero=True, limits=(-1.05, 1.05))
         caption = (
-            "These samples: what one update would see; it holds their common noise. Across subjects: that noise drops "
-            "out, and what is left is the shared direction; a gap means that it is too weak to be seen here."
+            "These samples: what one update would see. It holds noise that both gradients share. Across subjects, "
+            f"where it drops out, what is left could be told from 0 at {seen} of {len(found.steps)} steps."
         )
         pictures.append(
             page.plot(drawn, folder, "probe-cosine", title="Do their gradients pull together?", caption=caption)
@@ -197,13 +197,13 @@ def header(found: Findings) -> list[str]:
     """Of `table`."""
     cosines = ["cosine", "across subjects"] if found.cosine is not None else []
     return [
-        "step", "progress", *(f"{page.words(name)}, share" for name in found.rewards), "correlation", *cosines,
-        *(f"{page.words(name)}, weight" for name in found.rewards),
+        "step", "progress", *(f"{page.words(name)} share" for name in found.rewards), "correlation", *cosines,
+        *(f"{page.words(name)} weight" for name in found.rewards),
     ]  # fmt: skip
 
 
 def table(found: Findings) -> list[list[str]]:
-    """A row for each step, as text."""
+    """A row for each step, as text: a value, and its interval in brackets."""
     rows = []
     for s, step in enumerate(found.steps):
         row = [str(step), f"{found.progress[s]:.2f}"]
