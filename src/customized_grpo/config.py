@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -72,7 +72,15 @@ class Config(TrainerConfig):
     data: DataSettings = DataSettings()
 
 
+S = TypeVar("S", bound=BaseModel)
+
+
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a run: `load_settings` for `Config`."""
+    return load_settings(Config, path, overrides)
+
+
+def load_settings(model: type[S], path: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
     """A YAML file (or the defaults) with `a.b=value` overrides on top.
 
     Raises:
@@ -88,7 +96,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         except yaml.YAMLError as error:
             raise UserError(f"The value of '{override}' is not YAML: {' '.join(str(error).split())}.") from error
         _assign(tree, key.strip().split("."), value)
-    return parse_config(tree, Config)
+    return parse_config(tree, model)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -111,7 +119,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree
 
 
-def parse_config(tree: Mapping[str, Any], model: type[Any]) -> Any:
+def parse_config(tree: Mapping[str, Any], model: type[S]) -> S:
     """A settings object from plain data, merged over the defaults; errors in one sentence."""
     try:
         return model(**_over_defaults(tree, model))

@@ -1,0 +1,83 @@
+"""`cgrpo data import` and `cgrpo data check`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from customized_grpo.errors import UserError, nearest
+
+app = typer.Typer(help="Make and check manifests of your own subjects.", no_args_is_help=True)
+console = Console()
+
+FORMATS = ("dreambench", "folder", "syncd", "subjects200k")
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[str, typer.Argument(help="dreambench, folder, syncd or subjects200k.")],
+    path: Annotated[Path, typer.Argument(help="Where the data set is: a folder, or SynCD's annotation file.")],
+    output: Annotated[Path, typer.Argument(help="The manifest to write, ending in .jsonl.")],
+    prompts: Annotated[Path | None, typer.Option(help="For folder: a text file, one prompt per line with {}.")] = None,
+) -> None:
+    """Write a JSONL manifest of a data set. The pictures stay where they are."""
+    from customized_grpo.data import importers
+
+    if source == "dreambench":
+        done = importers.import_dreambench(path, output)
+    elif source == "folder":
+        if prompts is None:
+            raise UserError(
+                "A folder needs --prompts FILE, one prompt per line with {} for the noun."
+            )
+        done = importers.import_folder(path, prompts, output)
+    elif source == "syncd":
+        done = importers.import_syncd(path, output)
+    elif source == "subjects200k":
+        done = importers.import_subjects200k(path, output)
+    else:
+        raise UserError(f"There is no format '{source}'; there are {', '.join(FORMATS)}.{nearest(source, FORMATS)}")
+    console.print(
+        f"{done.manifest}: {done.examples} examples of {done.subjects} subjects, {done.skipped} entries left out.\n"
+        f"next: cgrpo data check {done.manifest}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+@app.command()
+def check(
+    manifest: Annotated[Path, typer.Argument(help="A JSONL manifest.")],
+    smallest: Annotated[int, typer.Option(help="Report pictures with a shorter side below this.")] = 256,
+    shown: Annotated[int, typer.Option(help="Findings to print of each kind.")] = 5,
+) -> None:
+    """Read a manifest and all its pictures once. Exit status 1 if it is not usable."""
+    from customized_grpo.data.check import check_data
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("reading")
+        report = check_data(
+            manifest, smallest=smallest, progress=lambda done, all_: progress.update(task, completed=done, total=all_)
+        )
+    splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
+    console.print(
+        f"{report.examples} examples ({splits or 'none'}), {report.subjects} subjects, {report.pictures} pictures",
+        highlight=False,
+    )
+    if report.findings:
+        table = Table("what", "where", "says")
+        counts: dict[str, int] = {}
+        for finding in report.findings:
+            counts[finding.kind] = counts.get(finding.kind, 0) + 1
+            if counts[finding.kind] <= shown:
+                colour = "red" if finding.severity == "error" else "yellow"
+                table.add_row(f"[{colour}]{finding.severity}: {finding.kind}[/]", finding.where, finding.message)
+        console.print(table)
+        for kind, count in counts.items():
+            if count > shown:
+                console.print(f"... and {count - shown} more of: {kind}", highlight=False)
+    console.print("[bold green]usable[/]" if report.usable else "[bold red]not usable[/]: mend the errors above.")
+    if not report.usable:
+        raise typer.Exit(1)
