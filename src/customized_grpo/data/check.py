@@ -119,7 +119,7 @@ def check_data(
             done += 1
             if progress:
                 progress(done, total)
-        read = pool.map(lambda pair: _look_at_mask(path.parent, *pair, seen), masks)
+        read = pool.map(lambda pair: _look_at_mask(path.parent, pair[0], pair[1], seen), masks)
         for (name, _), finding in zip(masks, read, strict=True):
             findings += [Finding(finding[0], name, finding[1])] if finding else []
             done += 1

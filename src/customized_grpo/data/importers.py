@@ -151,9 +151,9 @@ def _ask(subjects: Iterable[Subject], prompts: Any, manifest: Path, references: 
                 yield Record(
                     id=f"{subject.name}{suffix}-{number:02d}",
                     prompt=prompt.replace("{subject}", subject.noun),
-                    references=tuple(_relative(subject.pictures[n], manifest) for n in which),
+                    references=tuple(relative(subject.pictures[n], manifest) for n in which),
                     subject=subject.noun,
-                    masks=tuple(mask and _relative(mask, manifest) for mask in masks) if any(masks) else (),
+                    masks=tuple(mask and relative(mask, manifest) for mask in masks) if any(masks) else (),
                 )
 
 
@@ -221,7 +221,7 @@ def import_syncd(annotations: str | Path, output: str | Path, *, pictures: str |
                 Record(
                     id=f"syncd-{number:06d}",
                     prompt=str(entry["text"]),
-                    references=tuple(_relative(picture, path) for picture in found),
+                    references=tuple(relative(picture, path) for picture in found),
                     subject=str(entry.get("category_description") or ""),
                 )
             )
@@ -274,9 +274,8 @@ def import_subjects200k(
     if folder.exists():
         raise UserError(f"'{folder}' exists already; the references would go there. Name another manifest.")
     counts = {"skipped": 0}
-    if isinstance(rows, (str, Path)):
-        rows = open_dataset(rows)
-    imported = write_manifest(path, _halves(rows, folder, path, both_ways, quality, limit, counts))
+    opened: Iterable[Mapping[str, Any]] = open_dataset(rows) if isinstance(rows, (str, Path)) else rows
+    imported = write_manifest(path, _halves(opened, folder, path, both_ways, quality, limit, counts))
     return imported._replace(skipped=counts["skipped"])
 
 
@@ -302,7 +301,7 @@ def _halves(
             yield Record(
                 id=f"subjects200k-{number:06d}-{half}",
                 prompt=str(told[f"description_{1 - half}"]),
-                references=(_relative(reference, manifest),),
+                references=(relative(reference, manifest),),
                 subject=str(told.get("item") or ""),
             )
 
@@ -317,5 +316,6 @@ def _folder(path: str | Path) -> Path:
     return folder
 
 
-def _relative(picture: Path, manifest: Path) -> str:
+def relative(picture: Path, manifest: Path) -> str:
+    """The path of a picture as a manifest writes it."""
     return Path(os.path.relpath(picture.absolute(), manifest.absolute().parent)).as_posix()

@@ -121,7 +121,7 @@ class RemoteReward:
                     self.server.abandon()
         raise RewardUnavailable(
             f"The reward {self.server.label} at {self.server.url} gave no scores after {attempt + 1} attempts "
-            f"({reason}); see its log, mend it and resume the run.{self.server.last_words()}"
+            f"({reason}); mend it and resume the run.{self.server.last_words()}"
         )
 
 

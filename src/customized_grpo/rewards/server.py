@@ -92,7 +92,7 @@ def make_reward(use: str, arguments: dict[str, Any]) -> Callable[..., Any]:
         module, name = "customized_grpo.rewards", use
     if module.partition(".")[0] == "customized_grpo":
         _provide_package()
-    target = getattr(importlib.import_module(module), name)
+    target: Any = getattr(importlib.import_module(module), name)
     if inspect.isclass(target):
         return getattr(target, "from_pretrained", target)(**arguments)
     return functools.partial(target, **arguments) if arguments else target
