@@ -1,13 +1,12 @@
 """What the numbers force, in words. A sentence claims a difference only where the interval is clear of zero."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from customized_grpo.compare.analysis import Analysis, Balance
 from customized_grpo.report.intervals import Estimate
-from customized_grpo.report.page import listed, number, signed, words
+from customized_grpo.report.page import listed, signed, words
 
 VERDICT = {"rose": "Yes", "fell": "No", "unclear": "Undecided"}
 
@@ -20,6 +19,9 @@ class Finding:
     verdict: str
     """Yes, No or Undecided, or what stands in their place."""
     text: str
+    """What the numbers are."""
+    numbers: tuple[tuple[str, Estimate], ...] = ()
+    """What the verdict rests on."""
 
 
 def headline(analysis: Analysis) -> Finding:
@@ -51,8 +53,8 @@ def findings(analysis: Analysis) -> list[Finding]:
 
 
 def _degrades(analysis: Analysis) -> Finding | None:
-    """Does the baseline lose in one reward what it wins in the other?"""
-    baseline = analysis.grid.baseline
+    """Does the baseline lose on one side what it wins on the other?"""
+    baseline, title = analysis.grid.baseline, analysis.comparison.title
     if baseline not in analysis.methods:
         return None
     measured = [*analysis.comparison.rewards]
@@ -61,10 +63,9 @@ def _degrades(analysis: Analysis) -> Finding | None:
     gains = {metric: analysis.gain(baseline, metric) for metric in measured}
     fell = [words(metric) for metric, gain in gains.items() if gain.verdict == "fell"]
     unclear = any(gain.verdict == "unclear" for gain in gains.values())
-    verdict = "Yes" if fell else "Undecided" if unclear else "No"
-    question = f"Does {analysis.comparison.title(baseline)} degrade one reward?"
-    text = f"{listed(fell)} fell. " if fell else "Nothing clearly fell. "
-    return Finding(question, verdict, text + _gains(gains))
+    verdict = f"Yes, {listed(fell)} fell" if fell else "Undecided" if unclear else "No"
+    numbers = tuple((words(metric), gain) for metric, gain in gains.items())
+    return Finding(f"Does {title(baseline)} make anything worse?", verdict, "Change since the base policy:", numbers)
 
 
 def _halves(analysis: Analysis) -> Finding | None:
@@ -72,87 +73,81 @@ def _halves(analysis: Analysis) -> Finding | None:
     neither, halves = "zsum_1to1", [m for m in ("sars", "tdw") if m in analysis.methods]
     if neither not in analysis.methods or not halves or not analysis.balances:
         return None
+    title = analysis.comparison.title
     both = [m for m in (analysis.grid.candidate,) if m in analysis.methods]
-    found = _compared(analysis, [*halves, *both], neither)
-    works = [analysis.comparison.title(m) for m in halves if found[m].verdict == "rose"]
+    found = {m: _lesser(analysis, m, neither) for m in [*halves, *both]}
+    works = [title(m) for m in halves if found[m].verdict == "rose"]
     verdict = listed(works) if works else "Neither half clearly does"
-    return Finding("Which half does the work?", verdict, _table(analysis, found, neither))
+    numbers = tuple((title(m), estimate) for m, estimate in found.items())
+    return Finding("Which half does the work?", verdict, f"Lesser gain, less that of {title(neither)}:", numbers)
 
 
 def _timing(analysis: Analysis) -> Finding | None:
     """Prompt early, at the true step: against constant weights, mirrored, and looked up by loop index."""
-    candidate = analysis.grid.candidate
+    candidate, title = analysis.grid.candidate, analysis.comparison.title
     controls = [m for m in ("sars", "customized_reversed", "tdw_loop_index") if m in analysis.methods]
     if candidate not in analysis.methods or not controls or not analysis.balances:
         return None
-    balance = analysis.balances[0]
-    found = {m: analysis.lesser_gain_difference(candidate, m, balance) for m in controls}
-    beaten = [analysis.comparison.title(m) for m in controls if found[m].verdict == "rose"]
-    lost = [analysis.comparison.title(m) for m in controls if found[m].verdict == "fell"]
-    verdict = "Yes" if len(beaten) == len(controls) else "No" if lost else "Undecided" if not beaten else "In part"
-    title = analysis.comparison.title
-    text = "; ".join(f"against {title(m)} {_interval(found[m])}" for m in controls)
-    return Finding("Does it matter when which reward counts?", verdict, f"Lesser gain of {title(candidate)} {text}.")
+    found = {m: _lesser(analysis, candidate, m) for m in controls}
+    beaten = [m for m in controls if found[m].verdict == "rose"]
+    lost = [m for m in controls if found[m].verdict == "fell"]
+    verdict = "Yes" if len(beaten) == len(controls) else "No" if lost else "In part" if beaten else "Undecided"
+    names = {"sars": "constant weights", "customized_reversed": "identity early", "tdw_loop_index": "by loop index"}
+    numbers = tuple((f"against {names[m]}", found[m]) for m in controls)
+    text = f"Lesser gain of {title(candidate)}, less that of its controls:"
+    return Finding("Does prompt early, at the true step, help?", verdict, text, numbers)
 
 
 def _better(analysis: Analysis) -> Finding | None:
     """Is anything better than the candidate?"""
-    candidate = analysis.grid.candidate
+    candidate, title = analysis.grid.candidate, analysis.comparison.title
     others = [m for m in analysis.methods if m != candidate]
     if candidate not in analysis.methods or not others or not analysis.balances:
         return None
-    found = _compared(analysis, others, candidate)
-    better = [m for m in others if found[m].verdict == "rose"]
-    title = analysis.comparison.title
-    text = f"Of {len(others)} methods, {listed([title(m) for m in better]) if better else 'none'} clearly: "
-    best = max(others, key=lambda m: np.nan_to_num(found[m].value, nan=-np.inf))
-    text += f"the best lesser gain is that of {title(best)}, {_interval(found[best])} against {title(candidate)}."
+    found = {m: _lesser(analysis, m, candidate) for m in others}
+    better = [title(m) for m in others if found[m].verdict == "rose"]
+    best = sorted(others, key=lambda m: -np.nan_to_num(found[m].value, nan=-np.inf))[:3]
+    text = f"Lesser gain, less that of {title(candidate)}; the best of {len(others)}"
     if len(others) > 1:
-        text += (
-            f" Of {len(others)} comparisons at 95 %, {0.025 * len(others):.1f} would come out better by chance alone."
-        )
-    return Finding(f"Is anything better than {title(candidate)}?", "Yes" if better else "Nothing clearly is", text)
+        text += f", of which {0.025 * len(others):.1f} would be better by chance alone"
+    numbers = tuple((title(m), found[m]) for m in best)
+    verdict = f"Yes, {listed(better)}" if better else "Nothing clearly is"
+    return Finding(f"Is anything better than {title(candidate)}?", verdict, f"{text}:", numbers)
 
 
 def _hacking(analysis: Analysis) -> Finding | None:
     """Do the rewards rise further than what they stand for?"""
+    title = analysis.comparison.title
     shown = [m for m in (analysis.grid.candidate, analysis.grid.baseline) if m in analysis.methods]
     gaps = {(m, r): analysis.hacking_gap(m, r) for m in shown for r in analysis.comparison.rewards}
     gaps = {key: gap for key, gap in gaps.items() if np.isfinite(gap.value)}
     if not gaps:
         return None
-    hacked = [key for key, gap in gaps.items() if gap.verdict == "rose"]
+    hacked = any(gap.verdict == "rose" for gap in gaps.values())
     unclear = any(gap.verdict == "unclear" for gap in gaps.values())
-    title = analysis.comparison.title
-    text = "; ".join(f"{words(r)} under {title(m)} {_interval(gap)}" for (m, r), gap in gaps.items())
+    numbers = tuple((f"{words(r)}, {title(m)}", gap) for (m, r), gap in gaps.items())
     return Finding(
-        "Are the rewards hacked?", "Yes" if hacked else "Undecided" if unclear else "No",
-        f"Gain of a reward less the gain of its untrained twin, in spreads: {text}.",
+        "Do rewards rise further than what they stand for?", "Yes" if hacked else "Undecided" if unclear else "No",
+        "Gain of a reward less that of its untrained twin, in spreads:", numbers,
     )  # fmt: skip
 
 
 def _copying(analysis: Analysis) -> Finding | None:
     """Is the reference pasted?"""
+    title = analysis.comparison.title
     metrics = [metric for metric in analysis.metrics if metric in analysis.grid.lower_is_better]
     shown = [m for m in (analysis.grid.candidate, analysis.grid.baseline) if m in analysis.methods]
     if not metrics or not shown:
         return None
     gains = {(m, k): analysis.gain(m, k) for m in shown for k in metrics}
-    rose = sorted({analysis.comparison.title(m) for (m, _), gain in gains.items() if gain.verdict == "rose"})
-    title = analysis.comparison.title
-    text = "; ".join(f"{words(k)} under {title(m)} {_interval(gain)}" for (m, k), gain in gains.items())
+    rose = list(dict.fromkeys(title(m) for (m, _), gain in gains.items() if gain.verdict == "rose"))
+    numbers = tuple((f"{words(k)}, {title(m)}", gain) for (m, k), gain in gains.items())
     verdict = f"More than before by {listed(rose)}" if rose else "Not clearly more than before"
-    return Finding("Is the reference copied?", verdict, f"Change since the base policy: {text}.")
+    return Finding("Is the reference copied?", verdict, "Change since the base policy:", numbers)
 
 
-def _compared(analysis: Analysis, methods: Sequence[str], reference: str) -> dict[str, Estimate]:
-    return {m: analysis.lesser_gain_difference(m, reference, analysis.balances[0]) for m in methods}
-
-
-def _table(analysis: Analysis, found: dict[str, Estimate], reference: str) -> str:
-    title = analysis.comparison.title
-    parts = [f"{title(m)} {_interval(estimate)}" for m, estimate in found.items()]
-    return f"Lesser gain against {title(reference)}: {'; '.join(parts)}."
+def _lesser(analysis: Analysis, method: str, reference: str) -> Estimate:
+    return analysis.lesser_gain_difference(method, reference, analysis.balances[0])
 
 
 def _against(estimate: Estimate, balance: Balance) -> str:
@@ -160,19 +155,7 @@ def _against(estimate: Estimate, balance: Balance) -> str:
     which = f"gains in {names}" if balance.name == "rewards" else f"gains in {names}, which no method trained on,"
     if not np.isfinite(estimate.value):
         return f"The lesser of the {which} is not known."
-    how = {"rose": "larger by", "fell": "smaller by", "unclear": "not clearly different:"}[estimate.verdict]
-    value = Estimate(-estimate.value, -estimate.high, -estimate.low) if estimate.verdict == "fell" else estimate
-    sign = _interval(value) if estimate.verdict == "unclear" else _interval(value).replace("+", "")
-    return f"The lesser of its {which} is {how} {sign} spreads of the base policy."
-
-
-def _gains(gains: dict[str, Estimate]) -> str:
-    return "; ".join(f"{words(metric)} {_interval(gain)}" for metric, gain in gains.items()) + "."
-
-
-def _interval(estimate: Estimate) -> str:
-    if not np.isfinite(estimate.value):
-        return number(float("nan"))
-    if not np.isfinite(estimate.low):
-        return f"{signed(estimate.value)} (no interval)"
-    return f"{signed(estimate.value)} [{signed(estimate.low)}, {signed(estimate.high)}]"
+    low, high = signed(estimate.low), signed(estimate.high)
+    interval = f" [{low}, {high}]" if np.isfinite(estimate.low) else " (no interval)"
+    how = {"rose": "larger:", "fell": "smaller:", "unclear": "not clearly different:"}[estimate.verdict]
+    return f"The lesser of its {which} is {how} {signed(estimate.value)}{interval} spreads of the base policy."

@@ -21,6 +21,16 @@ class Estimate(NamedTuple):
         rounding = 1e-6 * (self.high - self.low)  # The bootstrap is exact to float32.
         return "rose" if self.low > rounding else "fell" if self.high < -rounding else "unclear"
 
+    @property
+    def tone(self) -> str:
+        """How to colour it: as a rise or a fall. Another for what is better when it falls."""
+        return self.verdict
+
+    @property
+    def plain(self) -> bool:
+        """Whether its sign means nothing, so that it is no change to mark."""
+        return False
+
 
 class Change(NamedTuple):
     """One metric at two evaluations of the same tasks with the same noise."""

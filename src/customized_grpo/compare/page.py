@@ -1,0 +1,498 @@
+"""The report of a comparison: the question and the answer first, then everything that they rest on."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from customized_grpo.compare import plots
+from customized_grpo.compare.analysis import Analysis, Balance
+from customized_grpo.compare.findings import findings, headline
+from customized_grpo.compare.grid import budget
+from customized_grpo.compare.methods import BASE, find_method
+from customized_grpo.compare.plots import Bar, Curve, Point, Style
+from customized_grpo.compare.results import Comparison, read_comparison
+from customized_grpo.config import load_config
+from customized_grpo.grids import grid as picture_grid
+from customized_grpo.report import page
+from customized_grpo.report.intervals import Estimate
+from customized_grpo.report.page import Picture, Remark, words
+from customized_grpo.report.plots import running_mean
+
+CONFLICT = {"share": "conflict", "both_positive": "both better", "both_negative": "both worse"}
+PAPER_CONFLICT = (0.502, 0.268, 0.230)
+"""Customized-GRPO, section on conflict: shares of samples in conflict, both positive, both negative."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table of estimates."""
+
+    title: str
+    strong: bool
+    cells: tuple[Any, ...]
+    """Estimates, or text."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of estimates."""
+
+    columns: tuple[str, ...]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of the grid, with what the untrained metrics say of it."""
+
+    source: str
+    marks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PictureRow:
+    """One task: reference, base and methods, from the same noise."""
+
+    prompt: str
+    rank: str
+    cells: list[Cell]
+
+
+def write_report(folder: Path) -> Path:
+    """Write FOLDER/report.html, self-contained, and its plots as SVG and PNG into FOLDER/plots.
+
+    Works on a grid that is not finished: the page says which cells it leaves out.
+
+    Args:
+        folder: what `cgrpo compare` wrote.
+
+    Raises:
+        UserError: if the folder is no comparison, nothing is finished, or it holds runs that do not compare.
+    """
+    comparison = read_comparison(Path(folder))
+    try:
+        html = page.render("compare.html", **contents(comparison))
+        return page.write(comparison.folder / "report.html", html)
+    except OSError as error:
+        raise page.cannot_write(comparison.folder, error) from error
+
+
+def contents(comparison: Comparison) -> dict[str, Any]:
+    """What `templates/compare.html` shows. Writes the plots."""
+    analysis = Analysis(comparison)
+    styles = choose_styles(analysis)
+    headers, rows, rule = pictures(analysis)
+    return {
+        "title": comparison.folder.resolve().name,
+        "progress": progress(comparison),
+        "headline": headline(analysis),
+        "findings": findings(analysis),
+        "remarks": remarks(analysis),
+        "planes": planes(analysis, styles),
+        "curves": curves(analysis, styles),
+        "summary": summary(analysis),
+        "differences": [differences(analysis, m) for m in references(analysis)],
+        "forests": forests(analysis, styles),
+        "others": other_metrics(analysis),
+        "conflict": conflict(analysis),
+        "correlation": conflict_plots(analysis, styles),
+        "picture_headers": headers,
+        "picture_rows": rows,
+        "picture_rule": rule,
+        "methods": [
+            (comparison.title(m), m, find_method(m, comparison.grid.own_methods).about) for m in comparison.methods
+        ],
+        "facts": facts(analysis),
+        "commands": commands(comparison),
+        "versions": versions(comparison),
+        "config": (comparison.folder / "compare.yaml").read_text(encoding="utf-8"),
+        "num_subjects": analysis.num_subjects,
+        "num_seeds": analysis.num_seeds,
+        "num_tasks": len(comparison.base.tasks),
+    }
+
+
+def progress(comparison: Comparison) -> str:
+    done = sum(state.status == "finished" for state in comparison.states.values())
+    return f"{done} of {len(comparison.states)} runs finished"
+
+
+def references(analysis: Analysis) -> list[str]:
+    """The methods that the others are compared with."""
+    return [m for m in (analysis.grid.baseline, analysis.grid.candidate) if m in analysis.methods]
+
+
+def choose_styles(analysis: Analysis) -> dict[str, Style]:
+    """Colour for the candidate, the baseline, the other naive weights and the best of the rest; grey for the others."""
+    named = (analysis.grid.candidate, analysis.grid.baseline, "naive_1to1.5")
+    found = {m: s for m, s in zip(named, plots.HIGHLIGHTS, strict=False) if m in analysis.methods}
+    rest = [m for m in analysis.methods if m not in found]
+    if analysis.balances and rest:
+        lesser = {m: np.nan_to_num(analysis.lesser_gain(m, analysis.balances[0]).value, nan=-np.inf) for m in rest}
+        found[max(rest, key=lambda m: lesser[m])] = plots.HIGHLIGHTS[-1]
+    grey = [m for m in analysis.methods if m not in found]
+    return found | {m: plots.OTHERS[n % len(plots.OTHERS)] for n, m in enumerate(grey)}
+
+
+# ---- plots
+
+
+def planes(analysis: Analysis, styles: dict[str, Style]) -> list[Picture]:
+    """Where the methods end in the plane of the rewards, and in that of their untrained twins."""
+    title, found = analysis.comparison.title, []
+    for balance in analysis.balances:
+        up, across = balance.metrics
+        points = []
+        for m in analysis.methods:
+            x, y = (analysis.level(m, metric) for metric in (across, up))
+            path = [[analysis.level(m, k, i).value for k in (across, up)] for i in analysis.iterations]
+            if np.isfinite([x.value, y.value]).all():
+                points.append(Point(title(m), x, y, np.array(path), styles[m]))
+        base = (analysis.base_level(across).value, analysis.base_level(up).value)
+        if not points or not np.isfinite(base).all():
+            continue
+        figure = plots.plane(points, base, xlabel=words(across), ylabel=words(up))
+        name = "Trained rewards" if balance.name == "rewards" else "Not trained on"
+        found.append(page.plot(figure, analysis.comparison.folder, f"plane-{balance.name}", title=name))
+    return found
+
+
+def curves(analysis: Analysis, styles: dict[str, Style]) -> list[Picture]:
+    """Every metric over training, for every method."""
+    title, found = analysis.comparison.title, []
+    for metric in analysis.metrics:
+        lines = [
+            Curve(title(m), [analysis.level(m, metric, i) for i in analysis.iterations], styles[m])
+            for m in analysis.methods
+        ]
+        figure = plots.curves(analysis.iterations, lines, ylabel=words(metric))
+        name = words(metric) + ("" if metric in analysis.comparison.rewards else " (not trained on)")
+        found.append(page.plot(figure, analysis.comparison.folder, f"curve-{metric}", title=name))
+    return found
+
+
+def forests(analysis: Analysis, styles: dict[str, Style]) -> list[Picture]:
+    """The lesser gain of every method less that of the baseline."""
+    title, found = analysis.comparison.title, []
+    for reference in references(analysis):
+        others = [m for m in analysis.methods if m != reference]
+        for balance in analysis.balances if others else []:
+            bars = [Bar(title(m), analysis.lesser_gain_difference(m, reference, balance), styles[m]) for m in others]
+            bars = [bar for bar in bars if np.isfinite(bar.estimate.value)]
+            if not bars:
+                continue
+            of = "rewards" if balance.name == "rewards" else "untrained twins"
+            figure = plots.forest(bars, xlabel=f"lesser gain less that of {title(reference)}, in spreads")
+            name = f"Lesser gain in the {of}, against {title(reference)}"
+            found.append(
+                page.plot(figure, analysis.comparison.folder, f"lesser-{balance.name}-{reference}", title=name)
+            )
+    return found
+
+
+def conflict_plots(analysis: Analysis, styles: dict[str, Style]) -> list[Picture]:
+    """Shares of samples in conflict for every method, and the correlation of the rewards over training."""
+    title, folder, found = analysis.comparison.title, analysis.comparison.folder, []
+    shares = [(title(m), *(analysis.conflict(m, key).value for key in CONFLICT)) for m in analysis.methods]
+    if any(np.isfinite(row[1]) for row in shares):
+        figure = plots.conflict_bars([*shares, ("the paper", *PAPER_CONFLICT)])
+        found.append(page.plot(figure, folder, "conflict", title="Do the rewards agree on a sample?"))
+    lines, length = [], 0
+    for m in analysis.methods:
+        series = [run.series("conflict/correlation") for run in analysis.comparison.runs[m].values()]
+        length = min(map(len, series)) if not length else min(length, *map(len, series))
+        lines.append((m, series))
+    if length and any(np.isfinite(s).any() for _, series in lines for s in series):
+        window = max(1, length // 8)
+        drawn = []
+        for m, series in lines:
+            with np.errstate(invalid="ignore"):
+                mean = np.nanmean(np.stack([np.nan_to_num(s[:length]) for s in series]), axis=0)
+            smooth = running_mean(mean, window)
+            drawn.append(Curve(title(m), [Estimate(float(v), np.nan, np.nan) for v in smooth], styles[m]))
+        figure = plots.curves(range(1, length + 1), drawn, ylabel="correlation within groups")
+        found.append(page.plot(figure, folder, "conflict-correlation", title="Correlation of the rewards"))
+    return found
+
+
+# ---- tables
+
+
+def summary(analysis: Analysis) -> Table:
+    """Every method in a row: its gains, the lesser of them, and what its trade-off is worth."""
+    rewards = analysis.comparison.rewards
+    columns = [f"{words(reward)}" for reward in rewards]
+    fronts = {balance.name: analysis.front(balance) for balance in analysis.balances}
+    for balance in analysis.balances:
+        of = "" if balance.name == "rewards" else " (untrained)"
+        columns += [f"lesser gain{of}", f"hypervolume{of}", f"on the front{of}"]
+    rows = []
+    for m in analysis.methods:
+        cells: list[Any] = [analysis.gain(m, reward) for reward in rewards]
+        for balance in analysis.balances:
+            cells += [analysis.lesser_gain(m, balance), _plain(analysis.hypervolume(m, balance))]
+            cells.append(f"{page.percent(fronts[balance.name][1][m])}{' ●' if m in fronts[balance.name][0] else ''}")
+        rows.append(_row(analysis, m, cells))
+    return Table(tuple(columns), rows)
+
+
+def differences(analysis: Analysis, reference: str) -> tuple[str, Table]:
+    """Every method less `reference`, seed by seed and task by task."""
+    metrics = [*analysis.comparison.rewards]
+    for balance in analysis.balances[1:]:
+        metrics += balance.metrics
+    columns = [words(metric) for metric in metrics]
+    columns += ["lesser gain", "lesser gain (untrained)"][: len(analysis.balances)]
+    columns += [f"P({words(reward)} better)" for reward in analysis.comparison.rewards]
+    if analysis.balances:
+        columns.append("seeds in favour")
+    rows = []
+    for m in (m for m in analysis.methods if m != reference):
+        cells: list[Any] = [analysis.difference(m, reference, metric) for metric in metrics]
+        cells += [analysis.lesser_gain_difference(m, reference, balance) for balance in analysis.balances]
+        for reward in analysis.comparison.rewards:
+            cells.append(_share(analysis.probability_of_improvement(m, reference, reward)))
+        if analysis.balances:
+            cells.append("{} of {}".format(*analysis.seeds_in_favour(m, reference, analysis.balances[0])))
+        rows.append(_row(analysis, m, cells))
+    return analysis.comparison.title(reference), Table(tuple(columns), rows)
+
+
+def other_metrics(analysis: Analysis) -> Table:
+    """Everything that was measured and not trained on, as change since the base; and the hacking gaps."""
+    others = [metric for metric in analysis.metrics if metric not in analysis.comparison.rewards]
+    twins = [r for r in analysis.comparison.rewards if analysis.grid.checks.get(r, "") in analysis.metrics]
+    less = analysis.grid.lower_is_better
+    columns = [f"{words(metric)}{' (less is better)' if metric in less else ''}" for metric in others]
+    columns += [f"hacking gap, {words(reward)}" for reward in twins]
+    rows = [Row("base (level)", False, (*(analysis.base_level(k).value for k in others), *("" for _ in twins)))]
+    for m in analysis.methods:
+        cells = [
+            analysis.gain(m, metric) if metric not in less else Flipped(*analysis.gain(m, metric)) for metric in others
+        ]
+        cells += [Flipped(*analysis.hacking_gap(m, reward)) for reward in twins]
+        rows.append(_row(analysis, m, cells))
+    return Table(tuple(columns), rows)
+
+
+class Flipped(Estimate):
+    """An estimate of which less is better: it is coloured as its opposite."""
+
+    @property
+    def tone(self) -> str:
+        return {"rose": "fell", "fell": "rose", "unclear": "unclear"}[self.verdict]
+
+
+def conflict(analysis: Analysis) -> Table:
+    """Conflict over training, mean over iterations and seeds."""
+    keys = {**CONFLICT, "correlation": "correlation"}
+    rows = [
+        _row(analysis, m, [_plain(analysis.conflict(m, key)) for key in keys])
+        for m in analysis.methods
+        if np.isfinite(analysis.conflict(m, "share").value)
+    ]
+    if rows:
+        rows.append(Row("the paper", False, (*PAPER_CONFLICT, "")))
+    return Table(tuple(keys.values()), rows)
+
+
+class Plain(Estimate):
+    """An estimate whose sign means nothing."""
+
+    @property
+    def plain(self) -> bool:
+        return True
+
+
+def _plain(estimate: Estimate) -> Plain:
+    return Plain(*estimate)
+
+
+def _share(estimate: Estimate) -> str:
+    """A probability and its interval."""
+    if not np.isfinite(estimate.value):
+        return "\N{EN DASH}"
+    value, low, high = (page.percent(min(max(x, 0.0), 1.0)) for x in estimate)
+    return value if not np.isfinite(estimate.low) else f"{value} ({low.removesuffix(' %')} to {high})"
+
+
+def _row(analysis: Analysis, method: str, cells: Sequence[Any]) -> Row:
+    strong = method in (analysis.grid.candidate, analysis.grid.baseline)
+    return Row(analysis.comparison.title(method), strong, tuple(cells))
+
+
+# ---- pictures
+
+
+def pictures(analysis: Analysis) -> tuple[list[str], list[PictureRow], str]:
+    """Headers, rows and the rule they were chosen by: evenly spaced in the ranking of how much the candidate helped."""
+    comparison, grid = analysis.comparison, analysis.grid
+    wanted = [grid.baseline, "naive_1to1.5", grid.candidate]
+    shown = [m for m in dict.fromkeys(wanted) if m in analysis.methods]
+    seed = next((s for s in grid.seeds if all(s in comparison.runs[m] for m in shown)), None)
+    if not shown or seed is None or not grid.pictures:
+        return [], [], ""
+    folders = {m: comparison.runs[m][seed].folder / "samples" / "cells" for m in shown}
+    folders = {BASE: comparison.folder / BASE / "cells", **folders}
+    stems = {m: f"iteration-{0 if m == BASE else analysis.iterations[-1]:06d}.png" for m in folders}
+    count = len(comparison.base.tasks)
+    pictured = [n for n in range(count) if all((folders[m] / f"{n:03d}-{stems[m]}").is_file() for m in folders)]
+    order, rule = _ranked(analysis, pictured)
+    places = sorted({round(i) for i in np.linspace(0, len(order) - 1, min(grid.pictures, len(order)))}) if order else []
+    marks = _marks(analysis, seed)
+    rows, sheet, captions = [], [], []
+    for place in places:
+        n = order[place]
+        prompt = _text(folders[BASE] / f"{n:03d}-prompt.txt")
+        files = [folders[BASE] / f"{n:03d}-reference.png", *(folders[m] / f"{n:03d}-{stems[m]}" for m in folders)]
+        cells = [
+            Cell(page.image(f, base=comparison.folder, alt=prompt).source, marks(m, n))
+            for f, m in zip(files, [None, *folders], strict=True)
+        ]
+        rows.append(PictureRow(prompt, f"rank {place + 1} of {len(order)}", cells))
+        sheet.append([Image.open(f).convert("RGB") for f in files])
+        captions.append(prompt)
+    headers = ["reference", *(("base" if m == BASE else comparison.title(m)) for m in folders)]
+    if rows:
+        (comparison.folder / "plots").mkdir(exist_ok=True)
+        picture_grid(sheet, headers, captions).save(comparison.folder / "plots" / "pictures.png")
+    return headers, rows, f"{rule} Pictures of training seed {seed}, first noise." if rows else ""
+
+
+def _ranked(analysis: Analysis, pictured: list[int]) -> tuple[list[int], str]:
+    """The pictured tasks from where the candidate helped least against the baseline to where it helped most."""
+    pair = references(analysis)
+    if len(pair) < 2 or not analysis.balances:
+        return pictured, "The first tasks of the held-out data."
+    columns = [analysis.metrics.index(metric) for metric in analysis.balances[0].metrics]
+    baseline, candidate = (analysis.values[:, :, analysis.methods.index(m), -1][..., columns] for m in pair)
+    helped = ((candidate - baseline) / analysis.spread[columns]).mean(dim=-1).nanmean(dim=0)
+    title = analysis.comparison.title
+    rule = (
+        f"Chosen by rule, not by hand: all pictured tasks are ranked by how much better {title(pair[1])} scores than "
+        f"{title(pair[0])} (mean of both rewards, in spreads, over seeds), and shown at even steps from the worst to "
+        f"the best."
+    )
+    scored = [n for n in pictured if bool(helped[n].isfinite())]
+    return sorted(scored, key=lambda n: float(helped[n])), rule
+
+
+def _marks(analysis: Analysis, seed: int) -> Any:
+    """What the untrained twins say of one picture, as words."""
+    twins = analysis.balances[1].metrics if len(analysis.balances) > 1 else ()
+    comparison = analysis.comparison
+    short = [words(reward) for reward in comparison.rewards]
+
+    def marks(method: str | None, task: int) -> tuple[str, ...]:
+        if method is None or not twins:
+            return ()
+        evaluation = comparison.base
+        if method != BASE:
+            run = comparison.runs[method][seed]
+            evaluation = next(e for e in run.evaluations if e.iteration == analysis.iterations[-1])
+        found = []
+        for name, twin in zip(short, twins, strict=True):
+            value = float(evaluation.values[0, task, evaluation.metrics.index(twin)])
+            sign = "✓" if value > 0.995 else "✗" if value < 0.005 else "◐"
+            found.append(f"{sign} {name} {page.percent(value)}" if np.isfinite(value) else f"– {name}")
+        return tuple(found)
+
+    return marks
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+# ---- what to know before trusting it
+
+
+def remarks(analysis: Analysis) -> list[Remark]:
+    """Everything worth a sentence, serious or not."""
+    comparison, found = analysis.comparison, []
+    if analysis.num_seeds < 2:
+        found.append(
+            Remark(
+                "Only one seed: the intervals cover other subjects, not another training run, which can differ.", True
+            )
+        )
+    elif analysis.num_seeds < 5:
+        found.append(
+            Remark(
+                f"Only {analysis.num_seeds} seeds: a bootstrap over so few is too narrow (docs/compare.md says by how "
+                f"much); see how many seeds are in favour."
+            )
+        )
+    if analysis.num_subjects < 10:
+        found.append(Remark(f"Only {analysis.num_subjects} held-out subjects: intervals over so few are rough."))
+    found += [Remark(problem, "not pair" in problem) for problem in comparison.problems]
+    for method, metric, missing, total in analysis.unscored():
+        name = "the base policy" if method == BASE else comparison.title(method)
+        text = f"{words(metric)} could not score {missing:,} of {total:,} held-out pictures of {name}; "
+        text += "nothing is left of it." if missing == total else "they are left out."
+        found.append(Remark(text, metric in comparison.rewards))
+    for m, runs in comparison.runs.items():
+        absent = [seed for seed in comparison.grid.seeds if seed not in runs]
+        if absent:
+            found.append(
+                Remark(
+                    f"{comparison.title(m)} lacks seed {', '.join(map(str, absent))}; its mean is over the rest.", True
+                )
+            )
+    return found
+
+
+def facts(analysis: Analysis) -> list[tuple[str, str]]:
+    """The comparison in a few lines."""
+    comparison = analysis.comparison
+    runs = [run for seeds in comparison.runs.values() for run in seeds.values()]
+    config = load_config(runs[0].folder / "config.yaml")
+    spent = budget(config)
+    seconds = [float(sum(np.nansum(run.series(key)) for key in _timed(run))) for run in runs]
+    return [
+        ("model", str(runs[0].summary.get("model", config.policy.use))),
+        ("rewards", ", ".join(comparison.rewards)),
+        ("budget of every run", f"{spent.samples:,} pictures, {spent.gradient_steps:,} gradient steps"),
+        ("seeds", ", ".join(map(str, comparison.grid.seeds))),
+        (
+            "held-out",
+            f"{len(comparison.base.tasks)} tasks of {analysis.num_subjects} subjects, "
+            f"{len(comparison.base.values)} fixed noises each, deterministic sampling",
+        ),
+        ("time", f"{page.duration(float(np.mean(seconds)))} a run, {page.duration(sum(seconds))} in all"),
+        ("hardware", ", ".join(sorted({str(run.info.get("hardware", "?")) for run in runs}))),
+    ]
+
+
+def _timed(run: Any) -> list[str]:
+    return sorted({key for row in run.rows for key in row if key.startswith("seconds/")})
+
+
+def commands(comparison: Comparison) -> str:
+    """How the comparison and its runs were made."""
+    info = comparison.folder / "compare.json"
+    own = json.loads(info.read_text(encoding="utf-8")).get("command", []) if info.is_file() else []
+    lines = [shlex.join(map(str, own))] if own else []
+    for runs in comparison.runs.values():
+        lines += [shlex.join(map(str, run.info.get("command") or [])) for run in runs.values()]
+    return "\n".join(lines)
+
+
+def versions(comparison: Comparison) -> list[tuple[str, str]]:
+    """Package versions, all that occurred."""
+    found: dict[str, list[str]] = {}
+    for runs in comparison.runs.values():
+        for run in runs.values():
+            for name, version in dict(run.info.get("versions") or {}).items():
+                if str(version) not in found.setdefault(str(name), []):
+                    found[str(name)].append(str(version))
+    return [(name, " and ".join(seen)) for name, seen in found.items()]
+
+
+__all__ = ["Balance", "contents", "write_report"]

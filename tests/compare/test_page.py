@@ -1,0 +1,66 @@
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from compare.fabricate import fabricate
+from customized_grpo.compare.page import write_report
+from customized_grpo.errors import UserError
+
+GAINS = {
+    "naive_1to1": (-0.05, 0.2, -0.05, 0.05),
+    "naive_1to1.5": (0.0, 0.15, 0, 0),
+    "customized": (0.1, 0.1, 0.1, 0.05),
+}
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attributes) -> None:
+        self.found += [value or "" for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "link", "img", "br", "hr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_report_is_whole_and_needs_no_network(tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    fabricate(root, GAINS, noise=0.005)
+    text = write_report(root).read_text(encoding="utf-8")
+    parser = Links()
+    parser.feed(text)
+    assert parser.open == []
+    assert all(link.startswith(("data:", "#", "plots/")) for link in parser.found)
+    assert text.index("Does Customized beat naive 1:1") < text.index("<h1>Yes.</h1>") < text.index("The trade-off")
+    assert "9 of 9 runs finished" in text
+    assert "32 pictures, 8 gradient steps" in text
+    assert "Only 3 seeds" in text
+    assert "&lt;b&gt;" in text, "prompts are escaped"
+    for name in ("plane-rewards", "plane-checks", "curve-prompt", "lesser-rewards-naive_1to1", "conflict"):
+        assert (root / "plots" / f"{name}.svg").is_file()
+        assert (root / "plots" / f"{name}.png").is_file()
+    assert (root / "plots" / "pictures.png").is_file()
+    assert text.count('class="cap"') == 6
+    assert "evenly" in text or "even steps from the worst to the best" in text
+
+
+def test_an_unfinished_grid_is_reported_as_such(tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    fabricate(root, GAINS, seeds=[0])
+    (root / "cells" / "customized" / "seed-0" / "config.yaml").unlink()
+    text = write_report(root).read_text(encoding="utf-8")
+    assert "2 of 3 runs finished" in text
+    assert "Not yet known." in text
+    assert "Customized/seed-0 is damaged (it has no config.yaml) and left out." in text
+    assert "Only one seed" in text
+
+
+def test_a_folder_without_a_comparison_gets_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a comparison"):
+        write_report(tmp_path)
