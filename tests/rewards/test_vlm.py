@@ -84,7 +84,7 @@ def test_one_dead_request_is_nan_the_others_count(judge, pictures, examples):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ("hang", "no answer within 0.2 s"),
+        ("hang", "no answer within 0.5 s"),
         ("not-json", "the answer is not JSON"),
         ("rejects", "HTTP 400: json_schema is not supported"),
         ("unauthorized", "HTTP 401: bad key"),
@@ -93,8 +93,8 @@ def test_one_dead_request_is_nan_the_others_count(judge, pictures, examples):
 def test_a_judge_that_stays_dead_stops_the_run(model, reason, judge, pictures, examples):
     start = time.monotonic()
     with pytest.raises(RewardUnavailable, match=reason):
-        judge(model, retries=1, timeout=0.2)(pictures, examples)
-    assert time.monotonic() - start < 5
+        judge(model, retries=1, timeout=0.5 if model == "hang" else 10.0)(pictures, examples)
+    assert time.monotonic() - start < 10
 
 
 def test_patience_with_rate_limits_ends(judge, pictures, examples):

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,20 +128,19 @@ class RemoteReward:
 
 def to_wire(images: Tensor, examples: Sequence[Example]) -> dict[str, Any]:
     """The body of a request: each picture and each example once, as docs/rewards.md describes."""
-    pictures: list[str] = []
+    pictures: list[Image] = []
     places: dict[int, int] = {}
 
     def place(picture: Image) -> int:
         if id(picture) not in places:
             places[id(picture)] = len(pictures)
-            pictures.append(base64.b64encode(png(picture)).decode())
+            pictures.append(picture)
         return places[id(picture)]
 
     distinct = {id(example): example for example in examples}
     order = {key: n for n, key in enumerate(distinct)}
-    rows = [to_pil(image) for image in images]  # kept alive, for `places` goes by identity
-    return {
-        "images": [place(row) for row in rows],
+    body: dict[str, Any] = {
+        "images": [place(to_pil(image)) for image in images.cpu()],
         "rows": [order[id(example)] for example in examples],
         "examples": [
             {
@@ -152,8 +152,10 @@ def to_wire(images: Tensor, examples: Sequence[Example]) -> dict[str, Any]:
             }
             for example in distinct.values()
         ],
-        "pictures": pictures,
     }
+    with ThreadPoolExecutor() as pool:
+        body["pictures"] = [base64.b64encode(data).decode() for data in pool.map(png, pictures)]
+    return body
 
 
 def _scores(answer: Any, count: int) -> list[float]:

@@ -135,13 +135,13 @@ class VlmJudge:
 
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         """Shape (B,), on CPU."""
-        bodies = [self.request(to_pil(image), example) for image, example in zip(images, examples, strict=True)]
-        keys = [_digest(body) for body in bodies]
-        asked = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.cache}
-        self.counters["cached"] += len(keys) - len(asked)
         errors: list[NoAnswer] = []
         with ThreadPoolExecutor(self.concurrency) as pool:
+            bodies = list(pool.map(self.request, map(to_pil, images.cpu()), examples))
+            keys = [_digest(body) for body in bodies]
+            asked = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.cache}
             verdicts = dict(zip(asked, pool.map(lambda body: self._judge(body, errors), asked.values()), strict=True))
+        self.counters["cached"] += len(keys) - len(asked)
         self.cache.add({key: score for key, score in verdicts.items() if score is not None})
         if asked and len(errors) == len(asked):
             raise self._dead(errors[0])
@@ -210,7 +210,7 @@ class VlmJudge:
 
     def _check_endpoint(self) -> None:
         try:
-            listed = request_json(f"{self.url}/models", timeout=min(self.timeout, 30.0), headers=self.headers)
+            listed = request_json(f"{self.url}/models", timeout=10.0, headers=self.headers)
         except NoAnswer as error:
             if error.status in (404, 405):  # not every endpoint lists its models
                 return
