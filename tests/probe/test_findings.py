@@ -65,7 +65,7 @@ def test_the_average_of_small_groups_is_the_true_variance() -> None:
 def test_the_rule_of_the_verdict(low: float, high: float, answer: str, phrase: str) -> None:
     difference = Interval(*(torch.tensor(x) for x in ((low + high) / 2, low, high)))
     centre = Interval(torch.tensor([0.3, 0.4]), torch.tensor([0.2, 0.3]), torch.tensor([0.4, 0.5]))
-    verdict = judge(difference, centre, ("prompt", "identity"), 0.1, 1)
+    verdict = judge(difference, centre, ("prompt", "identity"), 0.1)
     assert verdict.answer == answer
     assert phrase in verdict.sentence
 
@@ -83,7 +83,9 @@ def test_the_verdict_is_the_truth_of_the_policy(rates: tuple[float, float], answ
     truth = linear.centres(rates)
     assert bool(((found.centre.low < truth) & (truth < found.centre.high)).all())
     torch.testing.assert_close(found.shares.estimate, linear.shares(rates), atol=0.05, rtol=0)
-    torch.testing.assert_close(found.shares.estimate.sum(0), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(found.shares_each.estimate, linear.shares(rates), atol=0.05, rtol=0)
+    for shares in (found.shares, found.shares_each):
+        torch.testing.assert_close(shares.estimate.sum(0), torch.ones(2, dtype=torch.float64))
     torch.testing.assert_close(found.weights.estimate.sum(1), torch.ones(4, dtype=torch.float64))
     assert (found.subjects, found.pictures, found.unscored) == (24, 5 * 24 * 40, 0)
 
@@ -111,6 +113,7 @@ def test_intervals_resample_subjects_and_not_pictures() -> None:
     copied = [Branches(b.steps, b.rewards.repeat(5, 1, 1), None, 0.0) for b in measured]
     five = conclude(copied, ["a", "b"], subjects * 5, linear.STEPS)
     torch.testing.assert_close(five.shares, once.shares)
+    torch.testing.assert_close(five.difference_each, once.difference_each)
 
 
 def test_a_reward_that_never_moves_is_named() -> None:
@@ -120,6 +123,23 @@ def test_a_reward_that_never_moves_is_named() -> None:
     unscored = [branches([[1.0, NAN], [2.0, NAN]]), branches([[1.0, NAN], [2.0, NAN]], steps=(0, 1))]
     with pytest.raises(UserError, match="The reward 'b' could not be scored"):
         conclude(unscored, ["a", "b"], ["s"], 2)
+
+
+def test_an_example_that_varies_much_rules_the_answer_but_not_the_check() -> None:
+    """Nine examples whose second reward moves late by 1, and one in which it moves early by 100."""
+    first = torch.tensor([-1.0, 1.0]).repeat(10, 1)
+    late, early = first.clone(), first.clone() * 0.01
+    late[9], early[9] = 0.01 * late[9], 100 * first[9]
+    steps = [
+        Branches((0,), torch.stack([first, early], dim=-1), None, 0.0),
+        Branches((1,), torch.stack([first, late], dim=-1), None, 0.0),
+        Branches((0, 1), torch.stack([first, late], dim=-1), None, 0.0),
+    ]
+    found = conclude(steps, ["a", "b"], [f"s{i}" for i in range(10)], 2)
+    assert float(found.difference.estimate) == pytest.approx(-0.25, abs=0.01)
+    assert float(found.difference_each.estimate) == pytest.approx(0.8 * 0.25, abs=0.01)
+    assert found.verdict.answer == "undecided"
+    assert "A few examples make the difference" in found.verdict.sentence
 
 
 # ---- gradients
@@ -164,31 +184,29 @@ def test_rewards_of_different_channels_share_no_gradient_direction() -> None:
 
 
 def test_weights_are_shares_against_shares() -> None:
-    variance = torch.tensor([[3.0, 10.0], [1.0, 30.0]])  # shares 3/4, 1/4 and 1/4, 3/4
-    found = fitted_weights(variance, smoothing=0, floor=0.0)
-    torch.testing.assert_close(found, torch.tensor([[0.75, 0.25], [0.25, 0.75]]))
-    torch.testing.assert_close(fitted_weights(variance * torch.tensor([1.0, 1e6]), smoothing=0, floor=0.0), found)
+    found = fitted_weights(torch.tensor([[0.6, 0.2], [0.4, 0.8]]), smoothing=0, floor=0.0)
+    torch.testing.assert_close(found, torch.tensor([[0.75, 0.25], [1 / 3, 2 / 3]]))
 
 
 def test_weights_are_clipped_to_the_floor() -> None:
     variance = torch.tensor([[9.0, 1.0], [3.0, 2.0], [0.0, 0.0], [1.0, 10.0]])
-    found = fitted_weights(variance, smoothing=0, floor=0.2)
     share = variance / variance.sum(0)
+    found = fitted_weights(share, smoothing=0, floor=0.2)
     expected = (share / share.sum(1, keepdim=True))[:, 0].nan_to_num(0.5).clamp(0.2, 0.8)
     torch.testing.assert_close(found[:, 0], expected)
     torch.testing.assert_close(found.sum(1), torch.ones(4))
 
 
 def test_three_rewards_keep_the_floor_and_the_sum() -> None:
-    variance = torch.rand(7, 3, generator=torch.Generator().manual_seed(0)) ** 8
-    found = fitted_weights(variance, smoothing=0, floor=0.2)
+    shares = torch.rand(7, 3, generator=torch.Generator().manual_seed(0)) ** 8
+    found = fitted_weights(shares, smoothing=0, floor=0.2)
     assert bool((found >= 0.2 - 1e-6).all())
     torch.testing.assert_close(found.sum(1), torch.ones(7))
 
 
 def test_smoothing_blends_neighbours_and_renormalises_the_ends() -> None:
-    variance = torch.tensor([[4.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
-    found = fitted_weights(variance, smoothing=1, floor=0.0)
+    shares = torch.tensor([[1.0, 0.25], [0.0, 0.25], [0.0, 0.25], [0.0, 0.25]])
+    found = fitted_weights(shares, smoothing=1, floor=0.0)
     first = torch.tensor([0.5 / 0.75, 0.25, 0.0, 0.0])
     second = torch.full((4,), 0.25)
     torch.testing.assert_close(found[:, 0], first / (first + second))

@@ -73,7 +73,7 @@ def test_the_page_says_the_verdict_and_needs_no_network(config: Path, tmp_path: 
     assert found.verdict.answer == "supports"
     assert "<h1>The probe supports\n    “prompt is decided early, identity late”.</h1>" in html
     assert "Only 4 subjects" in html
-    assert html.count("<figure>") == 5
+    assert html.count("<figure>") == 6
     assert "http://" not in html.replace("http://www.w3.org", "")
     assert "https://" not in html
 
@@ -141,7 +141,7 @@ def test_probing_changes_no_weight(tmp_path: Path) -> None:
 def test_without_gradients_there_is_no_cosine(tmp_path: Path) -> None:
     found = run_probe(linear.probe((-2.0, 2.0), gradients=False), ProbeFolder.create(tmp_path / "probe"))
     assert found.cosine is None
-    assert (tmp_path / "probe" / "probe.html").read_text().count("<figure>") == 4
+    assert (tmp_path / "probe" / "probe.html").read_text().count("<figure>") == 5
 
 
 def test_three_rewards_are_probed_too(tmp_path: Path) -> None:

@@ -37,11 +37,18 @@ class Findings:
     explained: Interval
     """(S, K) variance / total. Need not add up to 1: steps interact, and both numbers are estimates."""
     shares: Interval
-    """(S, K) variance / sum over steps: adds up to 1 for each reward."""
+    """(S, K) variance / sum over steps, of the mean variance: an example that varies more weighs more. Sums to 1."""
     centre: Interval
     """(K,) mean progress of each reward, weighted by its shares."""
     difference: Interval
     """() centre of the second reward minus centre of the first: positive if the first is decided earlier."""
+    shares_each: Interval
+    """(S, K) variance / sum over steps in each example on its own, then averaged: every example weighs alike, as in
+    training, where rewards are standardized within each group. Sums to 1."""
+    centre_each: Interval
+    """(K,) as `centre`, from `shares_each`."""
+    difference_each: Interval
+    """() as `difference`, from `shares_each`."""
     correlation: Interval
     """(S,) of the first two rewards within groups, mean over groups."""
     cosine: Interval | None
@@ -62,7 +69,18 @@ class Findings:
 
     @property
     def verdict(self) -> "Verdict":
-        return judge(self.difference, self.centre, self.rewards, 1 / self.num_inference_steps, self.subjects)
+        """What both ways of weighing the examples agree on; undecided if they do not."""
+        by_variance = judge(self.difference, self.centre, self.rewards, 1 / self.num_inference_steps)
+        alike = judge(self.difference_each, self.centre_each, self.rewards, 1 / self.num_inference_steps)
+        if by_variance.answer == alike.answer:
+            sentence = f"{alike.sentence} Weighing examples by their variance says the same {_gap(self.difference)}."
+            return Verdict(alike.answer, sentence)
+        sentence = (
+            f"with every example weighing alike the data say: {alike.answer} {_gap(self.difference_each)}; "
+            f"with examples weighing as they vary: {by_variance.answer} {_gap(self.difference)}. "
+            f"A few examples make the difference."
+        )
+        return Verdict("undecided", sentence)
 
 
 @dataclass(frozen=True)
@@ -100,20 +118,23 @@ def conclude(
     variances = torch.stack([group_variance(b.rewards) for b in [*steps, measured[-1]]], dim=1)  # (P, S + 1, K)
     correlations = torch.stack([group_correlation(b.rewards) for b in steps], dim=1)  # (P, S)
     _check_moved(variances, names)
-    _, width, num_rewards = variances.shape
-    columns = torch.cat([variances.flatten(1), correlations], dim=1)
+    each = _share(variances[:, :-1])
+    each = torch.where(each.isnan().any(dim=2).any(dim=1)[:, None, None], torch.nan, each)
+    columns = torch.cat([variances.flatten(1), each.flatten(1), correlations], dim=1)
     random = torch.Generator().manual_seed(seed)
     mean, draws = bootstrap(columns[None], subjects, random, resamples=RESAMPLES)
     if len(set(subjects)) < 2:
         draws = torch.full_like(draws, torch.nan)
 
     both = torch.cat([mean[None], draws])  # row 0 is the estimate, the others are its resamples
-    everything = both[:, : width * num_rewards].view(-1, width, num_rewards)
+    sizes = [variances[0].numel(), each[0].numel(), len(steps)]
+    everything, share_each, correlation = both.split(sizes, dim=1)
+    everything, share_each = everything.unflatten(1, variances.shape[1:]), share_each.unflatten(1, each.shape[1:])
     variance, total = everything[:, :-1], everything[:, -1]
-    share = variance / variance.sum(dim=1, keepdim=True)
+    share = _share(variance)
     progress = torch.tensor([b.steps[0] / num_inference_steps for b in steps], dtype=share.dtype)
-    centre = torch.einsum("rsk,s->rk", share, progress)
-    weights = fitted_weights(variance, smoothing=smoothing, floor=floor)
+    centre, centre_each = (torch.einsum("rsk,s->rk", x, progress) for x in (share, share_each))
+    weights = fitted_weights(share_each, smoothing=smoothing, floor=floor)
     cosine, across = _cosines(steps, random) if steps[0].gram is not None else (None, None)
     values = torch.stack([b.rewards for b in measured])
     return Findings(
@@ -126,7 +147,10 @@ def conclude(
         shares=_interval(share),
         centre=_interval(centre),
         difference=_interval(centre[:, 1] - centre[:, 0]),
-        correlation=_interval(both[:, width * num_rewards :]),
+        shares_each=_interval(share_each),
+        centre_each=_interval(centre_each),
+        difference_each=_interval(centre_each[:, 1] - centre_each[:, 0]),
+        correlation=_interval(correlation),
         cosine=cosine,
         cosine_across=across,
         weights=_interval(weights),
@@ -159,10 +183,10 @@ def group_correlation(rewards: Tensor) -> Tensor:
     return torch.where(norm > 0, (a * b).sum(dim=1) / norm, torch.nan)
 
 
-def fitted_weights(variance: Tensor, *, smoothing: int = 1, floor: float = 0.2) -> Tensor:
+def fitted_weights(shares: Tensor, *, smoothing: int = 1, floor: float = 0.2) -> Tensor:
     """Time weights that follow what each step decides. (..., S, K) to (..., S, K), rows sum to 1.
 
-    1. share[s, k] = variance[s, k] / sum over steps: so no reward counts more for its units or its spread.
+    1. shares[s, k] sum to 1 over the steps: so no reward counts more for its units or its spread.
     2. smoothed over neighbouring steps, `smoothing` times with (1/4, 1/2, 1/4), the ends renormalised.
     3. weight[s, k] = share[s, k] / sum over rewards.
     4. no weight below `floor`: what a row exceeds the floor by is scaled so that the row sums to 1 again. With two
@@ -173,10 +197,9 @@ def fitted_weights(variance: Tensor, *, smoothing: int = 1, floor: float = 0.2) 
     Raises:
         ValueError: unless 0 <= floor < 1 / K.
     """
-    num_rewards = variance.shape[-1]
+    num_rewards, share = shares.shape[-1], shares
     if not 0 <= floor < 1 / num_rewards:
         raise ValueError(f"expected 0 <= floor < 1/{num_rewards}, got {floor}.")
-    share = variance / variance.sum(dim=-2, keepdim=True)
     for _ in range(smoothing):
         share = _smooth(share)
     weight = share / share.sum(dim=-1, keepdim=True)
@@ -195,11 +218,11 @@ def to_dict(found: Findings) -> dict[str, Any]:
     return content | {"progress": found.progress}
 
 
-def judge(difference: Interval, centre: Interval, rewards: Sequence[str], one_step: float, subjects: int) -> Verdict:
+def judge(difference: Interval, centre: Interval, rewards: Sequence[str], one_step: float) -> Verdict:
     """The verdict on `first early, second late`, from the interval of the difference of their centres alone.
 
-    supports: the whole interval is above 0. does not support: the interval reaches neither above 0 at its lower end nor
-    up to one step at its upper end, so a difference of one step or more is excluded. undecided: anything else.
+    supports: the whole interval is above 0. does not support: it is below 0, or it holds 0 and excludes a difference of
+    one step. undecided: anything else.
     """
     first, second = rewards[:2]
     low, high = float(difference.low), float(difference.high)
@@ -207,17 +230,22 @@ def judge(difference: Interval, centre: Interval, rewards: Sequence[str], one_st
         f"{first} is decided at progress {float(centre.estimate[0]):.3f} on average, {second} at "
         f"{float(centre.estimate[1]):.3f}"
     )
-    gap = f"{float(difference.estimate):+.3f}, 95 % interval {low:+.3f} to {high:+.3f}"
+    gap = _gap(difference)
     if not (low == low and high == high):
-        return Verdict("undecided", f"{places}; with {subjects} subject there is no interval, so nothing is shown.")
+        return Verdict("undecided", f"{places}; with a single subject there is no interval, so nothing is shown.")
     if low > 0:
         size = ", though by less than one step" if high < one_step else ""
-        return Verdict("supports", f"{places}: {second} is decided later ({gap}){size}.")
+        return Verdict("supports", f"{places}: {second} is decided later {gap}{size}.")
     if high < 0:
-        return Verdict("does not support", f"{places}: {second} is decided earlier ({gap}), the opposite order.")
+        return Verdict("does not support", f"{places}: {second} is decided earlier {gap}, the opposite order.")
     if high < one_step:
-        return Verdict("does not support", f"{places}: a difference of one step ({one_step:.3f}) is excluded ({gap}).")
-    return Verdict("undecided", f"{places}: the interval of the difference holds 0 and more than one step ({gap}).")
+        return Verdict("does not support", f"{places}: a difference of one step ({one_step:.3f}) is excluded {gap}.")
+    return Verdict("undecided", f"{places}: the interval of the difference holds 0 and more than one step {gap}.")
+
+
+def _gap(difference: Interval) -> str:
+    value, low, high = (float(bound) for bound in difference)
+    return f"({value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})"
 
 
 def gradient_cosine(gram: Tensor, counts: Tensor, *, across: bool = False) -> Tensor:
@@ -277,6 +305,11 @@ def _deviations(rewards: Tensor, scored: Tensor) -> Tensor:
     above = torch.where(scored, rewards.double() - low.double(), 0.0)
     mean = above.sum(dim=1, keepdim=True) / scored.sum(dim=1, keepdim=True).clamp(min=1)
     return torch.where(scored & (high - low > rounding), above - mean, 0.0)
+
+
+def _share(variance: Tensor) -> Tensor:
+    """Of the sum over steps: (..., S, K); NaN for a reward that did not move."""
+    return variance / variance.sum(dim=-2, keepdim=True)
 
 
 def _smooth(share: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def contents(folder: ProbeFolder, found: Findings) -> dict[str, Any]:
         "subjects": found.subjects,
         "cards": [
             {"name": name, "colour": COLOURS[k % len(COLOURS)], "value": value, "low": low, "high": high}
-            for k, (name, (value, low, high)) in enumerate(zip(found.rewards, _rows(found.centre), strict=True))
+            for k, (name, (value, low, high)) in enumerate(zip(found.rewards, _rows(found.centre_each), strict=True))
         ],
         "remarks": remarks(found),
         "when": when_plots(folder.path, found),
@@ -105,7 +105,8 @@ def contents(folder: ProbeFolder, found: Findings) -> dict[str, Any]:
 
 RULE = (
     "The rule, fixed beforehand: supports if the whole interval of the difference of the two means lies above 0; "
-    "does not support if it lies below 0, or holds 0 and excludes a difference of one step; undecided otherwise."
+    "does not support if it lies below 0, or holds 0 and excludes a difference of one step; undecided otherwise, "
+    "and if weighing the examples alike and by their variance do not give the same answer."
 )
 
 
@@ -131,22 +132,33 @@ def remarks(found: Findings) -> list[Remark]:
 
 
 def when_plots(folder: Path, found: Findings) -> list[Picture]:
-    """Shares of each reward's variance, and what they are of the variance with noise in all steps."""
-    shares = over_progress(
-        found.progress,
-        _lines(found, found.shares),
-        ylabel="share of the reward's variance",
-        centres=_rows(found.centre),
-        limits=(0, float(found.shares.high.nan_to_num(0).maximum(found.shares.estimate).max()) * 1.05),
-        percent=True,
+    """Shares of each reward's variance, weighed both ways, and relative to noise in all steps."""
+    tops = [
+        interval.high.nan_to_num(0).maximum(interval.estimate).max() for interval in (found.shares, found.shares_each)
+    ]
+    each, pooled = (
+        over_progress(
+            found.progress,
+            _lines(found, shares),
+            ylabel="share of the reward's variance",
+            centres=_rows(centre),
+            limits=(0, float(max(tops)) * 1.05),
+            percent=True,
+        )
+        for shares, centre in ((found.shares_each, found.centre_each), (found.shares, found.centre))
     )
     explained = over_progress(
         found.progress, _lines(found, found.explained), ylabel="of the variance with all steps noisy", percent=True
     )
     return [
         page.plot(
-            shares, folder, "probe-shares", title="Share of each reward decided at each step",
-            caption="Each curve adds up to 100 %. Above: the mean progress of each reward, with its interval.",
+            each, folder, "probe-shares", title="Share of each reward decided at each step",
+            caption="Every example weighs alike, as in training. Each curve adds up to 100 %. Above: the mean progress "
+            "of each reward, with its interval.",
+        ),
+        page.plot(
+            pooled, folder, "probe-shares-by-variance", title="The same, examples weighed by their variance",
+            caption="What moves the mean reward. One example that varies much can rule it.",
         ),
         page.plot(
             explained, folder, "probe-explained", title="Variance of one step against all together",
@@ -207,10 +219,10 @@ def table(found: Findings) -> list[list[str]]:
     rows = []
     for s, step in enumerate(found.steps):
         row = [str(step), f"{found.progress[s]:.2f}"]
-        row += [_cell(found.shares, s, k, "{:.0%}") for k in range(len(found.rewards))]
+        row += [_cell(found.shares_each, s, k, form="{:.0%}") for k in range(len(found.rewards))]
         row.append(_cell(found.correlation, s))
         row += [_cell(cosine, s) for cosine in (found.cosine, found.cosine_across) if cosine is not None]
-        row += [_cell(found.weights, s, k, "{:.2f}") for k in range(len(found.rewards))]
+        row += [_cell(found.weights, s, k, form="{:.2f}") for k in range(len(found.rewards))]
         rows.append(row)
     return rows
 
@@ -225,6 +237,8 @@ def facts(info: dict[str, Any], found: Findings) -> list[tuple[str, str]]:
         ("examples", f"{len(info['examples'])} of {found.subjects} subjects, from the training data"),
         ("branches", f"{settings['branches']} at each of {len(found.steps)} of {found.num_inference_steps} steps"),
         ("pictures", page.count(found.pictures)),
+        ("difference, by variance", _cell(found.difference, form="{:+.3f}")),
+        ("difference, examples alike", _cell(found.difference_each, form="{:+.3f}")),
         ("seed", settings["seed"]),
         ("time", page.duration(info["seconds"]) if info.get("seconds") else None),
         ("started", str(info.get("started") or "").replace("T", " ")[:19]),
@@ -251,8 +265,8 @@ def _rows(interval: Interval) -> list[tuple[float, float, float]]:
     return [(float(v), float(low), float(high)) for v, low, high in zip(*interval, strict=True)]
 
 
-def _cell(interval: Interval, s: int, k: int | None = None, form: str = "{:+.2f}") -> str:
-    value, low, high = (float(bound[s] if k is None else bound[s, k]) for bound in interval)
+def _cell(interval: Interval, *place: int, form: str = "{:+.2f}") -> str:
+    value, low, high = (float(bound[place]) for bound in interval)
     if value != value:
         return "\N{EN DASH}"
     bounds = f" [{form.format(low)}, {form.format(high)}]" if low == low and high == high else ""
