@@ -1,5 +1,6 @@
 """Rewards in real processes of their own, on 127.0.0.1."""
 
+import ast
 import json
 import os
 import signal
@@ -173,6 +174,18 @@ def test_a_reward_on_another_host(host, images, examples):
     process.wait()
     with pytest.raises(RewardUnavailable, match="after 2 attempts"):
         reward(images, examples)
+
+
+def test_the_server_needs_nothing_but_numpy_and_pillow():
+    """Imports of the whole file; torch only inside the function that hands out tensors, where it is installed."""
+    tree = ast.parse(SERVER.read_text(), feature_version=(3, 8))
+    names = {
+        (node.module if isinstance(node, ast.ImportFrom) else alias.name).partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    assert names - sys.stdlib_module_names == {"numpy", "PIL", "torch"}
 
 
 def test_hpsv3_in_an_environment_of_its_own(images, examples, tmp_path):

@@ -6,6 +6,8 @@ This file stands alone: beside the reward itself it needs only numpy and Pillow,
 Its wire format is in docs/rewards.md; nothing is unpickled. `RemoteReward` starts and supervises it.
 """
 
+from __future__ import annotations  # an environment of old may have Python 3.8
+
 import argparse
 import base64
 import contextlib
