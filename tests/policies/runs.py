@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from customized_grpo.build import construct
+from customized_grpo.assemble import build_policy, build_rewards
 from customized_grpo.config import load_config
 from customized_grpo.data import load_datasets
 from customized_grpo.policies import PipelinePolicy
@@ -42,10 +42,20 @@ def write_run(family: tiny.Family, folder: Path, **policy) -> Path:
     return folder / "config.yaml"
 
 
-def train(file: Path, *overrides: str, policy: PipelinePolicy | None = None) -> tuple[PipelinePolicy, RunFolder]:
+def train(file: Path, *overrides: str, policy: PipelinePolicy | None = None) -> RunFolder:
     """Train as configured; `policy` instead of the configured one where that cannot be loaded from disk."""
     config = load_config(file, overrides)
-    policy = policy or construct(config.policy, "policy", seed=config.seed)
-    rewards = {name: construct(spec, "reward") for name, spec in config.rewards.items()}
-    result = Trainer(policy, rewards, load_datasets(config.data)[0], None, config).train()
-    return policy, RunFolder(result.run)
+    trainer = Trainer(
+        policy or build_policy(config), build_rewards(config.rewards), load_datasets(config.data)[0], None, config
+    )
+    return RunFolder(trainer.train().run)
+
+
+def train_from_the_command_line(file: Path) -> RunFolder:
+    from typer.testing import CliRunner
+
+    from customized_grpo.cli import app
+
+    result = CliRunner().invoke(app, ["train", str(file)])
+    assert result.exit_code == 0, (result.output, result.exception)
+    return RunFolder(load_config(file).output)

@@ -146,3 +146,12 @@ def test_a_folder_that_is_no_pipeline(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(UserError, match="holds a FluxPipeline, and FluxKontextPolicy takes a FluxKontextPipeline"):
         FluxKontextPolicy.from_pretrained(tmp_path)
+
+
+def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch):
+    assert pipeline.default_device().type == "cpu" or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert pipeline.default_device() == torch.device("cuda", 3)
+    monkeypatch.delenv("LOCAL_RANK")
+    assert pipeline.default_device() == torch.device("cuda", 0)

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import math
+import os
 import warnings
 from abc import abstractmethod
 from collections import OrderedDict
@@ -58,7 +59,7 @@ class PipelinePolicy(Policy):
         gradient_checkpointing: recompute activations in the backward pass, for memory.
         offload: "cpu" keeps text encoders and VAE off the device except while they work.
         cache_mib: memory of the host for encoded prompts and references; the least recently used make room.
-        device: None is the fastest device there is.
+        device: None is this process's own GPU, or the CPU where there is none.
         seed: of the adapter's initial weights.
     """
 
@@ -95,7 +96,7 @@ class PipelinePolicy(Policy):
         self.pipeline: Any = pipeline
         self.trainable: Trainable = trainable
         self.dtype = as_dtype(dtype)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(device) if device else default_device()
         self.shift, self.negative_prompt, self.max_text_tokens = shift, negative_prompt, max_text_tokens
         self.guidance_scale = self.GUIDANCE if guidance_scale is None else guidance_scale
         self.true_cfg_scale = self._default_cfg_scale() if true_cfg_scale is None else true_cfg_scale
@@ -426,6 +427,13 @@ def digest(image: Image) -> bytes:
     state = hashlib.blake2b(repr((image.mode, image.size)).encode(), digest_size=16)
     state.update(image.tobytes())
     return state.digest()
+
+
+def default_device() -> torch.device:
+    """This process's own GPU (LOCAL_RANK, as launchers set it), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
