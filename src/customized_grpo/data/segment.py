@@ -75,7 +75,7 @@ def _make(picture: Path, target: Path, manifest: Path, segment: Segmenter) -> st
     mask = segment(image).convert("L")
     if mask.size != image.size:
         raise UserError(f"The segmenter made a mask of {mask.size} for '{picture}', which is {image.size}.")
-    if mask.getextrema()[1] < 128:
+    if not mask.point(lambda value: value >= 128).getbbox():
         return None
     target.parent.mkdir(parents=True, exist_ok=True)
     mask.save(target)

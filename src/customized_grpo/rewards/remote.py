@@ -72,6 +72,7 @@ class RemoteReward:
         if (reward is None) == (url is None):
             raise UserError("RemoteReward takes either a reward to start, or the url of one that runs; give one.")
         self.batch_size, self.timeout, self.retries, self.backoff = batch_size, timeout, retries, backoff
+        self._one_caller = threading.Lock()  # it may be called from the thread that overlaps rewards with rollouts
         self.counters = {"retries": 0, "restarts": 0}
         """How often a request was repeated and the process started again."""
         if url is not None:
@@ -98,7 +99,8 @@ class RemoteReward:
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         """Shape (B,), on CPU."""
         chunks = [slice(start, start + self.batch_size) for start in range(0, len(examples), self.batch_size)]
-        return torch.tensor([score for at in chunks for score in self._score(images[at], examples[at])])
+        with self._one_caller:
+            return torch.tensor([score for at in chunks for score in self._score(images[at], examples[at])])
 
     def close(self) -> None:
         """End the process we started, and all it started."""

@@ -96,7 +96,8 @@ def make_reward(use: str, arguments: dict[str, Any]) -> Callable[..., Any]:
         _provide_package()
     target: Any = getattr(importlib.import_module(module), name)
     if inspect.isclass(target):
-        return getattr(target, "from_pretrained", target)(**arguments)
+        maker: Any = getattr(target, "from_pretrained", target)
+        return maker(**arguments)
     return functools.partial(target, **arguments) if arguments else target
 
 
