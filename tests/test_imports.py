@@ -15,7 +15,10 @@ TOP = {"build", "config", "trainer", "assemble", "generation", "display", "cli",
 """The rooms that put the others together: only they import each other. A room that is not named here is below."""
 NESTED_SPECS = {("data", "build")}
 """Rooms whose settings hold names to resolve, and so ask the only resolver."""
-SHARED = {"rewards": {"contract"}, "policies": {"contract", "lora", "pipeline", "tokens", "flux_model", "flux_names"}}
+SHARED = {
+    "rewards": {"contract"},
+    "policies": {"contract", "lora", "pipeline", "encodings", "tokens", "flux_model", "flux_names"},
+}
 """What every file of a family may import from its folder."""
 
 FILES = sorted(ROOT.rglob("*.py"))

@@ -6,7 +6,6 @@ import torch
 from customized_grpo.errors import UserError
 from customized_grpo.policies import FluxKontextPolicy, pipeline
 from customized_grpo.policies.lora import LoraSettings
-from customized_grpo.policies.pipeline import EncodingCache, digest
 from customized_grpo.rollout import sample_ode
 
 from . import tiny
@@ -48,28 +47,6 @@ def test_a_row_does_not_depend_on_its_neighbours_or_the_cache():
     assert count.text == 2
     forgetful.encode(examples)
     assert count.text == 4
-
-
-def test_the_least_recently_used_make_room():
-    cache = EncodingCache(limit=3 * 8)
-    made: list[str] = []
-
-    def row(key: str):
-        return cache.get(key, lambda: made.append(key) or {"x": torch.zeros(2)})
-
-    for key in "abcadb":  # d pushes b out, because a was used again
-        row(key)
-    assert "".join(made) == "abcdb"
-    assert cache.bytes == 3 * 8
-    cache.get("large", lambda: {"x": torch.zeros(100)})
-    assert "large" not in cache
-    assert cache.bytes == 0
-
-
-def test_equal_pictures_have_equal_digests():
-    assert digest(tiny.picture(seed=1)) == digest(tiny.picture(seed=1))
-    assert digest(tiny.picture(seed=1)) != digest(tiny.picture(seed=2))
-    assert digest(tiny.picture((8, 32))) != digest(tiny.picture((32, 8)))
 
 
 def test_long_prompts_are_cut_counted_and_warned_about_once():

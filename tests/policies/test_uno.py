@@ -236,6 +236,8 @@ def test_loading_base_and_adapter_from_disk(tmp_path):
 def test_loading_what_is_not_there(tmp_path):
     base = tiny.flux_pipeline()
     base.save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match=r"policy\.fuse is false"):
+        UnoPolicy.from_pretrained(tmp_path / "base", adapter=tmp_path, fuse=False, trainable="full")
     with pytest.raises(UserError, match="There is no file"):
         UnoPolicy.from_pretrained(tmp_path / "base", adapter=tmp_path / "none.safetensors")
     with pytest.raises(UserError, match="is neither a folder here nor a hub id"):

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies import lora as _lora
-from customized_grpo.policies.pipeline import PipelinePolicy, Row
+from customized_grpo.policies.encodings import Row
+from customized_grpo.policies.pipeline import PipelinePolicy
 from customized_grpo.policies.tokens import Size, floor_to
 from customized_grpo.types import Conditioning, Example
 

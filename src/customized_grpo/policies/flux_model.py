@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from customized_grpo.policies.pipeline import PipelinePolicy, Row, quiet
+from customized_grpo.policies.encodings import Row
+from customized_grpo.policies.pipeline import PipelinePolicy, quiet
 from customized_grpo.policies.tokens import grid_positions, pack, unpack
 from customized_grpo.types import Conditioning, Example
 

@@ -21,14 +21,15 @@ FEED_FORWARD = (
 
 
 class LoraSettings(Settings):
-    """A low-rank adapter on the linear layers of the transformer's blocks."""
+    """A low-rank adapter on the linear layers of the transformer's blocks.
+
+    There is no dropout: its mask would differ between sampling and training, and so would the log-probs.
+    """
 
     rank: int = Field(default=16, ge=1)
     """Rank of the update of each layer."""
     alpha: float | None = None
     """Scale numerator; the update is alpha / rank * B A. None is alpha = rank."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Must stay 0 for exact log-probs: a dropout mask would differ between sampling and training."""
     targets: tuple[str, ...] | None = None
     """Ends of module names that get an adapter, as peft's `target_modules`, inside transformer blocks only; None is
     every attention and feed-forward layer of the family."""
@@ -87,7 +88,7 @@ def _add_adapter(transformer: Any, lora: LoraSettings, seed: int, family_targets
     if ADAPTER in frozen:
         raise UserError("The pipeline already holds an adapter that trains; load a fresh pipeline for another policy.")
     alpha: Any = lora.alpha or lora.rank  # peft calls it an int, and takes a float
-    config = LoraConfig(r=lora.rank, lora_alpha=alpha, lora_dropout=lora.dropout, target_modules=wanted)
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=wanted)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of an adapter beneath, which is meant
         torch.manual_seed(seed)

@@ -1,12 +1,10 @@
 """What the families share: a diffusers pipeline whose transformer trains, and whose encodings are kept."""
 
-import hashlib
 import logging
 import math
 import os
 import warnings
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -23,6 +21,7 @@ from customized_grpo.functional.schedule import shifted_sigmas
 from customized_grpo.images import to_tensor
 from customized_grpo.policies import lora as _lora
 from customized_grpo.policies.contract import Policy
+from customized_grpo.policies.encodings import EncodingCache, Row, digest
 from customized_grpo.policies.lora import LoraSettings, Trainable
 from customized_grpo.policies.tokens import Size, fit_area
 from customized_grpo.sources import explain, locate
@@ -30,9 +29,6 @@ from customized_grpo.types import Conditioning, Example
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Row = dict[str, Tensor]
-"""The conditioning of one example, without the batch axis."""
 
 PIXELS_PER_DECODE = 2**21
 """Pictures are decoded in batches of at most so many pixels (eight of 512 x 512), for memory."""
@@ -391,42 +387,9 @@ class PipelinePolicy(Policy):
         _lora.load_adapter(self.transformer, Path(folder))
 
 
-class EncodingCache:
-    """Rows by key in host memory; the least recently used make room. A row larger than the limit is not kept."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.bytes = limit, 0
-        self._rows: OrderedDict[Hashable, Row] = OrderedDict()
-
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._rows
-
-    def get(self, key: Hashable, make: Any) -> Row:
-        """The row of `key`, made and kept if it is not there."""
-        if key in self._rows:
-            self._rows.move_to_end(key)
-            return self._rows[key]
-        row = {name: value.detach().cpu() for name, value in make().items()}
-        self._rows[key], self.bytes = row, self.bytes + _bytes(row)
-        while self.bytes > self.limit:
-            self.bytes -= _bytes(self._rows.popitem(last=False)[1])
-        return row
-
-
-def _bytes(row: Row) -> int:
-    return sum(value.numel() * value.element_size() for value in row.values())
-
-
 def _size(conditioning: Conditioning) -> Size:
     width, height = conditioning["size"][0].tolist()
     return width, height
-
-
-def digest(image: Image) -> bytes:
-    """Equal for equal pictures."""
-    state = hashlib.blake2b(repr((image.mode, image.size)).encode(), digest_size=16)
-    state.update(image.tobytes())
-    return state.digest()
 
 
 def default_device() -> torch.device:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from customized_grpo.policies import lora as _lora
-from customized_grpo.policies.pipeline import PipelinePolicy, Row
+from customized_grpo.policies.encodings import Row
+from customized_grpo.policies.pipeline import PipelinePolicy
 from customized_grpo.policies.tokens import Size, floor_to, pack, unpack
 from customized_grpo.types import Conditioning, Example
 

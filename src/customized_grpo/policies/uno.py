@@ -63,6 +63,10 @@ class UnoPolicy(FluxPolicy):
         Raises:
             UserError: if a file is missing, is not UNO's, or does not fit the base model.
         """
+        if not fuse and settings.get("trainable") == "full":
+            raise UserError(
+                "policy.fuse is false, but with trainable: full there is no adapter of ours to lie above UNO's."
+            )
         dtype = settings.get("dtype", torch.float32)
         parts = {} if transformer is None else {"transformer": load_transformer(transformer).to(as_dtype(dtype))}
         pipeline = cls.load_pipeline(path, dtype, **parts)
