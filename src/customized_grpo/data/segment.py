@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from customized_grpo.data.examples import JsonlDataset, Record, read_picture
@@ -75,7 +76,7 @@ def _make(picture: Path, target: Path, manifest: Path, segment: Segmenter) -> st
     mask = segment(image).convert("L")
     if mask.size != image.size:
         raise UserError(f"The segmenter made a mask of {mask.size} for '{picture}', which is {image.size}.")
-    if not mask.point(lambda value: value >= 128).getbbox():
+    if np.asarray(mask).max() < 128:
         return None
     target.parent.mkdir(parents=True, exist_ok=True)
     mask.save(target)
