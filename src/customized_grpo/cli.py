@@ -1,4 +1,4 @@
-"""The command line: `cgrpo train`, `generate`, `eval`, `pretrain`, `config`, `report`, `probe`."""
+"""The command line: `cgrpo train`, `generate`, `eval`, `pretrain`, `config`, `report`, `probe`, `compare`."""
 
 import errno
 import os
@@ -144,10 +144,12 @@ def config(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder, or a probe's.")]) -> None:
+def report(folder: Annotated[Path, typer.Argument(help="A run folder, a probe's or a comparison's.")]) -> None:
     """Write RUN/report.html (or PROBE/probe.html): one page, no network needed."""
     if (folder / "probe.json").is_file():
         from customized_grpo.probe import write_report
+    elif (folder / "compare.yaml").is_file():
+        from customized_grpo.compare.page import write_report
     else:
         from customized_grpo.report import write_report
     console.print(str(write_report(folder)), highlight=False, soft_wrap=True)
@@ -199,6 +201,29 @@ def pretrain(
         f"use it    export CGRPO_TOYWORLD_WEIGHTS={chosen.output.resolve()}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+
+
+@app.command()
+def compare(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[GRID.yaml] [seeds=[0] ...]", help="A grid and overrides.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder; none is comparisons/NAME of the grid.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the comparison in this folder.")] = None,
+    status: Annotated[Path | None, typer.Option("--status", help="Only say where this comparison stands.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once; none takes one a GPU, or a core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each; none shares the cores out.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Hand the runs to Ray, from customized-grpo[ray].")] = False,
+) -> None:
+    """Run methods x seeds, each an ordinary run, and judge them on held-out subjects. The same command goes on."""
+    from customized_grpo.compare.command import run_grid, show_status
+
+    _quiet_libraries()
+    if status is not None:
+        show_status(console, status)
+        return
+    file, overrides = _split(settings)
+    run_grid(console, file, overrides, output=output, resume=resume, workers=workers, threads=threads, ray=ray)
 
 
 def main() -> None:

@@ -48,3 +48,11 @@ def test_sequence_protocol() -> None:
 
 def test_kinds_can_be_chosen() -> None:
     assert {e.truth_scene.kind for e in ToyWorld("eval", 8, kinds=("property",))} == {"property"}
+
+
+def test_intervals_tell_creatures_apart_and_keep_the_prompts_of_one_together():
+    from customized_grpo.evaluation import cluster
+
+    names = [cluster(example) for example in ToyWorld("eval", 6, per_subject=2)]
+    assert names[0] == names[1] != names[2]
+    assert len(set(names)) == 3

@@ -40,6 +40,8 @@ def headline(analysis: Analysis) -> Finding:
         verdict = verdicts[0]
     else:
         verdict = f"{verdicts[0]} by the trained rewards, {verdicts[1].lower()} by what was not trained on"
+    if analysis.num_seeds < 2:
+        verdict += ", for this one seed"
     return Finding(question, verdict, " ".join(texts))
 
 

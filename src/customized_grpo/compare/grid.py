@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from customized_grpo.build import bind, resolve
 from customized_grpo.compare.methods import BASE, Method, find_method, merged
-from customized_grpo.config import Config, check_names, parse_config, read_yaml
+from customized_grpo.config import Config, check_names, load_settings, parse_config
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Settings, Spec
 
@@ -76,13 +76,13 @@ class Cell:
         return self.root / "logs" / f"{self.method}-seed-{self.seed}.log"
 
 
-def load_grid(path: str | Path) -> Grid:
-    """Read a grid's YAML.
+def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
+    """Read a grid's YAML, with `seeds=[0]` or `config.training.iterations=5` on top.
 
     Raises:
         UserError: for an unknown key or method (with the nearest), a repeated seed, or a wrong type.
     """
-    grid: Grid = parse_config(read_yaml(path), Grid)
+    grid = load_settings(Grid, path, overrides)
     for name, values in (("seeds", grid.seeds), ("methods", grid.methods)):
         twice = [value for n, value in enumerate(values) if value in values[:n]]
         if twice:

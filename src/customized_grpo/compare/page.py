@@ -478,10 +478,8 @@ def commands(comparison: Comparison) -> str:
     """How the comparison and its runs were made."""
     info = comparison.folder / "compare.json"
     own = json.loads(info.read_text(encoding="utf-8")).get("command", []) if info.is_file() else []
-    lines = [shlex.join(map(str, own))] if own else []
-    for runs in comparison.runs.values():
-        lines += [shlex.join(map(str, run.info.get("command") or [])) for run in runs.values()]
-    return "\n".join(lines)
+    every = [own, *(run.info.get("command") or [] for runs in comparison.runs.values() for run in runs.values())]
+    return "\n".join(shlex.join(["cgrpo", *map(str, words[1:])]) for words in every if words)
 
 
 def versions(comparison: Comparison) -> list[tuple[str, str]]:

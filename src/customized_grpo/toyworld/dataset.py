@@ -28,6 +28,8 @@ class ToyExample(Example):
 
     truth_subject: Subject = field(kw_only=True)
     truth_scene: Scene = field(kw_only=True)
+    subject_id: str = field(kw_only=True, default="")
+    """Which creature it is, so that intervals resample creatures and not the eight nouns."""
 
 
 class ToyWorld(Sequence[ToyExample]):
@@ -82,6 +84,7 @@ class ToyWorld(Sequence[ToyExample]):
             masks=(mask,),
             truth_subject=subject,
             truth_scene=scene,
+            subject_id=f"toy-{self.split}-{self.seed}-subject-{index // self.per_subject}",
         )
 
     def _subject(self, who: int) -> tuple[Subject, Image.Image, Image.Image]:
