@@ -87,6 +87,8 @@ def test_the_shift_grows_with_the_resolution_unless_it_is_fixed():
         ({"width": 16, "height": 16, "resolution": 16}, "give width and height, or resolution alone"),
         ({"dtype": "float16"}, "policy.dtype is 'float16'; it must be float32 or bfloat16."),
         ({"offload": "disk"}, "policy.offload is 'disk'; it must be none or cpu."),
+        ({"aspect": "references"}, "policy.aspect is 'references'; it must be square or reference. Did you mean"),
+        ({"trainable": "LoRA"}, "policy.trainable is 'LoRA'; it must be lora or full."),
     ],
 )
 def test_settings_that_cannot_be(settings, message):

@@ -61,3 +61,8 @@ def test_prompts_of_different_lengths_share_a_batch():
 def test_it_takes_one_to_three_references():
     with pytest.raises(UserError, match="4 references, and QwenImageEditPolicy takes one to 3"):
         policy().encode([tiny.example(sizes=((16, 16),) * 4)])
+
+
+def test_embedded_guidance_is_refused_where_there_is_none():
+    with pytest.raises(UserError, match="this model has no embedded guidance; leave it out, or use true_cfg_scale"):
+        policy(guidance_scale=3.5)

@@ -31,7 +31,8 @@ class Flux2KleinPolicy(PipelinePolicy):
     def _default_cfg_scale(self) -> float:
         return 1.0 if self.pipeline.config.is_distilled else 4.0
 
-    def _check_settings(self) -> None:
+    def _check_settings(self, guidance_scale: float | None) -> None:
+        super()._check_settings(guidance_scale)
         if self.true_cfg_scale > 1 and self.pipeline.config.is_distilled:
             raise UserError(
                 f"policy.true_cfg_scale is {self.true_cfg_scale:g}, but this FLUX.2-klein is distilled and runs "

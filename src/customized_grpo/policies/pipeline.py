@@ -16,7 +16,7 @@ from PIL.Image import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from customized_grpo.errors import UserError
+from customized_grpo.errors import UserError, nearest
 from customized_grpo.functional.schedule import shifted_sigmas
 from customized_grpo.images import to_tensor
 from customized_grpo.policies import lora as _lora
@@ -89,6 +89,9 @@ class PipelinePolicy(Policy):
         device: str | torch.device | None = None,
         seed: int = 0,
     ) -> None:
+        one_of("trainable", trainable, "lora", "full")
+        one_of("aspect", aspect, "square", "reference")
+        one_of("offload", offload, "none", "cpu")
         self.pipeline: Any = pipeline
         self.trainable: Trainable = trainable
         self.dtype = as_dtype(dtype)
@@ -101,9 +104,7 @@ class PipelinePolicy(Policy):
         self._cache = EncodingCache(int(cache_mib * 2**20))
         self.pixels_per_token = pipeline.vae_scale_factor * 2
         self._set_size(resolution, width, height)
-        if offload not in ("none", "cpu"):
-            raise UserError(f"policy.offload is '{offload}'; it must be none or cpu.")
-        self._check_settings()
+        self._check_settings(guidance_scale)
 
         for name in (*self.TEXT_ENCODERS, "vae", "transformer"):
             part = getattr(pipeline, name)
@@ -132,13 +133,12 @@ class PipelinePolicy(Policy):
         """
         import diffusers
 
-        source = locate(path)
+        source, dtypes = locate(path), {"default": as_dtype(dtype), "vae": torch.float32}
         try:
             index: Any = diffusers.DiffusionPipeline.load_config(source)
             found = index.get("_class_name")
             if found == cls.PIPELINE:
                 kind = getattr(diffusers, cls.PIPELINE)
-                dtypes = {"default": as_dtype(dtype), "vae": torch.float32}
                 return kind.from_pretrained(source, dtype=dtypes, **components)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise explain(path, f"a {cls.PIPELINE}", error) from error
@@ -147,8 +147,13 @@ class PipelinePolicy(Policy):
             f"give the policy of that family or another path."
         )
 
-    def _check_settings(self) -> None:
-        """Raise UserError for settings that the family cannot take."""
+    def _check_settings(self, guidance_scale: float | None) -> None:
+        """Raise UserError for settings that the model cannot take."""
+        if guidance_scale is not None and not self.pipeline.transformer.config.get("guidance_embeds"):
+            raise UserError(
+                f"policy.guidance_scale is {guidance_scale:g}, but this model has no embedded guidance; leave it "
+                f"out, or use true_cfg_scale."
+            )
 
     # ---- sizes
 
@@ -397,6 +402,12 @@ def default_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def one_of(name: str, value: str, *choices: str) -> None:
+    """Raise UserError unless a setting has one of its values."""
+    if value not in choices:
+        raise UserError(f"policy.{name} is '{value}'; it must be {' or '.join(choices)}.{nearest(value, choices)}")
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
