@@ -93,6 +93,26 @@ def test_more_clusters_than_are_resampled_one_by_one(random):
         assert float(bound - found.estimate) == pytest.approx(sign * half_width, rel=0.1)
 
 
+@pytest.mark.parametrize(("few_seeds", "low", "high"), [(False, 0.6, 0.87), (True, 0.91, 1.0)])
+def test_few_seeds_cover_the_truth_only_when_spread_further(random, few_seeds, low, high):
+    covered = 0
+    for _ in range(200):
+        values = torch.randn(5, 1, generator=random) + 0.2 * torch.randn(5, 12, generator=random)
+        found = interval(*bootstrap(values, range(12), random, resamples=300, few_seeds=few_seeds))
+        covered += bool(found.low <= 0 <= found.high)
+    assert low <= covered / 200 <= high
+
+
+def test_few_seeds_change_nothing_where_only_subjects_vary(random):
+    values = torch.randn(1, 30, generator=random).expand(5, -1)
+    plain, wide = (
+        interval(*bootstrap(values, range(30), torch.Generator().manual_seed(1), few_seeds=few))
+        for few in (False, True)
+    )
+    assert_close(plain.low, wide.low)
+    assert_close(plain.high, wide.high)
+
+
 def test_interval_by_hand():
     draws = torch.arange(101.0, dtype=torch.float64)
     i = interval(torch.tensor(50.0, dtype=torch.float64), draws, level=0.9)

@@ -7,6 +7,7 @@ gap) each is in units of its metric's spread over the base policy's tasks, becau
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from customized_grpo.compare.results import Comparison
 from customized_grpo.functional import statistics
 from customized_grpo.report.intervals import Estimate
 
-RESAMPLES = 2000
+BOOTSTRAP: Any = {"resamples": 2000, "few_seeds": True}
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Analysis:
         )
         if not bool((ours - theirs).isfinite().any()):
             return _nothing()
-        return self._of(statistics.bootstrap(ours - theirs, self._clusters, self._generator(), resamples=RESAMPLES))
+        return self._of(statistics.bootstrap(ours - theirs, self._clusters, self._generator(), **BOOTSTRAP))
 
     def lesser_gain(self, method: str, balance: Balance) -> Estimate:
         """The smaller of two gains, in spreads: what a balanced method raises."""
@@ -129,9 +130,7 @@ class Analysis:
             return _nothing()
         if metric in self.grid.lower_is_better:
             ours, theirs = -ours, -theirs
-        found = statistics.probability_of_improvement(
-            ours, theirs, self._clusters, self._generator(), resamples=RESAMPLES
-        )
+        found = statistics.probability_of_improvement(ours, theirs, self._clusters, self._generator())
         return self._clear(Estimate(*(float(x) for x in found)))
 
     def hypervolume(self, method: str, balance: Balance) -> Estimate:
@@ -192,7 +191,7 @@ class Analysis:
     def _gain_bootstrap(self) -> tuple[Tensor, Tensor]:
         """Mean (methods, iterations, metrics) and draws (R, ...) of the gains."""
         flat = self.gains.flatten(2)
-        mean, draws = statistics.bootstrap(flat, self._clusters, self._generator(), resamples=RESAMPLES)
+        mean, draws = statistics.bootstrap(flat, self._clusters, self._generator(), **BOOTSTRAP)
         shape = self.gains.shape[2:]
         return mean.view(shape), draws.view(-1, *shape)
 
@@ -206,7 +205,7 @@ class Analysis:
 
     @cached_property
     def _base(self) -> tuple[Tensor, Tensor]:
-        return statistics.bootstrap(self.base[None], self._clusters, self._generator(), resamples=RESAMPLES)
+        return statistics.bootstrap(self.base[None], self._clusters, self._generator(), **BOOTSTRAP)
 
     def _at(self, method: str, metric: str, iteration: int) -> tuple[int, int, int]:
         i = len(self.iterations) - 1 if iteration == -1 else self.iterations.index(iteration)
@@ -235,9 +234,7 @@ class Analysis:
         padded = np.full((len(series), length), np.nan)
         for row, values in zip(padded, series, strict=True):
             row[: len(values)] = values
-        return self._of(
-            statistics.bootstrap(torch.from_numpy(padded), range(length), self._generator(), resamples=RESAMPLES)
-        )
+        return self._of(statistics.bootstrap(torch.from_numpy(padded), range(length), self._generator(), **BOOTSTRAP))
 
     def _of(self, bootstrapped: tuple[Tensor, Tensor]) -> Estimate:
         return self._estimate(*bootstrapped)

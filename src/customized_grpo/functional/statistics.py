@@ -4,6 +4,7 @@ Shapes: R resamples; scores are (seeds, tasks) or (seeds, tasks, M), M methods o
 A task belongs to a cluster, its subject: pictures of one subject are alike, so subjects are resampled, not pictures.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -24,7 +25,12 @@ class Interval(NamedTuple):
 
 
 def bootstrap(
-    values: Tensor, clusters: Sequence[Hashable], generator: torch.Generator, *, resamples: int = 2000
+    values: Tensor,
+    clusters: Sequence[Hashable],
+    generator: torch.Generator,
+    *,
+    resamples: int = 2000,
+    few_seeds: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The mean over seeds and tasks, and what it would have been with other seeds and other subjects.
 
@@ -36,6 +42,8 @@ def bootstrap(
         clusters: one name or number per task.
         generator: on the CPU.
         resamples: R.
+        few_seeds: spread the seeds further apart, as much as Student's t asks for at 95 %. Resampling 5 seeds as they
+            are makes intervals that cover the truth 4 times in 5, not 19 in 20, where seeds are what varies. Ours.
 
     Returns:
         The mean, shape () or (M,), and its resamples, shape (R,) or (R, M). With a single seed only the clusters vary.
@@ -45,7 +53,8 @@ def bootstrap(
     """
     scores = _scores(values)
     totals = _by_cluster(scores, _cluster_index(clusters, scores))
-    mean, draws = _resample(*totals, [len(scores)], resamples, generator)
+    widening = _student(len(scores)) if few_seeds else 1.0
+    mean, draws = _resample(*totals, [len(scores)], resamples, generator, widening)
     return (mean, draws) if values.ndim == 3 else (mean[0], draws[:, 0])
 
 
@@ -184,8 +193,26 @@ def _by_cluster(scores: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return sums, empty.index_add(1, index, scored.to(scores))
 
 
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % quantiles for 1 to 10 degrees of freedom."""
+
+
+def _student(n: int) -> float:
+    """What the bootstrap's deviation of a mean of n has to be multiplied by to reach as far as Student's interval."""
+    if n < 2:
+        return 1.0
+    degrees = n - 1
+    quantile = STUDENT_T[degrees - 1] if degrees <= len(STUDENT_T) else 1.96 + 2.37 / degrees + 2.8 / degrees**2
+    return math.sqrt(n / degrees) * quantile / 1.96
+
+
 def _resample(
-    sums: Tensor, counts: Tensor, seeds: list[int], resamples: int, generator: torch.Generator
+    sums: Tensor,
+    counts: Tensor,
+    seeds: list[int],
+    resamples: int,
+    generator: torch.Generator,
+    widening: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Mean (M,) and resampled means (R, M) of (U, C, M) sums; U runs over all combinations of the `seeds` axes."""
     mean = sums.sum(dim=(0, 1)) / counts.sum(dim=(0, 1))
@@ -206,7 +233,8 @@ def _resample(
     for start in range(0, resamples, at_once):
         seed_weights = weights[start : start + at_once]
         cluster_weights = _multiplicities(len(seed_weights), num_clusters, generator)
-        total, number = (_contract(seed_weights, cluster_weights, x) for x in (sums, counts))
+        total = _contract(1 + widening * (seed_weights - 1), cluster_weights, sums)
+        number = _contract(seed_weights, cluster_weights, counts)
         draws.append(mean + total.double() / number)
     return mean, torch.cat(draws)
 
