@@ -48,6 +48,16 @@ def test_sampling_is_the_pipelines_own(settings, size):
     torch.testing.assert_close(sample_ode(ours, conditioning, noise, 3), expected, atol=1e-5, rtol=0)
 
 
+def test_a_fresh_pipeline_with_the_saved_adapter_draws_what_the_policy_draws(tmp_path):
+    ours, example, fresh = policy(), tiny.example(), tiny.kontext_pipeline()
+    conditioning = ours.encode([example])
+    noise = tiny.noise(ours, conditioning)
+    ours.save(tmp_path)
+    fresh.load_lora_weights(tmp_path)
+    expected = theirs(fresh, example, noise, (16, 16), guidance_scale=3.5, _auto_resize=False)
+    torch.testing.assert_close(sample_ode(ours, conditioning, noise, 3), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(("reference", "seen"), [((20, 50), (12, 28)), ((19, 16), (16, 16)), ((61, 20), (28, 12))])
 def test_a_reference_is_resized_as_the_pipeline_does(monkeypatch, reference, seen):
     """The pipeline takes the nearest of a list of sizes; ours is that list at 1024, scaled elsewhere."""

@@ -125,6 +125,26 @@ def test_a_folder_that_is_no_pipeline(tmp_path):
         FluxKontextPolicy.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink(),
+        lambda folder: (folder / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut off"),
+        lambda folder: (folder / "text_encoder" / "model.safetensors").write_bytes(b"cut off"),
+        lambda folder: (folder / "vae" / "config.json").unlink(),
+        lambda folder: [file.unlink() for file in (folder / "tokenizer").iterdir()],
+        lambda folder: (folder / "model_index.json").write_text("{"),
+    ],
+    ids=["no weights", "cut weights", "cut encoder", "no configuration", "no tokenizer", "cut index"],
+)
+def test_a_pipeline_that_is_not_whole(damage, tmp_path):
+    tiny.kontext_pipeline().save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(UserError, match="Could not load a FluxKontextPipeline") as caught:
+        FluxKontextPolicy.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch):
     assert pipeline.default_device().type == "cpu" or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -132,6 +132,7 @@ class PipelinePolicy(Policy):
             UserError: if there is none, or it is of another class.
         """
         import diffusers
+        from safetensors import SafetensorError
 
         source, dtypes = locate(path), {"default": as_dtype(dtype), "vae": torch.float32}
         try:
@@ -140,7 +141,7 @@ class PipelinePolicy(Policy):
             if found == cls.PIPELINE:
                 kind = getattr(diffusers, cls.PIPELINE)
                 return kind.from_pretrained(source, dtype=dtypes, **components)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, ImportError, SafetensorError) as error:
             raise explain(path, f"a {cls.PIPELINE}", error) from error
         raise UserError(
             f"'{path}' holds a {found}, and {cls.__name__} takes a {cls.PIPELINE}; "
