@@ -92,9 +92,9 @@ def main(
     memory: Annotated[int, typer.Option(help="Iterations of the memory check (small ones); 0 leaves it out.")] = 200,
 ) -> None:
     """Time the embedded default: 8 prompts x 8 generations x 10 steps, 5 of them trained."""
-    from customized_grpo.cli import _quiet_libraries
+    from customized_grpo.terminal import quiet_libraries
 
-    _quiet_libraries()
+    quiet_libraries()
     console, overrides = Console(), list(settings or [])
     with tempfile.TemporaryDirectory() as scratch:
         trainer, recorder = measure(overrides, iterations + 1, Path(scratch) / "speed")

@@ -3,16 +3,16 @@
 import errno
 import os
 import sys
-import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from customized_grpo import cli_data
+from customized_grpo import cli_data, cli_rewards
 from customized_grpo._version import __version__
 from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.terminal import quiet_libraries, split_settings
 
 app = typer.Typer(
     name="cgrpo",
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 DEBUG = "--debug"
 app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_rewards.app, name="rewards")
 console = Console()
 errors = Console(stderr=True)
 
@@ -54,8 +55,8 @@ def train(
     from customized_grpo.config import load_config, to_yaml
     from customized_grpo.display import Display, show_result
 
-    _quiet_libraries()
-    file, overrides = _split(settings)
+    quiet_libraries()
+    file, overrides = split_settings(settings)
     run = None
     if resume is not None:
         if file is not None:
@@ -92,7 +93,7 @@ def generate(
     from customized_grpo.generation import generate as draw
     from customized_grpo.generation import new_file, reference_example
 
-    _quiet_libraries()
+    quiet_libraries()
     folder, config = open_run(run)
     target = new_file(folder.path / "generated", output)
     example = reference_example(reference, prompt, seed)
@@ -116,8 +117,8 @@ def evaluate(
     """Score a model on held-out subjects: the base model, or a run against its base."""
     from customized_grpo.generation import evaluate_command
 
-    _quiet_libraries()
-    file, overrides = _split(settings)
+    quiet_libraries()
+    file, overrides = split_settings(settings)
     evaluate_command(console, file, overrides, run, iteration, output)
 
 
@@ -130,7 +131,7 @@ def config(
     """Print the resolved configuration, or validate a file."""
     from customized_grpo.config import Config, describe_settings, load_config, to_yaml
 
-    file, overrides = _split(settings)
+    file, overrides = split_settings(settings)
     resolved = load_config(file, overrides)
     if describe:
         typer.echo(describe_settings(Config))
@@ -169,11 +170,11 @@ def probe(
     """Measure when along the denoising trajectory each reward is decided, and fit time weights to it."""
     from customized_grpo.probe.command import new_probe, resume_probe
 
-    _quiet_libraries()
+    quiet_libraries()
     given = {"examples": examples, "branches": branches, "gradients": gradients}
     given = {name: value for name, value in given.items() if value is not None}
     if resume is None:
-        file, overrides = _split(settings)
+        file, overrides = split_settings(settings)
         new_probe(console, file, overrides, given, run=run, iteration=iteration, output=output)
     elif settings or given or run or output or iteration is not None:
         raise UserError("--resume takes everything from the probe's folder; leave the other arguments out.")
@@ -191,8 +192,8 @@ def pretrain(
     from customized_grpo.toyworld.pretrain import PretrainSettings
     from customized_grpo.toyworld.pretrain import pretrain as rebuild
 
-    _quiet_libraries()
-    file, overrides = _split(settings)
+    quiet_libraries()
+    file, overrides = split_settings(settings)
     chosen: PretrainSettings = load_settings(PretrainSettings, file, overrides)
     with PretrainDisplay(console) as display:
         written = rebuild(chosen, display)
@@ -218,11 +219,11 @@ def compare(
     """Run methods x seeds, each an ordinary run, and judge them on held-out subjects. The same command goes on."""
     from customized_grpo.compare.command import run_grid, show_status
 
-    _quiet_libraries()
+    quiet_libraries()
     if status is not None:
         show_status(console, status)
         return
-    file, overrides = _split(settings)
+    file, overrides = split_settings(settings)
     run_grid(console, file, overrides, output=output, resume=resume, workers=workers, threads=threads, ray=ray)
 
 
@@ -256,15 +257,6 @@ def _escape(text: str) -> str:
     return escape(" ".join(text.split()))
 
 
-def _split(settings: list[str] | None) -> tuple[Path | None, list[str]]:
-    """The configuration file and the overrides among the arguments."""
-    words = list(settings or [])
-    files = [word for word in words if "=" not in word]
-    if len(files) > 1:
-        raise UserError(f"Give one configuration file, got {' and '.join(files)}; overrides look like section.name=1.")
-    return (Path(files[0]) if files else None), [word for word in words if "=" in word]
-
-
 def _check_output(output: Path | None) -> None:
     """Refuse a folder in use before minutes are spent on loading."""
     from customized_grpo.tracking import RunFolder
@@ -281,22 +273,6 @@ def _write_report(run: Path) -> Path | None:
     except (UserError, OSError) as error:
         errors.print(f"The report could not be written: {error}", highlight=False)
         return None
-
-
-def _quiet_libraries() -> None:
-    """Loading bars and advice of the libraries below would drown our own output; warnings stay for --debug."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if os.environ.get("CGRPO_DEBUG"):
-        return
-    warnings.simplefilter("ignore")
-    libraries: list[Any] = []
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries += [diffusers_logging, transformers_logging]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -22,18 +22,19 @@ def import_(
     path: Annotated[Path, typer.Argument(help="Where the data set is: a folder, or SynCD's annotation file.")],
     output: Annotated[Path, typer.Argument(help="The manifest to write, ending in .jsonl.")],
     prompts: Annotated[Path | None, typer.Option(help="For folder: a text file, one prompt per line with {}.")] = None,
+    references: Annotated[
+        References, typer.Option(help="Of a subject's pictures: first, all together, or each.")
+    ] = "first",
 ) -> None:
     """Write a JSONL manifest of a data set. The pictures stay where they are."""
     from customized_grpo.data import importers
 
     if source == "dreambench":
-        done = importers.import_dreambench(path, output)
+        done = importers.import_dreambench(path, output, references=references)
     elif source == "folder":
         if prompts is None:
-            raise UserError(
-                "A folder needs --prompts FILE, one prompt per line with {} for the noun."
-            )
-        done = importers.import_folder(path, prompts, output)
+            raise UserError("A folder needs --prompts FILE, one prompt per line with {} for the noun.")
+        done = importers.import_folder(path, output, prompts, references=references)
     elif source == "syncd":
         done = importers.import_syncd(path, output)
     elif source == "subjects200k":

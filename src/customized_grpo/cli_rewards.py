@@ -1,0 +1,50 @@
+"""`cgrpo rewards check`."""
+
+from functools import partial
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from customized_grpo.terminal import quiet_libraries, split_settings
+
+app = typer.Typer(help="Try the configured rewards before a run.", no_args_is_help=True)
+console = Console()
+
+
+@app.callback()
+def _rewards() -> None:
+    """A group, so that `check` keeps its name while it is the only command."""
+
+
+@app.command()
+def check(
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [section.setting=value ...]")] = None,
+    count: Annotated[int, typer.Option(min=2, help="Pictures to score.")] = 4,
+) -> None:
+    """Score a handful of pictures with each reward and metric: values, seconds, device, memory."""
+    from customized_grpo.build import construct
+    from customized_grpo.config import load_config
+    from customized_grpo.data import load_datasets
+    from customized_grpo.rewards.check import check_rewards
+
+    quiet_libraries()
+    config = load_config(*split_settings(settings))
+    train, _ = load_datasets(config.data)
+    specs = [(name, spec, "reward") for name, spec in config.rewards.items()]
+    specs += [(name, spec, "metric") for name, spec in config.metrics.items()]
+    makers = {name: partial(construct, spec, slot) for name, spec, slot in specs}
+    trials = check_rewards(makers, [train[i] for i in range(min(count, len(train)))])
+    table = Table(title="Each reference scored against its own prompt", title_justify="left")
+    for column in ("reward", "is", "scores", "s / picture", "device", "memory (MiB)", "contract"):
+        table.add_column(column, overflow="fold")
+    for trial, (_, spec, _) in zip(trials, specs, strict=True):
+        scores = " ".join(f"{float(score):.3f}" for score in trial.scores)
+        memory = "-" if trial.memory is None else f"{trial.memory:.0f}"
+        verdict = f"[red]{trial.violation}[/]" if trial.violation else "[green]kept[/]"
+        seconds = f"{trial.seconds_per_image:.4f}"
+        table.add_row(trial.name, spec.use.split(":")[-1], scores, seconds, str(trial.device), memory, verdict)
+    console.print(table)
+    if any(trial.violation for trial in trials):
+        raise typer.Exit(1)

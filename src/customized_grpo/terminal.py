@@ -1,0 +1,30 @@
+"""What all commands share: how arguments are read, and which libraries keep quiet."""
+
+import os
+import warnings
+from pathlib import Path
+
+from customized_grpo.errors import UserError
+
+
+def split_settings(settings: list[str] | None) -> tuple[Path | None, list[str]]:
+    """The configuration file and the overrides among the arguments."""
+    words = list(settings or [])
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise UserError(f"Give one configuration file, got {' and '.join(files)}; overrides look like section.name=1.")
+    return (Path(files[0]) if files else None), [word for word in words if "=" in word]
+
+
+def quiet_libraries() -> None:
+    """Loading bars and advice of the libraries below would drown our own output; warnings stay for --debug."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.environ.get("CGRPO_DEBUG"):
+        return
+    warnings.simplefilter("ignore")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
