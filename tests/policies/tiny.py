@@ -212,7 +212,11 @@ def qwen_pipeline(seed: int = 0) -> Any:
 
 
 def quiet(pipeline: Any) -> Any:
+    """Without progress bars, and without dropout, as from_pretrained gives it."""
     pipeline.set_progress_bar_config(disable=True)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.eval()
     return pipeline
 
 
