@@ -425,7 +425,7 @@ def remarks(analysis: Analysis) -> list[Remark]:
     elif analysis.num_seeds < 5:
         found.append(
             Remark(
-                f"Only {analysis.num_seeds} seeds: the intervals are widened for it, so only large differences are clear."
+                f"Only {analysis.num_seeds} seeds: intervals are widened for it, so only large differences are clear."
             )
         )
     if analysis.num_subjects < 10:
