@@ -1,7 +1,7 @@
 """`cgrpo data import` and `cgrpo data check`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -23,7 +23,7 @@ def import_(
     output: Annotated[Path, typer.Argument(help="The manifest to write, ending in .jsonl.")],
     prompts: Annotated[Path | None, typer.Option(help="For folder: a text file, one prompt per line with {}.")] = None,
     references: Annotated[
-        References, typer.Option(help="Of a subject's pictures: first, all together, or each.")
+        Literal["first", "all", "each"], typer.Option(help="Of a subject's pictures: the first, all, or each.")
     ] = "first",
 ) -> None:
     """Write a JSONL manifest of a data set. The pictures stay where they are."""

@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from customized_grpo.randomness import generator
 from customized_grpo.rollout import RowNoise, collect, complete_dynamics
 from customized_grpo.scoring import RewardFunction, named, score_groups
 from customized_grpo.tracking import RunFolder, now, peak_memory_gib, provenance, start_trackers
-from customized_grpo.types import Example, Rollout
+from customized_grpo.types import Example, Rewards, Rollout
 from customized_grpo.update import Updater
 
 if TYPE_CHECKING:
@@ -157,18 +158,11 @@ class Trainer:
         """One iteration: prompts, groups, scores, advantages, update."""
         iteration, settings = self.iteration + 1, self.config.rollout
         self.clock.reset()
-        # 1. Draw prompts and sample groups.
+        # 1. and 2. Draw prompts, sample groups, score them.
         self._stage("rollout")
         chunks, plan = self._chunks(*self._draw(iteration)), self._step_plan(iteration)
-        rollouts = [self._collect(iteration, chunk, plan) for chunk in chunks]
-        # 2. Score.
-        self._stage("rewards")
-        with self.clock("rewards"):
-            pairs = zip(rollouts, chunks, strict=True)
-            scored = [
-                score_groups(r.images, [e for _, e in c], self.rewards, settings.num_generations) for r, c in pairs
-            ]
-            rewards = self._gather(torch.cat([s.values for s in scored]))
+        rollouts, scored = self._sample_and_score(iteration, chunks, plan)
+        rewards = self._gather(torch.cat([some.values for some in scored]))
         self.spread_guard.check(rewards, self.method.names, iteration)
         # 3. Scores to advantages, over the groups of all processes.
         draw = generator("weights", self.config.seed, iteration)
@@ -209,6 +203,28 @@ class Trainer:
             by_shape.setdefault(self.policy.shape_key(pair[1]), []).append(pair)
         size = self.config.rollout.chunk_prompts or len(slots)
         return [group[i : i + size] for group in by_shape.values() for i in range(0, len(group), size)]
+
+    def _sample_and_score(
+        self, iteration: int, chunks: list[list[tuple[int, Example]]], plan: StepPlan
+    ) -> tuple[list[Rollout], list[Rewards]]:
+        """With several chunks, one is scored while the next is sampled; what is left to wait for counts as rewards."""
+
+        def score(rollout: Rollout, chunk: list[tuple[int, Example]]) -> Rewards:
+            examples = [example for _, example in chunk]
+            return score_groups(rollout.images, examples, self.rewards, self.config.rollout.num_generations)
+
+        rollouts: list[Rollout] = []
+        waiting: list[Future[Rewards]] = []
+        with ThreadPoolExecutor(1) as beside:
+            for chunk in chunks:
+                rollouts.append(self._collect(iteration, chunk, plan))
+                if len(chunks) > 1:
+                    waiting.append(beside.submit(score, rollouts[-1], chunk))
+            self._stage("rewards")
+            with self.clock("rewards"):
+                if len(chunks) == 1:
+                    return rollouts, [score(rollouts[0], chunks[0])]
+                return rollouts, [future.result() for future in waiting]
 
     def _collect(self, iteration: int, chunk: list[tuple[int, Example]], plan: StepPlan) -> Rollout:
         with self.clock("rollout"):
@@ -256,6 +272,11 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         record = {"iteration": self.iteration, "samples": self.samples, **record, **self.clock.record()}
+        record |= {
+            f"reward/{name}/{counter}": value
+            for name, reward in self.rewards.items()
+            for counter, value in getattr(reward, "counters", {}).items()
+        }
         record["memory/peak_gib"] = peak_memory_gib(self.policy.device)
         run.log(record)
         self.accelerator.log({k: v for k, v in record.items() if k != "iteration"}, step=self.iteration)
@@ -355,6 +376,9 @@ class Trainer:
 
     def _finish(self, run: RunFolder, first: Evaluation | None, last: Evaluation | None, started: float) -> Result:
         interrupted = self.iteration < self.config.training.iterations
+        for reward in [*self.rewards.values(), *self.metrics.values()]:
+            if hasattr(reward, "close"):
+                reward.close()  # pyright: ignore[reportFunctionMemberAccess] - a reward in a process of its own
         self._close(run, "interrupted" if interrupted else "finished", started)
         self.accelerator.end_training()
         changes: list[Change] = []
