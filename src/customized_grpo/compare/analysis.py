@@ -168,7 +168,7 @@ class Analysis:
             method: [e for run in runs.values() for e in run.evaluations if e.iteration]
             for method, runs in self.comparison.runs.items()
         }
-        silent = ~np.isfinite(self.comparison.base.values).all(axis=0)  # (tasks, metrics)
+        silent = np.asarray(~np.isfinite(self.comparison.base.values).all(axis=0))  # (tasks, metrics)
         silent[:, [k for k, metric in enumerate(self.metrics) if metric in self.comparison.rewards]] = False
         for method, evaluations in sources.items():
             for k, metric in enumerate(self.metrics):

@@ -234,10 +234,10 @@ class _Process:
         with cell.log.open("a", encoding="utf-8") as log:
             log.write(f"\n# {now()}  {shlex.join(words)}\n")
             log.flush()
-            kept = {"pass_fds": (lock.fileno(),)} if os.name == "posix" else {}
+            kept = (lock.fileno(),) if os.name == "posix" else ()
             self.process = subprocess.Popen(
                 words, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env={**os.environ, **environment}, start_new_session=True, **kept,
+                env={**os.environ, **environment}, start_new_session=True, pass_fds=kept,
             )  # fmt: skip
 
     def stop(self) -> None:
@@ -352,7 +352,7 @@ def run_cells_on_ray(
         UserError: if Ray is not installed.
     """
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError("Ray is not installed; pip install customized-grpo[ray], or leave --ray out.") from error
     if not ray.is_initialized():

@@ -199,7 +199,10 @@ def forests(analysis: Analysis, styles: dict[str, Style]) -> list[Picture]:
 def conflict_plots(analysis: Analysis, styles: dict[str, Style]) -> list[Picture]:
     """Shares of samples in conflict for every method, and the correlation of the rewards over training."""
     title, folder, found = analysis.comparison.title, analysis.comparison.folder, []
-    shares = [(title(m), *(analysis.conflict(m, key).value for key in CONFLICT)) for m in analysis.methods]
+    shares: list[tuple[str, float, float, float]] = []
+    for m in analysis.methods:
+        conflict, positive, negative = (analysis.conflict(m, key).value for key in CONFLICT)
+        shares.append((title(m), conflict, positive, negative))
     if any(np.isfinite(row[1]) for row in shares):
         figure = plots.conflict_bars([*shares, ("the paper", *PAPER_CONFLICT)])
         found.append(page.plot(figure, folder, "conflict", title="Do the rewards agree on a sample?"))
