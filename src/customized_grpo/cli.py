@@ -1,4 +1,4 @@
-"""The command line: `cgrpo train`, `generate`, `eval`, `pretrain`, `config`, `report`, `probe`, `compare`."""
+"""The command line: `cgrpo train`, `generate`, `eval`, `pretrain`, `config`, `report`, `probe`, `compare`, `bench`."""
 
 import errno
 import os
@@ -145,12 +145,14 @@ def config(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder, a probe's or a comparison's.")]) -> None:
+def report(folder: Annotated[Path, typer.Argument(help="A run folder, a probe's, a comparison's or a bench's.")]) -> None:
     """Write RUN/report.html (or PROBE/probe.html): one page, no network needed."""
     if (folder / "probe.json").is_file():
         from customized_grpo.probe import write_report
     elif (folder / "compare.yaml").is_file():
         from customized_grpo.compare.page import write_report
+    elif (folder / "bench.json").is_file():
+        from customized_grpo.bench.report import write_report
     else:
         from customized_grpo.report import write_report
     console.print(str(write_report(folder)), highlight=False, soft_wrap=True)
@@ -225,6 +227,29 @@ def compare(
         return
     file, overrides = split_settings(settings)
     run_grid(console, file, overrides, output=output, resume=resume, workers=workers, threads=threads, ray=ray)
+
+
+@app.command()
+def bench(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PROTOCOL | BENCH.yaml] [data=FOLDER ...]", help="None lists the protocols."),
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="A run folder; none measures the base model.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration of the base model, without a run.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder; none is benches/PROTOCOL-NAME.")] = None,
+    against: Annotated[list[Path] | None, typer.Option(help="A finished bench to compare with; repeatable.")] = None,
+    part: Annotated[str | None, typer.Option(help="2/8: this is the second of eight processes.")] = None,
+) -> None:
+    """Measure a model by a benchmark of the field, and compare benches. The same command goes on."""
+    from customized_grpo.bench.command import bench_command
+
+    quiet_libraries()
+    bench_command(
+        console, settings or [], run=run, iteration=iteration, config=config, output=output, against=against or [],
+        part=part,
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -115,6 +115,19 @@ def import_dreambench(clone: str | Path, output: str | Path, *, references: Refe
     Source: dataset/prompts_and_classes.txt; live subjects (cats and dogs) have prompts of their own. The unique token
     of the prompts is left out, as all methods without fine-tuning per subject do.
     """
+    subjects, prompts = read_dreambench(clone)
+    path = check_free(output)
+    return write_manifest(
+        path, _ask(subjects, lambda s: prompts["live" if is_live(s) else "object"], path, references)
+    )
+
+
+def read_dreambench(clone: str | Path) -> tuple[list[Subject], dict[str, list[str]]]:
+    """The subjects of DreamBench, and its prompts with {subject} for the noun: "object" and "live".
+
+    Raises:
+        UserError: if the folder is not DreamBench, or a subject has no pictures.
+    """
     root = _folder(clone)
     root = root / "dataset" if (root / "dataset").is_dir() else root
     listing = root / "prompts_and_classes.txt"
@@ -131,11 +144,12 @@ def import_dreambench(clone: str | Path, output: str | Path, *, references: Refe
     found = {subject.name: subject for subject in _subjects(root)}
     if missing := sorted(nouns.keys() - found.keys()):
         raise UserError(f"'{root}' has no pictures of {', '.join(missing[:5])}; is the clone complete?")
-    subjects = [found[name]._replace(noun=noun.strip()) for name, noun in nouns.items()]
-    path = check_free(output)
-    return write_manifest(
-        path, _ask(subjects, lambda s: prompts["live" if s.noun in ("cat", "dog") else "object"], path, references)
-    )
+    return [found[name]._replace(noun=noun.strip()) for name, noun in nouns.items()], prompts
+
+
+def is_live(subject: Subject) -> bool:
+    """DreamBench's live subjects are its cats and dogs; they have prompts of their own."""
+    return subject.noun in ("cat", "dog")
 
 
 def _ask(subjects: Iterable[Subject], prompts: Any, manifest: Path, references: References) -> Iterator[Record]:

@@ -1,0 +1,197 @@
+"""What a bench says: means with intervals over subjects, the oracle line, the copy-paste alarm, paired differences."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import torch
+
+from customized_grpo.bench.record import Bench
+from customized_grpo.errors import UserError
+from customized_grpo.functional.statistics import mean_interval
+from customized_grpo.report.intervals import Estimate
+
+COPIED = 0.5
+"""A background of which so much is the reference's, pixel for pixel, counts as copied."""
+
+
+def levels(bench: Bench, chosen: Sequence[bool] | None = None) -> dict[str, Estimate]:
+    """Mean of every metric over tasks (or those chosen), with the 95 % interval over subjects."""
+    keep = np.ones(len(bench.tasks), bool) if chosen is None else np.asarray(chosen)
+    subjects = [subject for subject, kept in zip(bench.subjects, keep, strict=True) if kept]
+    found = estimates(bench.per_task()[keep], subjects)
+    return dict(zip(bench.metrics, found, strict=True))
+
+
+def oracle_levels(bench: Bench) -> dict[str, Estimate]:
+    """Mean of every metric over the true pictures: first within each subject, so that subjects count alike."""
+    found = {}
+    for metric, scored in bench.oracle.items():
+        means = _by_subject(scored)
+        column = np.array([[value] for value in means.values()]) if means else np.full((1, 1), np.nan)
+        found[metric] = estimates(column, list(means) or [""])[0]
+    return found
+
+
+def above_oracle(bench: Bench, metric: str) -> tuple[Estimate, float]:
+    """How far the pictures are above their own subjects' oracle line, and the share of pictures that are.
+
+    The estimate is of the mean difference over subjects, with its 95 % interval; NaN where there is no line.
+    """
+    line = _by_subject(bench.oracle[metric])
+    at = np.array([line.get(subject, np.nan) for subject in bench.subjects])
+    values = bench.values[:, :, bench.column(metric)]
+    beyond = values - at[:, None]
+    per_subject = _by_subject(
+        [(s, v) for s, row in zip(bench.subjects, beyond, strict=True) for v in row if np.isfinite(v)]
+    )
+    if not per_subject:
+        return Estimate(np.nan, np.nan, np.nan), float("nan")
+    column = np.array([[value] for value in per_subject.values()])
+    scored = np.isfinite(beyond)
+    return estimates(column, list(per_subject))[0], float((beyond[scored] > 0).mean())
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A sign that pictures are the reference pasted, or that it cannot be told."""
+
+    text: str
+    serious: bool
+
+
+def alarms(bench: Bench) -> list[Alarm]:
+    """Identity above what real photos have in common; backgrounds that are the reference's."""
+    found: list[Alarm] = []
+    for name, metric in bench.metrics.items():
+        level = levels(bench)[name]
+        if metric.role == "prompt":
+            continue
+        if metric.role == "copy" and not np.isfinite(level.value):
+            found.append(Alarm(f"{metric.title} is not measured: no reference has a mask (docs/bench.md).", False))
+            continue
+        difference, share = above_oracle(bench, name)
+        line = oracle_levels(bench)[name].value
+        if difference.low > 0:
+            text = (
+                f"copy-paste? {metric.title} is {level.value:.3f}, above the oracle line {line:.3f} of true pictures "
+                f"(by {difference.value:+.3f}, 95 % {difference.low:+.3f} to {difference.high:+.3f}); {share:.0%} of "
+                f"the pictures are."
+            )
+            found.append(Alarm(text, True))
+        elif difference.value > 0:
+            text = f"{metric.title} is {level.value:.3f}, the oracle line {line:.3f}: too close to tell."
+            found.append(Alarm(text, False))
+        if metric.role == "copy" and level.value > COPIED:
+            found.append(
+                Alarm(
+                    f"copy-paste? On average {level.value:.0%} of the background is the reference's to the pixel.", True
+                )
+            )
+    return found
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some of the tasks."""
+
+    title: str
+    tasks: int
+    levels: Mapping[str, Estimate]
+
+
+def breakdown(bench: Bench) -> list[Group]:
+    """By kind of subject and by kind of prompt, where there is more than one."""
+    groups = []
+    for what in ("kind", "prompt_kind"):
+        of = [getattr(task, what) for task in bench.tasks]
+        kinds = list(dict.fromkeys(of))
+        for kind in kinds if len(kinds) > 1 else []:
+            chosen = [other == kind for other in of]
+            groups.append(Group(kind, sum(chosen), levels(bench, chosen)))
+    return groups
+
+
+def paired(bench: Bench, other: Bench) -> dict[str, Estimate]:
+    """`bench` less `other`, task by task, for the metrics that both have.
+
+    Raises:
+        UserError: if they are not of the same protocol, tasks, noise and metrics.
+    """
+    for what in ("protocol", "images", "seed", "num_inference_steps"):
+        ours, theirs = (b.info["identity"].get(what) for b in (bench, other))
+        if ours != theirs:
+            raise UserError(
+                f"'{other.folder.path}' does not pair with this bench: its {what} is {theirs}, this one's {ours}."
+            )
+    if [(t.id, t.prompt) for t in bench.tasks] != [(t.id, t.prompt) for t in other.tasks]:
+        raise UserError(f"'{other.folder.path}' does not pair with this bench: it is of other tasks.")
+    for name in bench.metrics:
+        if name in other.metrics and bench.metrics[name].spec != other.metrics[name].spec:
+            raise UserError(f"'{other.folder.path}' does not pair with this bench: it measures {name} otherwise.")
+    common = [name for name in bench.metrics if name in other.metrics]
+    difference = bench.per_task()[:, [bench.column(m) for m in common]]
+    difference = difference - other.per_task()[:, [other.column(m) for m in common]]
+    return dict(zip(common, estimates(difference, bench.subjects), strict=True))
+
+
+def estimates(values: np.ndarray, subjects: Sequence[str]) -> list[Estimate]:
+    """Mean and 95 % interval over subjects of each column of (tasks, M), from the same resamples every time."""
+    found = []
+    for column in values.T:
+        scored = np.isfinite(column)
+        clusters = [subject for subject, kept in zip(subjects, scored, strict=True) if kept]
+        if not clusters:
+            found.append(Estimate(np.nan, np.nan, np.nan))
+            continue
+        generator = torch.Generator().manual_seed(0)
+        mean, low, high = mean_interval(torch.from_numpy(column[scored])[None], clusters, generator)
+        single = len(set(clusters)) < 2
+        found.append(Estimate(float(mean), *((np.nan, np.nan) if single else (float(low), float(high)))))
+    return found
+
+
+def unscored(bench: Bench) -> dict[str, int]:
+    """Pictures that a metric could not score."""
+    counts = (~np.isfinite(bench.values)).sum((0, 1))
+    return {name: int(counts[k]) for k, name in enumerate(bench.metrics) if counts[k]}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of a published table."""
+
+    method: str
+    protocol: str
+    """The one of ours that is nearest to how it was measured."""
+    source: str
+    about: str
+    scores: Mapping[str, float]
+
+
+def published(metrics: Sequence[str]) -> list[Published]:
+    """The published numbers of the field that have one of the metrics, with their sources."""
+    content: Any = json.loads((files("customized_grpo.bench") / "published.json").read_text(encoding="utf-8"))
+    found = []
+    for row in content["rows"]:
+        table = content["tables"][row["table"]]
+        if set(row["scores"]) & set(metrics):
+            found.append(Published(row["method"], table["protocol"], table["source"], table["about"], row["scores"]))
+    return found
+
+
+def comparable(bench: Bench) -> list[Published]:
+    """Published numbers to set beside a bench; none for pictures of several subjects, or of other data."""
+    return published(list(bench.metrics)) if bench.protocol in ("dreambooth", "uno", "customized-grpo") else []
+
+
+def _by_subject(scored: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Mean of each subject over what was scored."""
+    groups: dict[str, list[float]] = {}
+    for subject, value in scored:
+        if np.isfinite(value):
+            groups.setdefault(subject, []).append(value)
+    return {subject: float(np.mean(values)) for subject, values in groups.items()}

@@ -1,0 +1,187 @@
+"""The settings of a bench, and what becomes of a protocol under them, departures included."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from customized_grpo.bench.protocols import COMMON_NOTES, Metric, Protocol, find_protocol
+from customized_grpo.bench.suites import Suite
+from customized_grpo.build import check_spec
+from customized_grpo.config import Config
+from customized_grpo.errors import UserError, nearest
+from customized_grpo.settings import Settings, Spec
+
+
+class BenchSettings(Settings):
+    """What `cgrpo bench` reads: a protocol, where its data is, and changes to it, which are shown as departures."""
+
+    protocol: str
+    """dreambooth, uno, uno-multi, customized-grpo, dreambench++ or toyworld."""
+    data: Path | None = None
+    """Folder of the protocol's pictures."""
+    prompts: Path | None = None
+    """The protocol's JSON list of prompts and photos, where it has one."""
+    config: Path | None = None
+    """The configuration whose policy is measured; None is the embedded default. A run has its own."""
+    policy: dict[str, Any] = Field(default={})
+    """Arguments of the policy, over those of the configuration and the protocol."""
+    metrics: dict[str, Any] = Field(default={})
+    """Changes to the protocol's metrics by name: arguments, such as a local path; null leaves a metric out."""
+    images: int | None = Field(default=None, ge=1)
+    """Drawn for each prompt; None is the protocol's."""
+    num_inference_steps: int | None = Field(default=None, ge=1)
+    """None is the protocol's, or the configuration's where the protocol says nothing."""
+    seed: int | None = None
+    """Of the noise; None is the protocol's."""
+    subjects: int | None = Field(default=None, ge=1)
+    """Only the first so many subjects, for a trial."""
+    batch: int = Field(default=4, ge=1)
+    """Pictures drawn at once."""
+    score_batch: int = Field(default=32, ge=1)
+    """Pictures scored at once."""
+    grid_rows: int = Field(default=12, ge=0)
+    """Tasks shown in the report."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A protocol as it will be done."""
+
+    protocol: Protocol
+    settings: BenchSettings
+    config: Config
+    """With the protocol's settings in its policy."""
+    metrics: Mapping[str, Metric]
+    images: int
+    seed: int
+    num_inference_steps: int
+    departures: list[str] = field(default_factory=list)
+    """What is not as the protocol says, one sentence each."""
+
+    def rules(self, suite: Suite) -> list[str]:
+        """Exactly what is drawn and measured, one sentence each."""
+        subjects = len({task.subject for task in suite.tasks})
+        found = [
+            f"{len(suite.tasks)} prompts for {subjects} subjects, {self.images} images each: "
+            f"{len(suite.tasks) * self.images} images.",
+            f"{self.num_inference_steps} deterministic steps, noise of seed {self.seed}, {_short(self.config.policy)}.",
+            *(f"{m.title} ({m.role}): {_short(m.spec)}." for m in self.metrics.values()),
+            *self.protocol.notes,
+            *COMMON_NOTES,
+        ]
+        return found
+
+
+def make_plan(settings: BenchSettings, config: Config) -> Plan:
+    """Put the settings over the protocol, and the protocol over the configuration.
+
+    Raises:
+        UserError: if a name does not exist, or a policy or metric does not take a setting.
+    """
+    protocol = find_protocol(settings.protocol)
+    departures: list[str] = []
+    policy = _policy(protocol, settings, config, departures)
+    metrics = _metrics(protocol, settings, departures)
+
+    def choose(name: str, wanted: Any) -> Any:
+        given = getattr(settings, name)
+        if given is not None and wanted is not None and given != wanted:
+            departures.append(f"{name} is {given}; the protocol's is {wanted}.")
+        return wanted if given is None else given
+
+    steps = choose("num_inference_steps", protocol.num_inference_steps) or config.rollout.num_inference_steps
+    return Plan(
+        protocol, settings, config.model_copy(update={"policy": policy}), metrics,
+        choose("images", protocol.images), choose("seed", protocol.seed), steps, departures,
+    )  # fmt: skip
+
+
+def size_departures(plan: Plan, suite: Suite) -> list[str]:
+    """One sentence if there are not as many subjects or prompts as the protocol has."""
+    protocol, found = plan.protocol, []
+    subjects = {task.subject for task in suite.tasks}
+    if protocol.subjects is not None and len(subjects) != protocol.subjects:
+        found.append(f"{len(subjects)} subjects; the protocol has {protocol.subjects}.")
+    if protocol.prompts is not None and len(suite.tasks) != len(subjects) * protocol.prompts:
+        found.append(f"{len(suite.tasks)} prompts; the protocol has {protocol.prompts} for each subject.")
+    return found
+
+
+def _policy(protocol: Protocol, settings: BenchSettings, config: Config, departures: list[str]) -> Spec:
+    """The configuration's policy with the protocol's settings where it takes them, and the user's over both."""
+    target = check_spec(config.policy, "policy")
+    arguments = config.policy.arguments
+    for name, value in protocol.policy.items():
+        if name in settings.policy:
+            if settings.policy[name] != value:
+                departures.append(f"policy.{name} is {settings.policy[name]}; the protocol's is {value}.")
+        elif not _takes(target, name):
+            departures.append(f"The policy takes no {name}; the protocol's is {value}.")
+        else:
+            arguments[name] = value
+            if name == "resolution":
+                arguments.pop("width", None)
+                arguments.pop("height", None)
+    spec = Spec(**{"use": config.policy.use, **arguments, **settings.policy})
+    check_spec(spec, "policy")
+    return spec
+
+
+def _takes(target: Any, name: str) -> bool:
+    """Whether a class, or what makes one of a folder, has the argument."""
+    makers = [target, getattr(target, "from_pretrained", target)]
+    return any(name in inspect.signature(maker).parameters for maker in makers)
+
+
+def _metrics(protocol: Protocol, settings: BenchSettings, departures: list[str]) -> dict[str, Metric]:
+    for name in settings.metrics:
+        if name not in protocol.metrics:
+            known = ", ".join(protocol.metrics)
+            raise UserError(
+                f"The protocol '{protocol.name}' has no metric '{name}'; it has {known}."
+                f"{nearest(name, protocol.metrics)}"
+            )
+    found = {}
+    for name, metric in protocol.metrics.items():
+        change = settings.metrics.get(name, {})
+        if change is None:
+            departures.append(f"{metric.title} is left out.")
+            continue
+        if not isinstance(change, Mapping):
+            raise UserError(
+                f"metrics.{name} is {change!r}; give arguments, such as metrics.{name}.path=FOLDER, or null."
+            )
+        same = change.get("use", metric.spec.use) == metric.spec.use
+        spec = Spec(**({**metric.spec.model_dump(), **change} if same else change))
+        if _essence(spec) != _essence(metric.spec):
+            departures.append(f"{metric.title} is measured by {_short(spec)}; the protocol's is {_short(metric.spec)}.")
+        check_spec(spec, "metric")
+        found[name] = replace(metric, spec=spec)
+    if not found:
+        raise UserError("Every metric is left out; keep at least one.")
+    return found
+
+
+HARMLESS = {
+    "model", "url", "api_key_variable", "cache", "prices", "concurrency", "timeout", "retries", "backoff", "patience",
+    "device", "batch_size",
+}  # fmt: skip
+"""Arguments that say where and how fast a metric runs, or which judge, where the protocol names none."""
+
+
+def _essence(spec: Spec) -> dict[str, Any]:
+    """What a score depends on: of a reward in a process of its own, the reward there."""
+    if spec.use.split(":")[-1] == "RemoteReward" and isinstance(spec.arguments.get("reward"), Mapping):
+        spec = Spec(**spec.arguments["reward"])
+    return {key: value for key, value in spec.model_dump().items() if key not in HARMLESS}
+
+
+def _short(spec: Spec) -> str:
+    """A spec in a line: the name and its arguments."""
+    name = spec.use.split(":")[-1]
+    arguments = ", ".join(f"{key}={value}" for key, value in spec.arguments.items())
+    return f"{name}({arguments})"

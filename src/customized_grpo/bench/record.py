@@ -1,0 +1,274 @@
+"""The folder of a bench: what it is, a PNG for each picture, scores line by line. Complete or absent, never half."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from customized_grpo.bench.protocols import Metric, Role
+from customized_grpo.bench.suites import Task
+from customized_grpo.errors import UserError
+from customized_grpo.images import png
+from customized_grpo.settings import Spec
+from customized_grpo.tracking import write_text
+
+Job = tuple[Task, int]
+"""A picture to be: its task, and which of the task's images."""
+
+
+class BenchFolder:
+    """BENCH/: bench.json, tasks.json, images/, references/, scores/, oracle/, scores.parquet or .csv, report.html."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.info, self.tasks = path / "bench.json", path / "tasks.json"
+        self.images, self.references = path / "images", path / "references"
+        self.scores, self.oracle = path / "scores", path / "oracle"
+
+    def claim(self, identity: Mapping[str, Any], about: Mapping[str, Any], tasks: Sequence[Task]) -> None:
+        """Make the folder, or go on with the bench in it.
+
+        Args:
+            identity: what two processes of one bench have in common.
+            about: the rest of bench.json.
+            tasks: of the bench.
+
+        Raises:
+            UserError: if it holds another bench, or anything else.
+        """
+        listed = [asdict(task) for task in tasks]
+        if self.path.exists() and not self.info.exists() and self._foreign():
+            raise UserError(f"'{self.path}' holds something that is no bench; name another --output.")
+        if not self.info.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write_once(self.tasks, json.dumps(listed, indent=1))
+            _write_once(self.info, json.dumps({"identity": identity, **about}, indent=1, default=str))
+        known = read_json(self.info).get("identity", {})
+        wanted = json.loads(json.dumps(identity, default=str))
+        for name in dict.fromkeys([*wanted, *known]):
+            if known.get(name) != wanted.get(name):
+                seen, now = (_brief(value.get(name)) for value in (known, wanted))
+                raise UserError(
+                    f"'{self.path}' holds another bench: its {name} is {seen}, and this one's {now}; "
+                    f"name another --output."
+                )
+        if read_json(self.tasks) != listed:
+            raise UserError(f"'{self.path}' holds a bench of other tasks than '{identity.get('protocol')}' has now.")
+
+    def _foreign(self) -> bool:
+        """Whether there is anything but what a kill in the first moment leaves."""
+        ours = ("tasks.json", "bench.json")
+        return not self.path.is_dir() or any(not p.name.lstrip(".").startswith(ours) for p in self.path.iterdir())
+
+    def remember(self, against: Iterable[Path]) -> None:
+        """Which benches the report compares with."""
+        write_text(self.path / "against.json", json.dumps([str(path.resolve()) for path in against]))
+
+    def against(self) -> list[Path]:
+        """What was remembered, where it is still there."""
+        file = self.path / "against.json"
+        return [path for name in read_json(file) if (path := Path(name)).is_dir()] if file.is_file() else []
+
+    # ---- pictures
+
+    def image(self, job: Job) -> Path:
+        task, n = job
+        return self.images / task.subject / f"{task.id}-{n}.png"
+
+    def save_image(self, job: Job, image: Image.Image) -> None:
+        _write_bytes(self.image(job), png(image))
+
+    def reference(self, subject: str, n: int) -> Path:
+        return self.references / f"{subject}-{n}.png"
+
+    def save_reference(self, subject: str, n: int, image: Image.Image) -> None:
+        _write_bytes(self.reference(subject, n), png(image))
+
+    # ---- scores
+
+    def score_lines(self, metric: str) -> dict[tuple[str, int], float]:
+        """(task, image) to score, NaN where it could not be measured; a line that a kill has cut is left out."""
+        found: dict[tuple[str, int], float] = {}
+        for file in sorted(self.scores.glob(f"{metric}.*.jsonl")) if self.scores.is_dir() else []:
+            for line in file.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                    value = entry["score"]
+                    found[entry["task"], entry["image"]] = float("nan") if value is None else float(value)
+                except (ValueError, KeyError, TypeError):
+                    continue
+        return found
+
+    def add_scores(self, metric: str, part: int, scored: Iterable[tuple[Job, float]]) -> None:
+        """Append to this process's own file."""
+        lines = [
+            json.dumps({"task": task.id, "image": n, "score": value if np.isfinite(value) else None})
+            for (task, n), value in scored
+        ]
+        self.scores.mkdir(parents=True, exist_ok=True)
+        with (self.scores / f"{metric}.{part}.jsonl").open("a", encoding="utf-8") as file:
+            file.write("\n" + "\n".join(lines) + "\n")  # the leading one ends a line that was cut short
+            file.flush()
+            os.fsync(file.fileno())
+
+    def oracle_scores(self, metric: str) -> list[tuple[str, float]] | None:
+        """(subject, score) of every true picture, or None if they are not measured yet."""
+        path = self.oracle / f"{metric}.json"
+        if not path.is_file():
+            return None
+        return [(e["subject"], float("nan") if e["score"] is None else e["score"]) for e in read_json(path)]
+
+    def save_oracle(self, metric: str, scored: Iterable[tuple[str, str, float]]) -> None:
+        """(subject, picture, score) of every true picture."""
+        self.oracle.mkdir(parents=True, exist_ok=True)
+        entries = [
+            {"subject": subject, "picture": name, "score": value if np.isfinite(value) else None}
+            for subject, name, value in scored
+        ]
+        write_text(self.oracle / f"{metric}.json", json.dumps(entries, indent=1))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A finished bench, read from its folder."""
+
+    folder: BenchFolder
+    info: Mapping[str, Any]
+    tasks: tuple[Task, ...]
+    metrics: Mapping[str, Metric]
+    values: np.ndarray
+    """(tasks, images, metrics); NaN where a metric could not score."""
+    oracle: Mapping[str, tuple[tuple[str, float], ...]]
+    """Per metric (subject, score) of the true pictures; empty where there are none."""
+
+    @property
+    def label(self) -> str:
+        return str(self.info["label"])
+
+    @property
+    def protocol(self) -> str:
+        return str(self.info["identity"]["protocol"])
+
+    @property
+    def subjects(self) -> list[str]:
+        """Of every task."""
+        return [task.subject for task in self.tasks]
+
+    def per_task(self) -> np.ndarray:
+        """(tasks, metrics): the mean over the images that were scored; NaN where none was."""
+        scored = np.isfinite(self.values)
+        total, count = np.where(scored, self.values, 0.0).sum(1), scored.sum(1)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    def column(self, metric: str) -> int:
+        return list(self.metrics).index(metric)
+
+
+def read_bench(path: Path) -> Bench:
+    """Read the folder of a finished bench.
+
+    Raises:
+        UserError: if it is none, or pictures are not scored yet.
+    """
+    folder = BenchFolder(Path(path))
+    if not folder.info.is_file():
+        raise UserError(f"'{path}' is not a bench: it has no bench.json; `cgrpo bench` makes one.")
+    info, tasks = read_json(folder.info), tuple(Task(**entry) for entry in read_json(folder.tasks))
+    metrics = {
+        name: Metric(_role(entry["role"]), Spec(**entry["spec"]), entry["title"])
+        for name, entry in info["identity"]["metrics"].items()
+    }
+    images = int(info["identity"]["images"])
+    values = np.full((len(tasks), images, len(metrics)), np.nan)
+    for k, metric in enumerate(metrics):
+        lines = folder.score_lines(metric)
+        missing = [key for task in tasks for n in range(images) if (key := (task.id, n)) not in lines]
+        if missing:
+            raise UserError(
+                f"The bench in '{path}' is not finished: {len(missing)} of {len(tasks) * images} images lack {metric}; "
+                f"run the same `cgrpo bench` again to go on."
+            )
+        values[:, :, k] = [[lines[task.id, n] for n in range(images)] for task in tasks]
+    oracle = {metric: tuple(folder.oracle_scores(metric) or ()) for metric in metrics}
+    return Bench(folder, info, tasks, metrics, values, oracle)
+
+
+def rows(bench: Bench) -> Iterator[dict[str, Any]]:
+    """One for each picture, as `scores.parquet` has them."""
+    for t, task in enumerate(bench.tasks):
+        for n in range(bench.values.shape[1]):
+            image = bench.folder.image((task, n)).relative_to(bench.folder.path).as_posix()
+            scores = {name: float(bench.values[t, n, k]) for k, name in enumerate(bench.metrics)}
+            yield {
+                "task": task.id, "subject": task.subject, "kind": task.kind, "prompt_kind": task.prompt_kind,
+                "prompt": task.prompt, "n": n, "image": image, **scores,
+            }  # fmt: skip
+
+
+def write_table(bench: Bench) -> Path:
+    """Write scores.parquet, or scores.csv where pyarrow is not installed."""
+    found = list(rows(bench))
+    try:
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        target = bench.folder.path / "scores.csv"
+        draft = target.with_name(f".{target.name}.partial")
+        with draft.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(found[0]))
+            writer.writeheader()
+            writer.writerows({k: "" if v != v else v for k, v in row.items()} for row in found)
+        draft.replace(target)
+        return target
+    target = bench.folder.path / "scores.parquet"
+    draft = target.with_name(f".{target.name}.partial")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), draft)
+    draft.replace(target)
+    return target
+
+
+def read_json(path: Path) -> Any:
+    """What a file of a bench holds.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' is missing or damaged ({type(error).__name__}); name another --output.") from error
+
+
+def _role(name: str) -> Role:
+    roles: dict[str, Role] = {"identity": "identity", "prompt": "prompt", "copy": "copy"}
+    return roles[name]
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Whole or not at all; the first of several processes wins."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:97] + "..."

@@ -1,0 +1,193 @@
+"""A whole bench on a DreamBench in small: kill and resume, parts, pairs, alarms, bad input."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+from bench.tiny import COLOURS, METRICS, dreambench
+from customized_grpo.bench import BenchFolder, read_bench
+from customized_grpo.bench.analysis import above_oracle, alarms, breakdown, levels, oracle_levels, paired
+from customized_grpo.bench.command import bench_command
+from customized_grpo.bench.record import Bench
+from customized_grpo.errors import UserError
+
+JOBS = 7 * 2  # a dog's three prompts and two each for vase and can, two images each
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    dreambench(folder / "data")
+    for name, policy in {"plain": "Policy", "paste": "Paste"}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"policy": {"use": f"bench.tiny:{policy}"}}))
+    bench = {"protocol": "dreambooth", "data": str(folder / "data"), "metrics": METRICS, "images": 2, "batch": 3,
+             "num_inference_steps": 3, "config": str(folder / "plain.yaml")}  # fmt: skip
+    (folder / "bench.yaml").write_text(yaml.safe_dump(bench))
+    return folder
+
+
+def run(place: Path, output: Path, *words: str, **options) -> Bench:
+    found = bench_command(silent(), [str(place / "bench.yaml"), *words], output=output, **options)
+    assert found is not None
+    return found
+
+
+def silent() -> Console:
+    return Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def plain(place: Path) -> Bench:
+    return run(place, place / "plain")
+
+
+def test_everything_is_drawn_scored_and_reported(plain: Bench) -> None:
+    assert plain.values.shape == (7, 2, 3)
+    assert np.isfinite(plain.values[:, :, :2]).all()
+    assert len(list(plain.folder.images.rglob("*.png"))) == JOBS
+    with (plain.folder.path / "scores.csv").open(encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == JOBS
+    assert float(table[0]["dino"]) == plain.values[0, 0, 0]
+    assert (plain.folder.path / table[0]["image"]).is_file()
+    page = (plain.folder.path / "report.html").read_text(encoding="utf-8")
+    for text in ("the protocol has 30", "UNO, Wu et al. 2025", "Customized-GRPO", "oracle line", "2 images each"):
+        assert text in page
+
+
+def test_the_same_command_does_nothing_twice(place: Path, plain: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.stat().st_mtime_ns for path in plain.folder.images.rglob("*.png")}
+    monkeypatch.setenv("BENCH_DIES_AFTER", "0")  # the policy would kill us
+    again = run(place, place / "plain")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    np.testing.assert_array_equal(again.values, plain.values)
+
+
+def test_a_killed_bench_goes_on_to_the_same_numbers(place: Path, plain: Bench) -> None:
+    output = place / "killed"
+    words = [sys.executable, "-m", "customized_grpo", "bench", str(place / "bench.yaml"), "--output", str(output)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env={**environment, "BENCH_DIES_AFTER": "2"}, capture_output=True, check=False)
+    assert done.returncode == -9
+    drawn = {path: path.stat().st_mtime_ns for path in (output / "images").rglob("*.png")}
+    assert 0 < len(drawn) < JOBS
+
+    again = run(place, output)
+    assert {path: path.stat().st_mtime_ns for path in drawn} == drawn
+    np.testing.assert_array_equal(again.values, plain.values)
+
+
+def test_a_line_cut_short_is_scored_again(place: Path, plain: Bench) -> None:
+    run(place, place / "cut")
+    lines = place / "cut" / "scores" / "dino.0.jsonl"
+    lines.write_text(lines.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+    with pytest.raises(UserError, match="1 of 14 images lack dino"):
+        read_bench(place / "cut")
+    np.testing.assert_array_equal(run(place, place / "cut").values, plain.values)
+
+
+def test_parts_make_a_whole(place: Path, plain: Bench) -> None:
+    words = [str(place / "bench.yaml")]
+    assert bench_command(silent(), words, output=place / "parts", part="2/2") is None
+    assert not (place / "parts" / "report.html").exists()
+    whole = bench_command(silent(), words, output=place / "parts", part="1/2")
+    assert whole is not None
+    np.testing.assert_array_equal(whole.values, plain.values)
+
+
+def test_the_oracle_leaves_the_photo_itself_out(plain: Bench) -> None:
+    scores = [score for subject, score in plain.oracle["dino"] if subject == "dog"]
+    # photos are 10 grey levels apart: mean distance to the others 15, 10 and 15
+    np.testing.assert_allclose(scores, [1 - 15 / 255, 1 - 10 / 255, 1 - 15 / 255], atol=1e-6)
+    assert oracle_levels(plain)["dino"].value == pytest.approx(1 - 40 / 3 / 255, abs=1e-6)
+    assert plain.oracle["clip_t"] == ()  # nobody asked anything of a photo
+
+
+def test_pasting_the_reference_raises_the_alarm(place: Path, plain: Bench) -> None:
+    paste = run(place, place / "paste", f"config={place / 'paste.yaml'}")
+    difference, share = above_oracle(paste, "dino")
+    # (0 + 10 + 20) / 3 grey levels from the photos, the shown one among them, where true photos are 13.3 apart
+    assert difference.value == pytest.approx((40 / 3 - 10) / 255, abs=2e-3)
+    assert share == 1
+    serious = [alarm.text for alarm in alarms(paste) if alarm.serious]
+    assert any(text.startswith("copy-paste? DINO") for text in serious)
+    assert any("100% of the background" in text for text in serious)
+    assert not [alarm for alarm in alarms(plain) if alarm.serious]
+
+
+def test_kinds_are_told_apart(plain: Bench) -> None:
+    groups = {group.title: group for group in breakdown(plain)}
+    assert {title: group.tasks for title, group in groups.items()} == {
+        "live": 3, "object": 4, "recontextualisation": 3, "accessory": 1, "property": 3,
+    }  # fmt: skip
+    dog = [task.subject == "dog" for task in plain.tasks]
+    assert groups["live"].levels["clip_t"].value == pytest.approx(plain.values[dog][:, :, 1].mean())
+
+
+def test_runs_pair_picture_by_picture(place: Path, plain: Bench) -> None:
+    brighter = run(place, place / "bright", "policy.shift=0.1", against=[place / "plain"])
+    change = paired(brighter, plain)["clip_t"]
+    assert change.value == pytest.approx(np.mean(brighter.values[:, :, 1] - plain.values[:, :, 1]))
+    spread = levels(brighter)["clip_t"]
+    assert 0 < change.high - change.low < spread.high - spread.low  # pairing takes the subjects' own level out
+    assert "task by task" in (place / "bright" / "report.html").read_text(encoding="utf-8")
+    assert brighter.folder.against() == [(place / "plain").resolve()]
+
+
+def test_benches_that_do_not_pair_are_refused(place: Path, plain: Bench) -> None:
+    other = run(place, place / "seeded", "seed=5")
+    with pytest.raises(UserError, match="its seed is 5, this one's 0"):
+        paired(plain, other)
+
+
+def test_another_bench_in_the_folder_is_refused(place: Path, plain: Bench) -> None:
+    with pytest.raises(UserError, match=r"holds another bench: its seed is 0, and this one's 7"):
+        run(place, place / "plain", "seed=7")
+    (place / "full").mkdir()
+    (place / "full" / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="holds something that is no bench"):
+        run(place, place / "full")
+    assert [path.name for path in (place / "full").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["dreambooht"], r"no protocol 'dreambooht'.*Did you mean 'dreambooth'\?"),
+        (["dreambooth"], "needs pictures: data=FOLDER"),
+        (["dreambooth", "data=nowhere"], "There is no data folder 'nowhere'"),
+        (["uno", "data=."], "needs its list of prompts and photos: prompts=FILE.json"),
+        (["toyworld", "metrics.dinno=null"], "has no metric 'dinno'"),
+        (["toyworld", "metrics.identity.pth=x"], "takes no setting 'pth'. Did you mean 'path'"),
+        (["toyworld", "imags=3"], "There is no setting 'imags'. Did you mean 'images'"),
+        (["toyworld", "uno"], "one protocol or YAML file"),
+        (["toyworld", "policy.shft=3"], "takes no setting 'shft'. Did you mean 'shift'"),
+    ],
+)
+def test_bad_input_is_one_sentence(words: list[str], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=sentence):
+        bench_command(silent(), words, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_subject_without_pictures_is_named(tmp_path: Path) -> None:
+    data = dreambench(tmp_path / "data")
+    for picture in (data / "dataset" / "vase").iterdir():
+        picture.unlink()
+    with pytest.raises(UserError, match="no pictures of vase"):
+        bench_command(silent(), ["dreambooth", f"data={data}"], output=tmp_path / "out")
+
+
+def test_bench_json_tells_the_rules(plain: Bench) -> None:
+    info = json.loads(BenchFolder(plain.folder.path).info.read_text(encoding="utf-8"))
+    assert info["rules"][0] == f"7 prompts for {len(COLOURS)} subjects, 2 images each: 14 images."
+    assert "3 subjects; the protocol has 30." in info["departures"]
+    assert "CLIP-I is left out." in info["departures"]
