@@ -4,10 +4,25 @@ import pytest
 import yaml
 
 from compare.tiny import CONFIG
-from customized_grpo.compare.grid import Grid, budget, cells, check_comparable, differences, load_grid
+from customized_grpo.compare.grid import (
+    Cell,
+    Grid,
+    budget,
+    cells,
+    check_comparable,
+    check_runnable,
+    differences,
+    load_grid,
+)
 from customized_grpo.compare.methods import Method, find_method, known_methods, merged
 from customized_grpo.config import Config, check_names, parse_config, to_yaml
 from customized_grpo.errors import UserError
+
+
+def runnable(grid: Grid, root: Path) -> list[Cell]:
+    made = cells(grid, root)
+    check_runnable(made)
+    return made
 
 
 def write(tmp_path: Path, **tree) -> Path:
@@ -89,14 +104,14 @@ def test_merging_replaces_what_is_named_anew() -> None:
 )
 def test_a_wrong_grid_gets_one_sentence(tmp_path: Path, tree: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        cells(load_grid(write(tmp_path, **{"methods": ["tdw"], "seeds": [0], **tree})), tmp_path)
+        runnable(load_grid(write(tmp_path, **{"methods": ["tdw"], "seeds": [0], **tree})), tmp_path)
 
 
 def test_an_argument_without_default_is_asked_for(tmp_path: Path) -> None:
     own = {"mine": {"config": {"method": {"time_weights": {"use": "tabulated", "grid": [0.0]}}}}}
     grid = load_grid(write(tmp_path, methods=["mine"], own_methods=own, seeds=[0]))
     with pytest.raises(UserError, match="'mine': tabulated needs 'weights'"):
-        cells(grid, tmp_path)
+        runnable(grid, tmp_path)
 
 
 def test_another_seed_of_the_evaluation_noise_does_not_pair() -> None:
@@ -120,7 +135,31 @@ def test_the_recipes_are_grids_whose_cells_compare(name: str, tmp_path: Path) ->
     if not file.is_file():
         pytest.skip("recipes/ is beside the source only")
     grid = load_grid(file)
-    made = cells(grid, tmp_path)
+    made = runnable(grid, tmp_path)
     assert len(made) == len(grid.methods) * len(grid.seeds)
     assert set(grid.checks.values()) | set(grid.lower_is_better) <= set(made[0].config.metrics)
     assert {grid.baseline, grid.candidate} <= set(grid.methods)
+
+
+def test_fitted_needs_the_file_of_a_probe(tmp_path: Path) -> None:
+    from customized_grpo.fitted import save_time_weights
+
+    with pytest.raises(UserError, match=r"'fitted': from_file needs 'path'; set method.time_weights.path"):
+        runnable(load_grid(write(tmp_path, methods=["fitted"], seeds=[0])), tmp_path)
+    file = tmp_path / "time_weights.json"
+    save_time_weights(
+        file, grid=[0.0, 0.5], weights=[[0.6, 0.4], [0.3, 0.7]], rewards=["prompt", "identity"], provenance={}
+    )
+    own = {"fitted": {"config": {"method": {"time_weights": {"use": "from_file", "path": str(file)}}}}}
+    (cell,) = runnable(load_grid(write(tmp_path, methods=["fitted"], own_methods=own, seeds=[0])), tmp_path)
+    assert cell.config.method.time_weights.arguments == {"path": str(file)}
+    assert cell.config.method.advantage.use == "sars"
+    file.unlink()
+    with pytest.raises(UserError, match=r"'fitted': method.time_weights 'from_file'.*time_weights.json"):
+        runnable(load_grid(write(tmp_path, methods=["fitted"], own_methods=own, seeds=[0])), tmp_path)
+
+
+def test_one_weight_per_reward(tmp_path: Path) -> None:
+    own = {"odd": {"config": {"method": {"time_weights": {"use": "constant", "weights": [1.0]}}}}}
+    with pytest.raises(UserError, match=r"'odd': method.time_weights 'constant' gives .2, 1. .* there are 2 rewards"):
+        runnable(load_grid(write(tmp_path, methods=["odd"], own_methods=own, seeds=[0])), tmp_path)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from customized_grpo.compare.grid import Cell, Grid, base_config, base_evaluation, cells, differences
+from customized_grpo.compare.grid import Cell, Grid, base_config, base_evaluation, cells, check_runnable, differences
 from customized_grpo.config import load_config, to_yaml
 from customized_grpo.errors import UserError
 from customized_grpo.report.record import read_evaluation
@@ -133,6 +133,7 @@ def open_folder(grid: Grid, root: Path) -> list[Cell]:
     if root.exists() and not root.is_dir():
         raise UserError(f"The output '{root}' is a file; name a folder.")
     found = cells(grid, root)
+    check_runnable(found)
     for cell in found:
         state(cell)
     shared = root / "base" / "config.yaml"

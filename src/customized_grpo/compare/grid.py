@@ -106,13 +106,18 @@ def cells(grid: Grid, root: Path) -> list[Cell]:
     methods = [name for name in grid.methods if name != BASE]
     found = [Cell(name, seed, _config(grid, name, seed, root), root) for seed in grid.seeds for name in methods]
     check_comparable({BASE: base_config(grid, root), **{cell.name: cell.config for cell in found}})
-    for cell in found[: len(methods)]:
+    return found
+
+
+def check_runnable(made: Sequence[Cell]) -> None:
+    """Raise UserError for a method that names what does not exist, before hours are spent on the others."""
+    for cell in {cell.method: cell for cell in made}.values():
         try:
             check_names(cell.config)
             _check_complete(cell.config)
+            _check_weights(cell.config)
         except UserError as error:
             raise UserError(f"The method '{cell.method}': {error}") from error
-    return found
 
 
 def base_config(grid: Grid, root: Path) -> Config:
@@ -214,6 +219,25 @@ def _check_complete(config: Config) -> None:
                     f"{spec.use} needs '{parameter.name}'; set method.{slot}.{parameter.name} in its config under "
                     f"own_methods."
                 )
+
+
+def _check_weights(config: Config) -> None:
+    """Look the time weights up once: a file may be missing, or hold weights for another number of rewards."""
+    import torch
+
+    spec, count = config.method.time_weights, len(config.rewards)
+    given = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": config.rollout.num_inference_steps}
+    taken = inspect.signature(resolve(spec.use, "time_weights")).parameters
+    steps = torch.tensor([0.0, 0.5])
+    try:
+        weights = bind(spec, "time_weights")(steps, **{k: v for k, v in given.items() if k in taken})
+    except ValueError as error:
+        raise UserError(f"method.time_weights '{spec.use}': {error}") from error
+    if tuple(weights.shape) != (2, count):
+        raise UserError(
+            f"method.time_weights '{spec.use}' gives {tuple(weights.shape)} for 2 steps, but there are {count} "
+            f"rewards; give one weight per reward."
+        )
 
 
 def _spent(budget: Budget) -> str:
