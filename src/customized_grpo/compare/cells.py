@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -93,11 +93,14 @@ def _check_same(cell: Cell, run: RunFolder) -> None:
         )
 
 
+def _lock(cell: Cell) -> AbstractContextManager[IO[str] | None]:
+    return _locked(cell.root / "locks" / f"{cell.method}-seed-{cell.seed}.lock")
+
+
 @contextmanager
-def _lock(cell: Cell) -> Iterator[IO[str] | None]:
+def _locked(path: Path) -> Iterator[IO[str] | None]:
     """The lock of a cell, or None if someone else holds it. A child that gets the file holds it on, so that a grid that
     was killed and begun again does not run a cell twice whose first process still lives."""
-    path = cell.root / "locks" / f"{cell.method}-seed-{cell.seed}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         try:
@@ -110,6 +113,10 @@ def _lock(cell: Cell) -> Iterator[IO[str] | None]:
             yield None
             return
         yield file
+
+
+def _inherited(lock: IO[str]) -> tuple[int, ...]:
+    return (lock.fileno(),) if os.name == "posix" else ()
 
 
 def _is_locked(cell: Cell) -> bool:
@@ -235,10 +242,9 @@ class _Process:
         with cell.log.open("a", encoding="utf-8") as log:
             log.write(f"\n# {now()}  {shlex.join(words)}\n")
             log.flush()
-            kept = (lock.fileno(),) if os.name == "posix" else ()
             self.process = subprocess.Popen(
                 words, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env={**os.environ, **environment}, start_new_session=True, pass_fds=kept,
+                env={**os.environ, **environment}, start_new_session=True, pass_fds=_inherited(lock),
             )  # fmt: skip
 
     def stop(self) -> None:
@@ -314,9 +320,16 @@ def measure_base(grid: Grid, root: Path, say: Say = lambda text: None) -> Path:
         UserError: if the evaluation fails.
     """
     target = base_evaluation(root)
-    if target.is_file():
-        return target
-    config = base_config(grid, root)
+    while not target.is_file():
+        with _locked(root / "locks" / "base.lock") as lock:
+            if lock is not None and not target.is_file():
+                _evaluate_base(grid, root, say, lock)
+        time.sleep(0 if target.is_file() else POLL)  # someone else is at it
+    return target
+
+
+def _evaluate_base(grid: Grid, root: Path, say: Say, lock: IO[str]) -> None:
+    config, target = base_config(grid, root), base_evaluation(root)
     draft, log = root / ".base.partial", root / "logs" / "base.log"
     shutil.rmtree(draft, ignore_errors=True)
     for folder in (root / "configs", log.parent):
@@ -328,13 +341,14 @@ def measure_base(grid: Grid, root: Path, say: Say = lambda text: None) -> Path:
     with log.open("a", encoding="utf-8") as output:
         output.write(f"\n# {now()}  {shlex.join(words)}\n")
         output.flush()
-        code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+        code = subprocess.run(
+            words, stdout=output, stderr=subprocess.STDOUT, check=False, pass_fds=_inherited(lock)
+        ).returncode
     if code != 0 or not (draft / target.name).is_file():
         raise UserError(f"The base policy could not be evaluated ({last_line(log)}); the log is {log}.")
     (draft / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     draft.rename(target.parent)
     say("base: finished")
-    return target
 
 
 # ---- other machines
