@@ -145,7 +145,9 @@ def config(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder, a probe's, a comparison's or a bench's.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder, a probe's, a comparison's or a bench's.")],
+) -> None:
     """Write RUN/report.html (or PROBE/probe.html): one page, no network needed."""
     if (folder / "probe.json").is_file():
         from customized_grpo.probe import write_report

@@ -158,6 +158,18 @@ def test_another_bench_in_the_folder_is_refused(place: Path, plain: Bench) -> No
     assert [path.name for path in (place / "full").iterdir()] == ["thesis.tex"]
 
 
+def test_what_has_not_been_used_may_be_mended(place: Path) -> None:
+    output = place / "mended"
+    with pytest.raises(UserError, match="'nowhere' is neither a folder"):
+        run(place, output, "metrics.clip_i={path: nowhere}")
+    with pytest.raises(UserError, match="nowhere"):
+        run(place, output, "policy={use: FluxKontextPolicy, path: nowhere}")
+    assert run(place, output).values.shape == (7, 2, 3)
+    with pytest.raises(UserError, match="holds another bench: its metric clip_t is"):
+        run(place, output, "metrics.clip_t={use: bench.tiny:alike}")
+    assert list(run(place, output, "metrics.clip_t=null").metrics) == ["dino", "background_copied"]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from customized_grpo import checkpoint
@@ -28,6 +29,7 @@ from customized_grpo.bench.suites import Suite, open_suite
 from customized_grpo.config import load_config, load_settings
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy
+from customized_grpo.policies.pipeline import default_device
 from customized_grpo.tracking import RunFolder, provenance
 
 
@@ -164,6 +166,8 @@ def run_part(
     progress: Progress,
 ) -> None:
     """Do this process's share: what is on disk already is not done again."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(default_device())  # of metrics too, which take the current one
     if part == 0:
         save_references(suite, folder)
         measure_oracle(plan.metrics, suite, folder, progress)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,27 +40,44 @@ class BenchFolder:
             about: the rest of bench.json.
             tasks: of the bench.
 
+        Metrics may come, go and change as long as they have not scored anything; the rest as long as nothing is drawn.
+
         Raises:
             UserError: if it holds another bench, or anything else.
         """
-        listed = [asdict(task) for task in tasks]
+        listed, wanted = [asdict(task) for task in tasks], json.loads(json.dumps(identity, default=str))
         if self.path.exists() and not self.info.exists() and self._foreign():
             raise UserError(f"'{self.path}' holds something that is no bench; name another --output.")
         if not self.info.exists():
             self.path.mkdir(parents=True, exist_ok=True)
             _write_once(self.tasks, json.dumps(listed, indent=1))
             _write_once(self.info, json.dumps({"identity": identity, **about}, indent=1, default=str))
-        known = read_json(self.info).get("identity", {})
-        wanted = json.loads(json.dumps(identity, default=str))
-        for name in dict.fromkeys([*wanted, *known]):
-            if known.get(name) != wanted.get(name):
-                seen, now = (_brief(value.get(name)) for value in (known, wanted))
-                raise UserError(
-                    f"'{self.path}' holds another bench: its {name} is {seen}, and this one's {now}; "
-                    f"name another --output."
-                )
+        info = read_json(self.info)
+        known = info["identity"]
+        if known == wanted and read_json(self.tasks) == listed:
+            return
+        drawn = self.images.is_dir()
+        for name in wanted if drawn else ():
+            if name != "metrics" and known.get(name) != wanted[name]:
+                raise self._another(name, known.get(name), wanted[name])
         if read_json(self.tasks) != listed:
-            raise UserError(f"'{self.path}' holds a bench of other tasks than '{identity.get('protocol')}' has now.")
+            if drawn:
+                raise UserError(f"'{self.path}' holds a bench of other tasks; name another --output.")
+            shutil.rmtree(self.oracle, ignore_errors=True)
+            write_text(self.tasks, json.dumps(listed, indent=1))
+        for name, metric in wanted["metrics"].items():
+            before = known["metrics"].get(name, metric)
+            if before["spec"] != metric["spec"]:
+                if self.score_lines(name):
+                    raise self._another(f"metric {name}", before["spec"], metric["spec"])
+                (self.oracle / f"{name}.json").unlink(missing_ok=True)
+        write_text(self.info, json.dumps({**info, "identity": wanted, **about}, indent=1, default=str))
+
+    def _another(self, name: str, seen: Any, now: Any) -> UserError:
+        return UserError(
+            f"'{self.path}' holds another bench: its {name} is {_brief(seen)}, and this one's {_brief(now)}; "
+            f"name another --output."
+        )
 
     def _foreign(self) -> bool:
         """Whether there is anything but what a kill in the first moment leaves."""

@@ -117,9 +117,7 @@ def import_dreambench(clone: str | Path, output: str | Path, *, references: Refe
     """
     subjects, prompts = read_dreambench(clone)
     path = check_free(output)
-    return write_manifest(
-        path, _ask(subjects, lambda s: prompts["live" if is_live(s) else "object"], path, references)
-    )
+    return write_manifest(path, _ask(subjects, lambda s: prompts["live" if is_live(s) else "object"], path, references))
 
 
 def read_dreambench(clone: str | Path) -> tuple[list[Subject], dict[str, list[str]]]:
