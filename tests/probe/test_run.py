@@ -238,7 +238,7 @@ def test_a_damaged_step_is_named(config: Path, tmp_path: Path) -> None:
 
 def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
     monkeypatch.setattr(sys, "argv", ["cgrpo", *map(str, words)])
-    monkeypatch.setattr(cli, "_quiet_libraries", lambda: None)
+    monkeypatch.setattr(cli, "quiet_libraries", lambda: None)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     return int(stopped.value.code or 0)
