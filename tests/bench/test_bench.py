@@ -13,12 +13,13 @@ import yaml
 from rich.console import Console
 
 from bench.tiny import COLOURS, METRICS, dreambench
-from customized_grpo.bench import BenchFolder, read_bench
-from customized_grpo.bench.analysis import above_oracle, alarms, breakdown, levels, oracle_levels, paired
-from customized_grpo.bench.command import bench_command
-from customized_grpo.bench.record import Bench
+from customized_grpo.bench import PROTOCOLS, Bench, BenchFolder, BenchSettings, make_plan, read_bench
+from customized_grpo.bench.analysis import above_oracle, alarms, breakdown, levels, oracle_levels, paired, published
+from customized_grpo.bench.command import bench_command, read_settings
+from customized_grpo.config import describe_settings, load_config
 from customized_grpo.errors import UserError
 
+RECIPES = Path(__file__).parents[2] / "recipes" / "bench"
 JOBS = 7 * 2  # a dog's three prompts and two each for vase and can, two images each
 
 
@@ -177,6 +178,7 @@ def test_what_has_not_been_used_may_be_mended(place: Path) -> None:
         (["dreambooth"], "needs pictures: data=FOLDER"),
         (["dreambooth", "data=nowhere"], "There is no data folder 'nowhere'"),
         (["uno", "data=."], "needs its list of prompts and photos: prompts=FILE.json"),
+        (["dreambench++", "data=."], "needs a judge: metrics.concept.model=NAME"),
         (["toyworld", "metrics.dinno=null"], "has no metric 'dinno'"),
         (["toyworld", "metrics.identity.pth=x"], "takes no setting 'pth'. Did you mean 'path'"),
         (["toyworld", "imags=3"], "There is no setting 'imags'. Did you mean 'images'"),
@@ -196,6 +198,46 @@ def test_a_subject_without_pictures_is_named(tmp_path: Path) -> None:
         picture.unlink()
     with pytest.raises(UserError, match="no pictures of vase"):
         bench_command(silent(), ["dreambooth", f"data={data}"], output=tmp_path / "out")
+
+
+def test_the_page_on_benches_is_what_the_code_says() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "bench.md").read_text(encoding="utf-8")
+    assert describe_settings(BenchSettings) in page
+    for protocol in PROTOCOLS.values():
+        assert f"`{protocol.name}`" in page
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_a_plan(recipe: Path) -> None:
+    plan = make_plan(read_settings([str(recipe)]), load_config())
+    assert not [text for text in plan.departures if "policy" not in text]
+
+
+def test_the_papers_settings_reach_the_policy() -> None:
+    plan = make_plan(read_settings(["customized-grpo"]), load_config(RECIPES.parent / "uno-syncd.yaml"))
+    policy = plan.config.policy.arguments
+    assert (policy["resolution"], policy["guidance_scale"]) == (512, 4.0)
+    assert (plan.images, plan.num_inference_steps, plan.seed, plan.departures) == (1, 25, 3407, [])
+    changed = make_plan(read_settings(["customized-grpo", "policy.resolution=1024", "images=2"]), plan.config)
+    assert changed.config.policy.arguments["resolution"] == 1024
+    assert changed.departures == [
+        "policy.resolution is 1024; the protocol's is 512.", "images is 2; the protocol's is 1.",
+    ]  # fmt: skip
+
+
+def test_another_encoder_departs_and_another_environment_does_not() -> None:
+    other = make_plan(read_settings(["dreambooth", "metrics.dino.path=facebook/dinov2-base"]), load_config())
+    assert any("DINO is measured by" in text for text in other.departures)
+    remote = "metrics.hpsv3={use: RemoteReward, reward: {use: Hpsv3Reward}, python: p}"
+    same = make_plan(read_settings(["customized-grpo", remote, "metrics.dino.device=cpu"]), load_config())
+    assert not [text for text in same.departures if "measured by" in text]
+
+
+def test_published_numbers_have_sources() -> None:
+    rows = {row.method: row for row in published(["dino", "clip_i", "clip_t", "hpsv3"])}
+    assert rows["UNO"].scores == {"dino": 0.760, "clip_i": 0.835, "clip_t": 0.304}
+    assert rows["Customized-GRPO"].scores == {"dino": 0.812, "hpsv3": 8.3}
+    assert all(row.source and row.protocol in PROTOCOLS for row in rows.values())
 
 
 def test_bench_json_tells_the_rules(plain: Bench) -> None:

@@ -78,8 +78,8 @@ def alarms(bench: Bench) -> list[Alarm]:
         if difference.low > 0:
             text = (
                 f"copy-paste? {metric.title} is {level.value:.3f}, above the oracle line {line:.3f} of true pictures "
-                f"(by {difference.value:+.3f}, 95 % {difference.low:+.3f} to {difference.high:+.3f}); {share:.0%} of "
-                f"the pictures are."
+                f"(each subject against its own: {difference.value:+.3f}, 95 % {difference.low:+.3f} to "
+                f"{difference.high:+.3f}); {share:.0%} of the pictures are above it."
             )
             found.append(Alarm(text, True))
         elif difference.value > 0:

@@ -95,7 +95,8 @@ def bench_command(
             load_trained(policy, folder_of_run, iteration)
         return policy
 
-    with BenchDisplay(console) as progress:
+    launched = part is None and mine != 0  # one of many that share a terminal
+    with BenchDisplay(Console(quiet=True) if launched else console) as progress:
         run_part(plan, suite, folder, build, mine, parts, progress)
     if not everything_done(plan, suite, folder):
         console.print(f"part {mine + 1} of {parts} is done; the last to finish writes the report", highlight=False)

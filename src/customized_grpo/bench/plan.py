@@ -19,7 +19,7 @@ from customized_grpo.settings import Settings, Spec
 class BenchSettings(Settings):
     """What `cgrpo bench` reads: a protocol, where its data is, and changes to it, which are shown as departures."""
 
-    protocol: str
+    protocol: str = "toyworld"
     """dreambooth, uno, uno-multi, customized-grpo, dreambench++ or toyworld."""
     data: Path | None = None
     """Folder of the protocol's pictures."""
@@ -160,6 +160,11 @@ def _metrics(protocol: Protocol, settings: BenchSettings, departures: list[str])
         if _essence(spec) != _essence(metric.spec):
             departures.append(f"{metric.title} is measured by {_short(spec)}; the protocol's is {_short(metric.spec)}.")
         check_spec(spec, "metric")
+        if spec.use == "VlmJudge" and "model" not in spec.arguments:
+            raise UserError(
+                f"The protocol '{protocol.name}' needs a judge: metrics.{name}.model=NAME and "
+                f"metrics.{name}.url=URL of an OpenAI-compatible endpoint, or metrics.{name}=null to leave it out."
+            )
         found[name] = replace(metric, spec=spec)
     if not found:
         raise UserError("Every metric is left out; keep at least one.")

@@ -86,7 +86,7 @@ class BenchFolder:
 
     def remember(self, against: Iterable[Path]) -> None:
         """Which benches the report compares with."""
-        write_text(self.path / "against.json", json.dumps([str(path.resolve()) for path in against]))
+        _write_bytes(self.path / "against.json", json.dumps([str(path.resolve()) for path in against]).encode())
 
     def against(self) -> list[Path]:
         """What was remembered, where it is still there."""
@@ -237,7 +237,7 @@ def write_table(bench: Bench) -> Path:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
         target = bench.folder.path / "scores.csv"
-        draft = target.with_name(f".{target.name}.partial")
+        draft = target.with_name(f".{target.name}.{os.getpid()}")
         with draft.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(found[0]))
             writer.writeheader()
@@ -245,7 +245,7 @@ def write_table(bench: Bench) -> Path:
         draft.replace(target)
         return target
     target = bench.folder.path / "scores.parquet"
-    draft = target.with_name(f".{target.name}.partial")
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), draft)
     draft.replace(target)
     return target

@@ -123,8 +123,10 @@ def remarks(bench: Bench) -> list[Remark]:
     found += [Remark(f"departs from the protocol: {text}", True) for text in bench.info["departures"]]
     for name, count in analysis.unscored(bench).items():
         total = bench.values.shape[0] * bench.values.shape[1]
-        if count < total or bench.metrics[name].role != "copy":
-            found.append(Remark(f"{bench.metrics[name].title} could not score {count:,} of {total:,} pictures.", True))
+        serious = bench.metrics[name].role != "copy"  # which has nothing to say of a place that was to stay
+        if count < total or serious:
+            text = f"{bench.metrics[name].title} could score {total - count:,} of {total:,} pictures."
+            found.append(Remark(text, serious))
     if len(set(bench.subjects)) < 10:
         found.append(Remark(f"Only {len(set(bench.subjects))} subjects: intervals over so few are rough."))
     return found
