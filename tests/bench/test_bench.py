@@ -16,6 +16,7 @@ from bench.tiny import COLOURS, METRICS, dreambench
 from customized_grpo.bench import PROTOCOLS, Bench, BenchFolder, BenchSettings, make_plan, read_bench
 from customized_grpo.bench.analysis import above_oracle, alarms, breakdown, levels, oracle_levels, paired, published
 from customized_grpo.bench.command import bench_command, read_settings
+from customized_grpo.bench.record import write_table
 from customized_grpo.config import describe_settings, load_config
 from customized_grpo.errors import UserError
 
@@ -50,11 +51,12 @@ def plain(place: Path) -> Bench:
     return run(place, place / "plain")
 
 
-def test_everything_is_drawn_scored_and_reported(plain: Bench) -> None:
+def test_everything_is_drawn_scored_and_reported(plain: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain.values.shape == (7, 2, 3)
     assert np.isfinite(plain.values[:, :, :2]).all()
     assert len(list(plain.folder.images.rglob("*.png"))) == JOBS
-    with (plain.folder.path / "scores.csv").open(encoding="utf-8") as file:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with write_table(plain).open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert len(table) == JOBS
     assert float(table[0]["dino"]) == plain.values[0, 0, 0]
@@ -62,6 +64,15 @@ def test_everything_is_drawn_scored_and_reported(plain: Bench) -> None:
     page = (plain.folder.path / "report.html").read_text(encoding="utf-8")
     for text in ("the protocol has 30", "UNO, Wu et al. 2025", "Customized-GRPO", "oracle line", "2 images each"):
         assert text in page
+
+
+def test_scores_are_a_parquet_file_where_pyarrow_is(plain: Bench) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = write_table(plain)
+    assert file.name == "scores.parquet"
+    table = parquet.read_table(file).to_pylist()
+    assert [row["dino"] for row in table] == plain.values[:, :, 0].flatten().tolist()
+    assert table[0]["task"] == "dog-00"
 
 
 def test_the_same_command_does_nothing_twice(place: Path, plain: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

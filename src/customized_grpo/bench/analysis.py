@@ -148,9 +148,11 @@ def estimates(values: np.ndarray, subjects: Sequence[str]) -> list[Estimate]:
             found.append(Estimate(np.nan, np.nan, np.nan))
             continue
         generator = torch.Generator().manual_seed(0)
-        mean, low, high = mean_interval(torch.from_numpy(column[scored])[None], clusters, generator)
-        single = len(set(clusters)) < 2
-        found.append(Estimate(float(mean), *((np.nan, np.nan) if single else (float(low), float(high)))))
+        interval = mean_interval(torch.from_numpy(column[scored])[None], clusters, generator)
+        value, low, high = (float(bound) for bound in interval)
+        if len(set(clusters)) < 2:
+            low = high = np.nan
+        found.append(Estimate(value, round(low, 6), round(high, 6)))  # the resamples are exact to float32
     return found
 
 

@@ -71,7 +71,8 @@ def contents(bench: Bench, others: Sequence[Bench] = ()) -> dict[str, Any]:
 def headline(bench: Bench) -> str:
     """The means in a line."""
     found = analysis.levels(bench)
-    return ", ".join(f"{metric.title} {page.number(found[name].value)}" for name, metric in bench.metrics.items())
+    told = {name: metric.title for name, metric in bench.metrics.items() if metric.role != "copy"}
+    return ", ".join(f"{title} {page.number(found[name].value)}" for name, title in told.items())
 
 
 def columns(bench: Bench) -> list[str]:
