@@ -12,9 +12,9 @@ PACKAGE = "customized_grpo"
 ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 
 TOP = {
-    "build", "config", "method", "update", "trainer", "assemble", "generation", "display", "terminal", "benchmark", "bench",
-    "compare", "probe", "cli", "cli_data", "cli_rewards", "__main__",
-}  # fmt: skip
+    *("build", "config", "method", "update", "trainer", "assemble", "generation", "display", "terminal", "benchmark"),
+    *("bench", "compare", "probe", "cli", "cli_data", "cli_rewards", "__main__"),
+}
 """The rooms that put the others together: only they import each other. A room that is not named here is below."""
 NESTED_SPECS = {("data", "build")}
 """Rooms whose settings hold names to resolve, and so ask the only resolver."""

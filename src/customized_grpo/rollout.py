@@ -29,7 +29,7 @@ class RolloutSettings(Settings):
     """G: pictures per prompt. A group of one has no spread, so nothing to learn from."""
     num_inference_steps: int = Field(default=10, ge=2)
     """T, in training and in evaluation."""
-    dynamics: Spec = Spec(use="dance_sde", noise_level=0.5)  # pyright: ignore[reportCallIssue]
+    dynamics: Spec = Spec(use="flow_sde", noise_level=0.7)  # pyright: ignore[reportCallIssue]
     """The stochastic step: dance_sde, flow_sde, cps, or package.module:name."""
     steps: Spec = Spec(use="random_fraction", fraction=0.6)  # pyright: ignore[reportCallIssue]
     """Which steps are stochastic and trained: all_steps, random_fraction, sliding_window, or package.module:name."""
