@@ -63,7 +63,7 @@ METRICS = {
 class Config(TrainerConfig):
     """A whole run, as in YAML. The defaults are the embedded default: `cgrpo train` with no arguments."""
 
-    policy: Spec = _spec("FluxKontextPolicy", path="toyworld:pipeline")
+    policy: Spec = _spec("FluxKontextPolicy", path="toyworld:pipeline", trainable="full", dtype="auto")
     """The model family and where its weights are."""
     rewards: dict[str, Spec] = Field(default=REWARDS)
     """Column order is the order here; the time weights of the paper expect prompt, then identity."""

@@ -31,7 +31,7 @@ class TrainingSettings(Settings):
     """Rollouts followed by their updates."""
     prompts_per_iteration: int = Field(default=8, ge=1)
     """Over all processes, which must divide it."""
-    optimizer: Spec = Spec(use="AdamW", lr=1e-3, betas=[0.9, 0.99], weight_decay=0.0)  # pyright: ignore[reportCallIssue]
+    optimizer: Spec = Spec(use="AdamW", lr=1e-4, betas=[0.9, 0.99], weight_decay=0.0)  # pyright: ignore[reportCallIssue]
     """From torch.optim, or package.module:name."""
     lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     """By name as in diffusers' `get_scheduler`."""

@@ -6,6 +6,7 @@ from customized_grpo.functional import sde
 from customized_grpo.policies import FluxKontextPolicy
 from customized_grpo.policies.contract import repeat, rows
 from customized_grpo.policies.lora import LoraSettings
+from customized_grpo.policies.pipeline import as_dtype
 from customized_grpo.rollout import sample_ode
 
 from . import tiny
@@ -95,7 +96,7 @@ def test_the_shift_grows_with_the_resolution_unless_it_is_fixed():
         ({"resolution": 18}, "policy.resolution is 18; it must be a multiple of 4 pixels."),
         ({"width": 16}, "give width and height, or resolution alone"),
         ({"width": 16, "height": 16, "resolution": 16}, "give width and height, or resolution alone"),
-        ({"dtype": "float16"}, "policy.dtype is 'float16'; it must be float32 or bfloat16."),
+        ({"dtype": "float16"}, "policy.dtype is 'float16'; it must be float32, bfloat16 or auto."),
         ({"offload": "disk"}, "policy.offload is 'disk'; it must be none or cpu."),
         ({"aspect": "references"}, "policy.aspect is 'references'; it must be square or reference. Did you mean"),
         ({"trainable": "LoRA"}, "policy.trainable is 'LoRA'; it must be lora or full."),
@@ -166,9 +167,18 @@ def test_the_rule_for_a_micro_batch_smaller_than_the_chunk(tmp_path, overrides, 
     """Rounding alone must not move the first ratio: stop and say what to do, or recompute in the update's batches."""
     family = tiny.FAMILIES[0]
     file = write_run(family, tmp_path, use=f"{__name__}:RoundsByBatch", dtype="bfloat16")
+    overrides = (*overrides, "rollout.dynamics={use: dance_sde, noise_level: 0.4}")
     if error:
         with pytest.raises(TrainingError, match=error):
             train(file, *overrides)
     else:
         records = train(file, *overrides).records()
         assert [record["update/first_ratio_error"] for record in records] == [0, 0]
+
+
+def test_auto_takes_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert as_dtype("auto") is expected

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
+from customized_grpo.attention import PlainAttention
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.toyworld.pretrain import Budget, PretrainSettings, Progress, pretrain
-from customized_grpo.toyworld.pretrain.attention import PlainAttention
 from customized_grpo.toyworld.pretrain.loop import fit
 
 TINY = {name: Budget(steps=2, batch_size=8) for name in ("autoencoder", "clip", "dino", "oracle", "generator")}

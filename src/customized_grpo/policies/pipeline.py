@@ -16,6 +16,7 @@ from PIL.Image import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from customized_grpo.attention import PlainAttention
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.functional.schedule import shifted_sigmas
 from customized_grpo.images import to_tensor
@@ -41,7 +42,8 @@ class PipelinePolicy(Policy):
         pipeline: with all its components loaded.
         trainable: "lora" or "full".
         lora: the adapter, for trainable = "lora".
-        dtype: of the forward pass; frozen weights are stored in it, trained ones in float32.
+        dtype: of the forward pass: float32, bfloat16, or auto for bfloat16 where the hardware computes in it. Frozen
+            weights are stored in it, trained ones in float32.
         resolution: pictures have about resolution^2 pixels; None is the model's own.
         width, height: of the pictures, instead of `resolution`; both or neither.
         aspect: with `resolution`, whether pictures are square or have the aspect of their reference.
@@ -324,7 +326,7 @@ class PipelinePolicy(Policy):
         return base + (tokens - low) * (top - base) / (high - low)
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        with self._autocast():
+        with self._autocast(), self._attention():
             velocity = self._predict(latents, sigma, conditioning).float()
             if self.true_cfg_scale > 1:
                 prefix = "negative_"
@@ -348,9 +350,12 @@ class PipelinePolicy(Policy):
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """bfloat16 runs under autocast, so that float32 trained weights meet bfloat16 activations."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def _attention(self) -> AbstractContextManager[Any]:
+        """On a CPU the fused kernel is slow backwards in bfloat16; written out, the update is 1.7 times as fast."""
+        written_out = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        return PlainAttention() if written_out else nullcontext()
 
     # ---- what comes out
 
@@ -417,9 +422,12 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     Raises:
         UserError: unless it is float32 or bfloat16. float16 overflows in these models.
     """
+    if dtype == "auto":
+        fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found not in (torch.float32, torch.bfloat16):
-        raise UserError(f"policy.dtype is '{dtype}'; it must be float32 or bfloat16.")
+        raise UserError(f"policy.dtype is '{dtype}'; it must be float32, bfloat16 or auto.")
     return found
 
 

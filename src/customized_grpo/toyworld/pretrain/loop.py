@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from customized_grpo.attention import PlainAttention
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.settings import Settings
-from customized_grpo.toyworld.pretrain.attention import PlainAttention
 
 
 class Budget(Settings):

@@ -1,4 +1,4 @@
-"""Attention written out, for training small models on a CPU."""
+"""Attention written out, for small models in bfloat16 on a CPU."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
