@@ -3,7 +3,6 @@ import json
 import pytest
 import torch
 
-from customized_grpo.attention import PlainAttention
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.toyworld.pretrain import Budget, PretrainSettings, Progress, pretrain
 from customized_grpo.toyworld.pretrain.loop import fit
@@ -11,9 +10,6 @@ from customized_grpo.toyworld.pretrain.loop import fit
 TINY = {name: Budget(steps=2, batch_size=8) for name in ("autoencoder", "clip", "dino", "oracle", "generator")}
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Mismatch dtype between input and weight:UserWarning"
-)  # autocast in PyTorch's rms_norm
 def test_every_component_is_rebuilt_and_loads(tmp_path) -> None:
     settings = PretrainSettings(output=tmp_path / "toy", subjects=16, pair_subjects=16, measured_subjects=8, **TINY)
     seen: list[Progress] = []
@@ -84,19 +80,3 @@ def test_a_budget_needs_a_limit(tmp_path) -> None:
     module, loss = regression()
     with pytest.raises(UserError, match="no limit"):
         fit("line", module, loss, Budget(), tmp_path / "x.pt", seed=0)
-
-
-def test_plain_attention_equals_the_kernel_and_leaves_masks_alone() -> None:
-    query, key, value = torch.randn(3, 2, 4, 10, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
-    attend = torch.nn.functional.scaled_dot_product_attention
-    mask = torch.ones(10, 10, dtype=torch.bool).tril()
-    plain, masked, scaled = (
-        attend(query, key, value),
-        attend(query, key, value, mask),
-        attend(query, key, value, scale=0.1),
-    )
-    with PlainAttention():
-        assert torch.allclose(attend(query, key, value), plain, atol=1e-6)
-        assert torch.allclose(attend(query, key, value, attn_mask=mask), masked, atol=1e-6)
-        assert torch.allclose(attend(query, key, value, mask), masked, atol=1e-6)
-        assert torch.allclose(attend(query, key, value, scale=0.1), scaled, atol=1e-6)

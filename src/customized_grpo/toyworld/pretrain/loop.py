@@ -3,15 +3,15 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from customized_grpo.attention import PlainAttention
 from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.mixed_precision import MixedPrecision
 from customized_grpo.settings import Settings
 
 
@@ -81,10 +81,10 @@ def fit(
     reported = saved = time.monotonic()
     losses: list[float] = []
     module.train()
-    on_cpu = state.parameters[0].device.type == "cpu"
+    device_type = state.parameters[0].device.type
     while (share := state.share(budget)) < 1:
         state.set_learning_rate(budget, share)
-        with PlainAttention() if on_cpu else nullcontext():
+        with MixedPrecision(device_type):
             value = loss(state.generator)
         value.backward()
         state.step()
