@@ -69,6 +69,11 @@ def test_a_file_that_is_no_configuration_is_one_sentence(tmp_path: Path, text: s
         load_config(tmp_path / "bad.yaml")
 
 
+def test_another_model_does_not_inherit_what_suits_the_embedded_one() -> None:
+    assert load_config(None, ["policy.dtype=float32"]).policy.arguments["trainable"] == "full"
+    assert load_config(None, ["policy.path=my/kontext"]).policy.arguments == {"path": "my/kontext"}
+
+
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("")
     assert load_config(tmp_path / "empty.yaml") == Config()

@@ -142,7 +142,8 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _over_defaults(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Let `rewards.prompt.path` change one argument of a default spec; a new `use` starts from nothing."""
+    """Let `policy.dtype` change one argument of a default spec. A new `use` or `path` starts from nothing: what suits
+    the embedded model, such as training all its weights, does not suit another one."""
     merged = dict(tree)
     for name, field in model.model_fields.items():
         given = tree.get(name)
@@ -170,7 +171,10 @@ def _over_defaults(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str,
 def _over_spec(given: Mapping[str, Any], default: Spec | None) -> dict[str, Any]:
     if default is None or ("use" in given and given["use"] != default.use):
         return dict(given)
-    return {**default.model_dump(), **given}
+    kept = default.model_dump()
+    if "path" in given and given["path"] != kept.get("path"):
+        return {"use": default.use, **given}
+    return {**kept, **given}
 
 
 def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
