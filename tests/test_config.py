@@ -42,6 +42,13 @@ def test_rewards_change_one_by_one_or_as_a_whole() -> None:
     assert load_config(None, ["metrics={}"]).metrics == {}
 
 
+def test_the_toy_worlds_oracle_is_not_asked_about_other_data() -> None:
+    assert load_config(None, ["data.train=mine.jsonl"]).metrics == {}
+    assert load_config(None, ["data.train=mine.jsonl", "data.eval=toyworld"]).metrics == load_config().metrics
+    named = load_config(None, ["data.train=mine.jsonl", "metrics={sharp: {use: ClipReward}}"]).metrics
+    assert list(named) == ["sharp"]
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [

@@ -49,6 +49,14 @@ def test_changes_pair_tasks_and_know_their_sign() -> None:
     assert (same.low, same.high) == pytest.approx((0, 0), abs=1e-6)
 
 
+def test_one_subject_alone_has_no_interval() -> None:
+    before, after = (run(fakes.LinearPolicy(), iteration=n, count=1) for n in (0, 1))
+    change = evaluations.changes(before, after)[0]
+    assert change.difference == 0
+    assert math.isnan(change.low)
+    assert math.isnan(change.high)
+
+
 def test_the_table_knows_whose_picture_it_is() -> None:
     table = run(fakes.LinearPolicy()).table()
     assert table.clusters == ("s0", "s1", "s2", "s0", "s1")

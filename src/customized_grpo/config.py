@@ -68,7 +68,8 @@ class Config(TrainerConfig):
     rewards: dict[str, Spec] = Field(default=REWARDS)
     """Column order is the order here; the time weights of the paper expect prompt, then identity."""
     metrics: dict[str, Spec] = Field(default=METRICS)
-    """Measured in evaluation, never trained on."""
+    """Measured in evaluation, never trained on. Unless they are named, data other than the toy world has none: its
+    oracle knows the truth of nothing else."""
     data: DataSettings = DataSettings()
 
 
@@ -121,8 +122,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def parse_config(tree: Mapping[str, Any], model: type[S]) -> S:
     """A settings object from plain data, merged over the defaults; errors in one sentence."""
+    values = _over_defaults(tree, model)
     try:
-        return model(**_over_defaults(tree, model))
+        made = model(**values)
+        if isinstance(made, Config) and "metrics" not in tree and (made.data.eval or made.data.train) != "toyworld":
+            return model(**{**values, "metrics": {}})
+        return made
     except ValidationError as error:
         raise UserError(_sentence(error, model)) from None
 

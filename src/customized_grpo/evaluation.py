@@ -183,12 +183,16 @@ class Change:
 
 
 def changes(before: Evaluation, after: Evaluation, seed: int = 0) -> list[Change]:
-    """What training did to every metric, on the same tasks and noise. Replicates are averaged, not resampled."""
+    """What training did to every metric, on the same tasks and noise. Replicates are averaged, not resampled.
+
+    The bounds are NaN where there is one subject alone, which says nothing of others.
+    """
     first, last = (e.values.double().nanmean(0, keepdim=True) for e in (before, after))
     subjects = [cluster(example) for example in before.examples]
     interval = statistics.paired_difference(last, first, subjects, torch.Generator().manual_seed(seed))
     means = (before.means(), after.means())
+    bounds = torch.stack([interval.low, interval.high], dim=-1).tolist() if len(set(subjects)) > 1 else None
     return [
-        Change(name, means[0][name], means[1][name], float(interval.low[k]), float(interval.high[k]))
+        Change(name, means[0][name], means[1][name], *(bounds[k] if bounds else (math.nan, math.nan)))
         for k, name in enumerate(before.metrics)
     ]

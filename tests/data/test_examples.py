@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from customized_grpo.data import JsonlDataset
+from customized_grpo.data import DataSettings, JsonlDataset, load_datasets
 from customized_grpo.data.examples import read_mask, read_picture
 from customized_grpo.errors import UserError
+from customized_grpo.evaluation import cluster
 
 
 @pytest.fixture
@@ -106,6 +107,20 @@ def test_in_a_flat_folder_every_reference_is_a_subject(folder):
 def test_one_subject_cannot_be_held_out(folder):
     dataset = JsonlDataset(write(folder, line("0"), line("1")))
     assert dataset.held_out() == (dataset, None)
+
+
+def test_held_out_examples_begin_with_one_of_each_subject(folder):
+    references = ["dog/0.png"] * 3 + ["cat/0.png"]
+    lines = [line(str(n), references=[name], split="eval") for n, name in enumerate(references)]
+    _, held_out = load_datasets(DataSettings(train=str(write(folder, *lines, line("t"))), eval=None))
+    assert [example.id for example in held_out] == ["0", "3", "1", "2"]
+    assert [cluster(example) for example in held_out] == ["dog", "cat", "dog", "dog"]
+
+
+def test_two_dogs_are_two_subjects(folder):
+    lines = [line("0", subject="dog"), line("1", subject="dog", references=["cat/0.png"])]
+    first, second = JsonlDataset(write(folder, *lines))
+    assert cluster(first) != cluster(second)
 
 
 def test_splits_that_the_manifest_names(folder):

@@ -32,14 +32,13 @@ def load_datasets(settings: DataSettings) -> tuple[Sequence[Example], Sequence[E
     train = _load(settings.train, "train")
     if settings.eval is not None:
         held_out = _load(settings.eval, "eval")
-        return (train.split("train") if _has_splits(train) else train), (
-            held_out.split("eval") if _has_splits(held_out) else held_out
-        )
-    if settings.train == "toyworld":
-        return train, _load("toyworld", "eval")
-    if isinstance(train, JsonlDataset):
-        return train.held_out()
-    return train, None
+        train = train.split("train") if _has_splits(train) else train
+        held_out = held_out.split("eval") if _has_splits(held_out) else held_out
+    elif settings.train == "toyworld":
+        held_out = _load("toyworld", "eval")
+    else:
+        train, held_out = train.held_out() if isinstance(train, JsonlDataset) else (train, None)
+    return train, held_out.spread() if isinstance(held_out, JsonlDataset) else held_out
 
 
 def _has_splits(dataset: Any) -> bool:

@@ -6,6 +6,8 @@ relative to the manifest.
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, overload
 
@@ -36,6 +38,13 @@ class Record(Settings):
         if not prompt.strip():
             raise ValueError("the prompt is empty")
         return prompt
+
+
+@dataclass(frozen=True)
+class PhotoExample(Example):
+    """An example of a manifest, which knows whose picture it is: two dogs are two subjects."""
+
+    subject_id: str = ""
 
 
 def parse_line(line: str, where: str) -> Record:
@@ -79,11 +88,12 @@ class JsonlDataset(Sequence[Example]):
         if not self.path.is_file():
             raise UserError(f"There is no data file '{path}'; give a JSONL file with one example per line.")
         self.records = self._read()
+        self.subjects = identities([record.references[0] for record in self.records])
 
-    @classmethod
-    def _of(cls, path: Path, records: Iterable[Record]) -> "JsonlDataset":
-        dataset = cls.__new__(cls)
-        dataset.path, dataset.records = path, list(records)
+    def _only(self, places: Iterable[int]) -> "JsonlDataset":
+        dataset, places = type(self).__new__(type(self)), list(places)
+        dataset.path, dataset.records = self.path, [self.records[n] for n in places]
+        dataset.subjects = [self.subjects[n] for n in places]
         return dataset
 
     def _read(self) -> list[Record]:
@@ -127,12 +137,13 @@ class JsonlDataset(Sequence[Example]):
             read_mask(self.path.parent / name, picture.size) if name else alpha
             for name, (picture, alpha) in zip(record.masks or (None,) * len(pictures), pictures, strict=True)
         ]
-        return Example(
+        return PhotoExample(
             id=record.id,
             prompt=record.prompt,
             references=tuple(picture for picture, _ in pictures),
             subject=record.subject,
             masks=tuple(masks) if any(masks) else (),
+            subject_id=self.subjects[index],
         )
 
     @property
@@ -141,11 +152,19 @@ class JsonlDataset(Sequence[Example]):
 
     def split(self, name: str) -> "JsonlDataset":
         """The examples of one split; lines without a split belong to "train"."""
-        chosen = [record for record in self.records if (record.split or "train") == name]
+        chosen = [n for n, record in enumerate(self.records) if (record.split or "train") == name]
         if not chosen:
             known = sorted({record.split or "train" for record in self.records})
             raise UserError(f"'{self.path}' has no example with split '{name}'; it has {', '.join(known)}.")
-        return self._of(self.path, chosen)
+        return self._only(chosen)
+
+    def spread(self) -> "JsonlDataset":
+        """An example of each subject in turn: the first few, which evaluation takes, are of many subjects."""
+        own: dict[str, list[int]] = {}
+        for place, subject in enumerate(self.subjects):
+            own.setdefault(subject, []).append(place)
+        rounds = chain.from_iterable(zip_longest(*own.values()))
+        return self._only(place for place in rounds if place is not None)
 
     def held_out(self) -> tuple["JsonlDataset", "JsonlDataset | None"]:
         """Training and evaluation examples without a subject in common.
@@ -155,14 +174,13 @@ class JsonlDataset(Sequence[Example]):
         """
         if any(record.split == "eval" for record in self.records):
             return self.split("train"), self.split("eval")
-        of = identities([record.references[0] for record in self.records])
-        subjects = list(dict.fromkeys(of))
+        subjects = list(dict.fromkeys(self.subjects))
         if len(subjects) < 2:
             return self, None
         held = set(subjects[-max(1, len(subjects) // 10) :])
-        train = [record for record, subject in zip(self.records, of, strict=True) if subject not in held]
-        rest = [record for record, subject in zip(self.records, of, strict=True) if subject in held]
-        return self._of(self.path, train), self._of(self.path, rest)
+        train = [n for n, subject in enumerate(self.subjects) if subject not in held]
+        rest = [n for n, subject in enumerate(self.subjects) if subject in held]
+        return self._only(train), self._only(rest)
 
 
 def identities(references: Sequence[str]) -> list[str]:
