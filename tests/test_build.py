@@ -63,3 +63,17 @@ def test_a_missing_argument_is_one_sentence() -> None:
 class Needs:
     def __init__(self, path: str) -> None:
         self.path = path
+
+
+class Breaks:
+    def __init__(self, path: str = "there") -> None:
+        raise KeyError("no weights")
+
+
+def test_what_goes_wrong_in_anybodys_code_is_one_sentence(tmp_path, monkeypatch) -> None:
+    with pytest.raises(UserError, match=r"Breaks cannot be made with path='here' \(KeyError: 'no weights'\)"):
+        construct(spec("test_build:Breaks", path="here"), "reward")
+    (tmp_path / "unwritten.py").write_text("def (")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"importing 'unwritten' for 'unwritten:x' failed \(SyntaxError: "):
+        resolve("unwritten:x", "reward")

@@ -163,6 +163,15 @@ def test_bad_input_is_one_sentence_and_status_two(tmp_path: Path, words: list[st
     assert "Traceback" not in text
 
 
+def test_a_module_beside_one_is_found(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def bright(images, examples):\n    return images.mean((1, 2, 3))\n")
+    words = ["config", "--check", "rewards.bright.use=mine:bright"]
+    script = "import sys; sys.path.remove(''); from customized_grpo.cli import main; main()"  # as the installed command
+    command = [sys.executable, "-c", script, *words]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_folder_in_use_is_refused_before_anything_is_loaded(straight: Path, tmp_path: Path) -> None:
     before = sorted(straight.rglob("*"))
     text = cgrpo("train", f"output={straight}", cwd=tmp_path, expect=2)

@@ -46,8 +46,13 @@ def _import(module: str, use: str, slot: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{slot}: cannot import '{module}' for '{use}' ({error}); "
-            f"write package.module:name and see that the package is installed or on PYTHONPATH."
+            f"{slot}: cannot import '{module}' for '{use}' ({error}); write package.module:name and see that the "
+            f"package is installed, on PYTHONPATH, or a file in the folder you start from."
+        ) from error
+    except Exception as error:  # anybody's module
+        raise UserError(
+            f"{slot}: importing '{module}' for '{use}' failed ({type(error).__name__}: {error}); "
+            f"see that `python -c 'import {module}'` works."
         ) from error
 
 
@@ -67,8 +72,14 @@ def construct(spec: Spec, slot: str, **extra: Any) -> Any:
     arguments = {k: v for k, v in extra.items() if k in accepted} | spec.arguments
     try:
         return _makers(target)[-1](**arguments)
-    except TypeError as error:
-        raise UserError(f"{slot}: {spec.use} cannot be made with {sorted(arguments)}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # anybody's code may stand behind a name
+        given = ", ".join(f"{name}={value!r}" for name, value in spec.arguments.items()) or "no settings"
+        raise UserError(
+            f"{slot}: {spec.use} cannot be made with {given} ({type(error).__name__}: {error}); "
+            f"check its settings, or see --debug."
+        ) from error
 
 
 def check_spec(spec: Spec, slot: str) -> Any:

@@ -259,6 +259,7 @@ def main() -> None:
     debug = DEBUG in sys.argv[1:]
     sys.argv = [word for word in sys.argv if word != DEBUG]
     os.environ["CGRPO_DEBUG"] = "1" if debug else ""
+    sys.path.append("")  # `use: mine:reward` finds mine.py in the folder one starts from, as `python -m` does
     try:
         app(standalone_mode=True)
     except (UserError, TrainingError) as error:
