@@ -37,6 +37,7 @@ class Display(Observer):
             "rewards": ", ".join(summary.rewards),
             "work": f"{summary.iterations - summary.start_iteration} iterations x {summary.samples_per_iteration} "
             f"pictures, about {duration(summary.expected_seconds)}",
+            "memory": f"about {summary.memory}",
         }
         if summary.start_iteration:
             rows["resumed"] = f"after iteration {summary.start_iteration}"

@@ -23,13 +23,14 @@ from customized_grpo.errors import UserError
 from customized_grpo.evaluation import Change, Evaluation
 from customized_grpo.functional.schedule import StepPlan
 from customized_grpo.grids import copy_grid, save_grid, save_history
+from customized_grpo.memory import MemoryEstimate, Workload, estimate_memory, explain_full_device
 from customized_grpo.meters import Clock
 from customized_grpo.method import Method, SpreadGuard, describe_advantages, describe_rewards
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import generator
 from customized_grpo.rollout import RowNoise, collect, complete_dynamics
 from customized_grpo.scoring import RewardFunction, named, score_groups
-from customized_grpo.tracking import RunFolder, now, peak_memory_gib, provenance, start_trackers
+from customized_grpo.tracking import RunFolder, check_trackers, now, peak_memory_gib, provenance, start_trackers
 from customized_grpo.types import Example, Rewards, Rollout
 from customized_grpo.update import Updater
 
@@ -66,6 +67,8 @@ class Summary:
     device: str
     expected_seconds: float
     """Transformer passes at their measured cost, times their number; rewards and decoding come on top."""
+    memory: MemoryEstimate
+    """Of the device, at the fullest moment."""
 
 
 @dataclass(frozen=True)
@@ -346,22 +349,49 @@ class Trainer:
             model=self.policy.name,
             trainable_parameters=sum(p.numel() for p in self.update.parameters),
             total_parameters=total,
+        with explain_full_device(self.policy.device):
+            memory = self._expected_memory()
+        with explain_full_device(self.policy.device, memory):
+            seconds = self._expected_seconds()
             rewards=tuple(self.rewards),
             samples_per_iteration=self.config.training.prompts_per_iteration * settings.num_generations,
             start_iteration=self.iteration,
             iterations=self.config.training.iterations,
             device=str(self.policy.device),
-            expected_seconds=self._expected_seconds(),
+            expected_seconds=seconds,
+            memory=memory,
         )
         fields = ("model", "trainable_parameters", "total_parameters", "rewards", "samples_per_iteration")
-        run.describe(name=run.path.name, summary={name: getattr(summary, name) for name in fields})
+        shown = {name: getattr(summary, name) for name in fields}
+        run.describe(name=run.path.name, summary={**shown, "memory_gib": round(memory.total / 2**30, 3)})
         return summary
 
     def _expected_seconds(self) -> float:
         """Transformer passes still to come, at the cost of one forward and one forward with backward measured now."""
         settings, training, held_out = self.config.rollout, self.config.training, self.config.evaluation
+        mine, _, size = self._batches()
+    def _batches(self) -> tuple[int, int, int]:
+        """Rows of this process: in an iteration, in a chunk of its rollout, and in a pass of its update."""
+        settings, training = self.config.rollout, self.config.training
         mine = training.prompts_per_iteration // self.accelerator.num_processes * settings.num_generations
-        size = min(training.micro_batch or mine, (settings.chunk_prompts or mine) * settings.num_generations)
+        chunk = min(mine, (settings.chunk_prompts or mine) * settings.num_generations)
+        return mine, chunk, min(training.micro_batch or chunk, chunk)
+
+    def _expected_memory(self) -> MemoryEstimate:
+        mine, chunk, size = self._batches()
+        held_out, method = self.config.evaluation, self.config.method
+        work = Workload(
+            rows=mine,
+            micro_batch=size,
+            sampled=max(chunk, min(held_out.batch, len(self.eval_examples) * held_out.replicates)),
+            trained_steps=len(self._step_plan(1).trained),
+            kept=3 if method.ratio_norm else 2,
+            base=method.beta > 0,
+            average=self.update.ema is not None,
+        )
+        others = [*self.rewards.values(), *self.metrics.values()]
+        return estimate_memory(self.policy, self.update.optimizer, self.train_dataset[0], work, others)
+
         forward, learning = pass_seconds(self.policy, self.train_dataset[0], size)
         trained = len(self._step_plan(1).trained) * training.inner_epochs
         left = training.iterations - self.iteration

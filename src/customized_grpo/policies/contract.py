@@ -58,6 +58,10 @@ class Policy(ABC):
     def decode(self, latents: Tensor, conditioning: Conditioning) -> Tensor:
         """Images (B, 3, H, W), float32 in [0, 1], without gradient."""
 
+    def decode_batch(self, conditioning: Conditioning) -> int | None:
+        """Pictures that `decode` works on at once, for the estimate of memory; None is all."""
+        return None
+
     @abstractmethod
     def base(self) -> AbstractContextManager[None]:
         """Inside it `velocity` is that of the base policy: the same weights with the adapter switched off."""

@@ -361,11 +361,14 @@ class PipelinePolicy(Policy):
 
     @torch.no_grad()
     def decode(self, latents: Tensor, conditioning: Conditioning) -> Tensor:
-        width, height = _size(conditioning)
-        batch = max(1, PIXELS_PER_DECODE // (width * height))
+        batch, (width, height) = self.decode_batch(conditioning), _size(conditioning)
         with self._awake("vae"), self._autocast():
             images = [self._decode(some, *self.grid((width, height))).float() for some in latents.split(batch)]
         return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
+
+    def decode_batch(self, conditioning: Conditioning) -> int:
+        width, height = _size(conditioning)
+        return max(1, PIXELS_PER_DECODE // (width * height))
 
     @abstractmethod
     def _decode(self, latents: Tensor, rows: int, columns: int) -> Tensor:
