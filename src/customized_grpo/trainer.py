@@ -30,7 +30,7 @@ from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import generator
 from customized_grpo.rollout import RowNoise, collect, complete_dynamics
 from customized_grpo.scoring import RewardFunction, named, score_groups
-from customized_grpo.tracking import RunFolder, check_trackers, now, peak_memory_gib, provenance, start_trackers
+from customized_grpo.tracking import RunFolder, now, peak_memory_gib, provenance, start_trackers
 from customized_grpo.types import Example, Rewards, Rollout
 from customized_grpo.update import Updater
 
