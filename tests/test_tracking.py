@@ -3,9 +3,10 @@ import math
 from pathlib import Path
 
 import pytest
+import yaml
 
 from customized_grpo.errors import UserError
-from customized_grpo.tracking import RunFolder, provenance, write_text
+from customized_grpo.tracking import RunFolder, TrackingSettings, check_trackers, provenance, write_text
 
 
 def test_a_new_run_takes_only_a_free_folder(tmp_path: Path) -> None:
@@ -42,6 +43,38 @@ def test_metrics_survive_a_cut_line_and_rewind(tmp_path: Path) -> None:
     run.rewind(2)
     assert [r["iteration"] for r in run.records()] == [1, 2]
     assert sorted(p.name for p in run.evaluations.iterdir()) == ["iteration-000000.json", "iteration-000002.json"]
+
+
+def test_a_resumed_runs_settings_replace_the_old_ones_which_stay(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    run.config.write_text("output: here\ntraining: {iterations: 4}\npolicy: {use: Mine}\n")
+    before = run.config.read_text()
+    run.adopt("output: there\ntraining: {iterations: 4}\n", 4)
+    assert run.config.read_text() == before, "where it lies is no change"
+    run.adopt("output: there\ntraining: {iterations: 9}\n", 4)
+    assert yaml.safe_load(run.config.read_text()) == {
+        "output": "there", "training": {"iterations": 9}, "policy": {"use": "Mine"},
+    }  # fmt: skip
+    run.adopt("output: there\ntraining: {iterations: 12}\n", 4)
+    assert (run.path / "config-until-000004.yaml").read_text() == before, "what trained those four"
+
+
+def test_a_damaged_run_json_is_kept_and_does_not_stop_anything(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run")
+    run.info.write_text('{"status": "runn')
+    assert run.facts() == {}
+    run.describe(status="running")
+    assert run.facts() == {"status": "running"}
+    assert (run.path / "run-damaged.json").read_text() == '{"status": "runn'
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("tensorbord", r"Did you mean 'tensorboard'\?"), ("clearml", r"'clearml', which is not installed; pip install")],
+)
+def test_a_tracker_that_is_not_there_is_refused(name: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_trackers(TrackingSettings(log_with=name))  # pyright: ignore[reportArgumentType] - one is a list too
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:

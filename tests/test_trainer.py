@@ -197,7 +197,35 @@ def test_a_micro_batch_that_does_not_divide_the_rows_is_refused(tmp_path: Path) 
 def test_weights_for_another_number_of_rewards_are_refused(tmp_path: Path) -> None:
     rewards = {"a": fakes.red, "b": fakes.dark, "c": lambda images, examples: images[:, 2].mean((1, 2))}
     with pytest.raises(UserError, match=r"2 weights per step|weights of shape"):
-        trainer(tmp_path, rewards=rewards).train()
+        trainer(tmp_path, rewards=rewards)
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "sentence"),
+    [
+        ("rollout", {"steps": {"use": "random_fraction", "fraction": 2.0}}, r"rollout.steps 'random_fraction'.*got 2"),
+        ("rollout", {"dynamics": {"use": "dance_sde", "noise_level": "much"}}, r"rollout.dynamics 'dance_sde' cannot"),
+        ("method", {"advantage": {"use": "sars", "gamma": "half"}}, r"method.advantage 'sars' cannot be computed"),
+        ("method", {"time_weights": {"use": "constant", "weights": [[1]]}}, r"method.time_weights"),
+        ("tracking", {"log_with": ["tensorbord"]}, r"Did you mean 'tensorboard'\?"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_a_folder_is_made(
+    tmp_path: Path, section: str, settings: dict, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        trainer(tmp_path, **{section: settings})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_resumed_for_longer_says_so_and_keeps_what_it_was(tmp_path: Path) -> None:
+    trainer(tmp_path).train()
+    run, longer = RunFolder(tmp_path / "run"), {**QUICK["training"], "iterations": 5}
+    before = run.config.read_text()
+    trainer(tmp_path, training=longer).train(resume=run)
+    assert "iterations: 5" in run.config.read_text()
+    assert (run.path / "config-until-000003.yaml").read_text() == before
+    assert [record["iteration"] for record in run.records()] == [1, 2, 3, 4, 5]
 
 
 def test_an_unscored_picture_is_counted_and_teaches_nothing(tmp_path: Path) -> None:
@@ -220,8 +248,9 @@ def test_a_reward_that_fails_mid_run_names_itself_and_keeps_what_was_done(tmp_pa
             raise RuntimeError("the judge hung up")
         return fakes.dark(images, examples)
 
-    with pytest.raises(UserError, match=r"test_trainer:.*fragile failed on 8 images.*'e\d'.*the judge hung up"):
+    with pytest.raises(UserError, match=r"test_trainer:.*fragile failed on 8 images.*'e\d'.*judge hung up") as caught:
         trainer(tmp_path, rewards={"prompt": fakes.red, "identity": fragile}, evaluation={"examples": 0}).train()
+    assert caught.value.advice.endswith(f"cgrpo train --resume {tmp_path / 'run'}")
     assert (tmp_path / "run" / "checkpoints" / "iteration-000002").is_dir()
 
 

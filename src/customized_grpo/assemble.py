@@ -44,6 +44,55 @@ def open_run(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder
     return run, load_config(run.config, [*overrides, f"output={os.fspath(run.path)}"])
 
 
+HOW = frozenset({
+    "api_key_variable", "backoff", "batch_size", "cache", "cache_mib", "concurrency", "device", "environment",
+    "gradient_checkpointing", "log", "offload", "patience", "prices", "python", "retries", "start_timeout", "timeout",
+    "url",
+})  # fmt: skip
+"""Settings of a policy or a reward that say where and how it is computed, not what: a resumed run may change them."""
+
+
+def resume_run(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Config]:
+    """A run folder to go on in, and its configuration with overrides on top.
+
+    Raises:
+        UserError: if they would go on with another model or other rewards than the checkpoint was trained with.
+    """
+    run, config = open_run(path, overrides)
+    if overrides and checkpoint.checkpoints(run.checkpoints):
+        before, after = (_trained_with(some) for some in (load_config(run.config), config))
+        if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+            name = changed[0]
+            raise UserError(
+                f"The run in '{run.path}' was trained with {name} = {before.get(name)}, not {after.get(name)}; a "
+                f"resumed run keeps its model and its rewards: leave that out, or start a new run in another output."
+            )
+        if list(before) != list(after):
+            raise UserError(
+                f"The run in '{run.path}' was trained with its rewards in another order; a resumed run keeps it: "
+                f"leave the rewards out, or start a new run in another output."
+            )
+    return run, config
+
+
+def _trained_with(config: Config) -> dict[str, object]:
+    """What makes the model and the rewards, by setting."""
+    specs = {"policy": config.policy, **{f"rewards.{name}": spec for name, spec in config.rewards.items()}}
+    return {
+        f"{where}.{name}": value
+        for where, spec in specs.items()
+        for name, value in spec.model_dump().items()
+        if name not in HOW
+    }
+
+
+def finished_iterations(run: RunFolder, config: Config) -> int | None:
+    """How many iterations a run has finished, if it has nothing left to do; else None."""
+    found = checkpoint.checkpoints(run.checkpoints)
+    done = int(found[-1].name.split("-")[1]) if found else 0
+    return done if run.facts().get("status") == "finished" and done >= config.training.iterations else None
+
+
 def load_trained(policy: Policy, run: RunFolder, iteration: int | None = None) -> int:
     """Put the newest (or the given) checkpoint's weights into a policy: the averaged ones where there are any.
 

@@ -51,7 +51,7 @@ def train(
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
 ) -> None:
     """Train. Without arguments: the embedded default, a tiny FLUX-Kontext on the toy world."""
-    from customized_grpo.assemble import build_trainer, open_run
+    from customized_grpo.assemble import build_trainer, finished_iterations, resume_run
     from customized_grpo.config import load_config, to_yaml
     from customized_grpo.display import Display, show_result
 
@@ -61,7 +61,14 @@ def train(
     if resume is not None:
         if file is not None:
             raise UserError("--resume takes its configuration from the run folder; leave the file out.")
-        run, config = open_run(resume, overrides)
+        run, config = resume_run(resume, overrides)
+        if done := finished_iterations(run, config):
+            console.print(
+                f"'{resume}' has finished its {done} iterations; to train on, ask for more: "
+                f"cgrpo train --resume {resume} training.iterations={2 * done}",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+            return
     else:
         config = load_config(file, overrides)
         _check_output(config.output)
@@ -263,7 +270,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except (UserError, TrainingError) as error:
-        _fail(str(error), debug)
+        _fail(str(error), debug, advice=error.advice)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT):
             raise
@@ -272,10 +279,12 @@ def main() -> None:
         _fail("Interrupted.", debug, status=130)
 
 
-def _fail(sentence: str, debug: bool, status: int = 2) -> None:
+def _fail(sentence: str, debug: bool, status: int = 2, advice: str = "") -> None:
     if debug:
         raise
     errors.print(f"[bold red]error:[/bold red] {_escape(sentence)}", highlight=False, soft_wrap=True)
+    if advice:
+        errors.print(_escape(advice), highlight=False, soft_wrap=True)
     sys.exit(status)
 
 

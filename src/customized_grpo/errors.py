@@ -7,9 +7,14 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Something the user can mend: one sentence with what was seen, what was expected and what to do."""
 
+    advice = ""
+    """How to go on when it is mended, where something was under way."""
+
 
 class TrainingError(RuntimeError):
     """A guard stopped the run, because going on would have trained nothing or trained nonsense."""
+
+    advice = ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers
 from accelerate.utils import LoggerType
+from pydantic import field_validator
 
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.settings import Settings
@@ -23,9 +25,14 @@ class TrackingSettings(Settings):
     """Where metrics go besides metrics.jsonl."""
 
     log_with: tuple[str, ...] = ("tensorboard",)
-    """Trackers by accelerate's names: tensorboard, wandb, swanlab, trackio, ... Empty for none."""
+    """Trackers by accelerate's names: tensorboard, wandb, swanlab, trackio, ... One, a list, or [] for none."""
     project: str = "customized-grpo"
     """Project name shown by the tracker."""
+
+    @field_validator("log_with", mode="before")
+    @classmethod
+    def _one_is_a_list_too(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class RunFolder:
@@ -77,9 +84,34 @@ class RunFolder:
             raise UserError(f"'{path}' is not a run folder: it {seen}. `cgrpo train` makes one and prints its name.")
         return folder
 
+    def adopt(self, config_yaml: str, iteration: int) -> None:
+        """Let a resumed run have other settings: config.yaml always holds those in force.
+
+        What held until `iteration` stays as config-until-NNNNNN.yaml. Where the folder lies is no change.
+        """
+        text = self.config.read_text(encoding="utf-8")
+        before = yaml.safe_load(text)
+        after = {**before, **yaml.safe_load(config_yaml)}
+        if {**after, "output": None} == {**before, "output": None}:
+            return
+        kept = self.path / f"config-until-{iteration:06d}.yaml"
+        if not kept.exists():
+            write_text(kept, text)
+        write_text(self.config, yaml.safe_dump(after, sort_keys=False, width=100))
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json says; nothing if it is missing or damaged."""
+        try:
+            found = json.loads(self.info.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def describe(self, **fields: Any) -> None:
-        """Merge fields into run.json."""
-        known = json.loads(self.info.read_text(encoding="utf-8")) if self.info.exists() else {}
+        """Merge fields into run.json; a damaged one is kept as run-damaged.json."""
+        known = self.facts()
+        if not known and self.info.exists():
+            self.info.replace(self.path / "run-damaged.json")
         write_text(self.info, json.dumps({**known, **fields}, indent=1, default=str))
 
     def log(self, record: Mapping[str, float]) -> None:
@@ -115,20 +147,20 @@ class RunFolder:
         return self.evaluations / f"iteration-{iteration:06d}.json"
 
 
-def start_trackers(accelerator: Accelerator, settings: TrackingSettings, run: RunFolder) -> None:
-    """Start the trackers that the settings name, in the run folder.
-
-    Raises:
-        UserError: if one is unknown or not installed.
-    """
-    if not settings.log_with:
-        return
+def check_trackers(settings: TrackingSettings) -> None:
+    """Raise UserError if a tracker is unknown or not installed."""
     known = [tracker.value for tracker in LoggerType if tracker.value != "all"]
     for name in settings.log_with:
         if name not in known:
             raise UserError(f"tracking.log_with names '{name}'; there are {', '.join(known)}.{nearest(name, known)}")
-        if not filter_trackers([name], str(run.path)):
+        if not filter_trackers([name], "."):
             raise UserError(f"tracking.log_with names '{name}', which is not installed; pip install {name}.")
+
+
+def start_trackers(accelerator: Accelerator, settings: TrackingSettings, run: RunFolder) -> None:
+    """Start the trackers that the settings name, in the run folder."""
+    if not settings.log_with:
+        return
     accelerator.project_configuration.set_directories(str(run.path))
     accelerator.log_with = filter_trackers(list(settings.log_with), str(run.path))
     accelerator.init_trackers(settings.project, config={})

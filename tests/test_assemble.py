@@ -1,0 +1,47 @@
+from pathlib import Path
+
+import pytest
+
+from customized_grpo.assemble import finished_iterations, resume_run
+from customized_grpo.config import load_config, to_yaml
+from customized_grpo.errors import UserError
+from customized_grpo.tracking import RunFolder
+
+CLIP, DINO = "{use: ClipReward, path: 'toyworld:clip'}", "{use: DinoReward, path: 'toyworld:dino'}"
+
+
+def run(tmp_path: Path, *, checkpoints: int = 1) -> RunFolder:
+    folder = RunFolder.create(tmp_path / "run")
+    folder.config.write_text(to_yaml(load_config(overrides=["training.iterations=4"])))
+    for index in range(checkpoints):
+        (folder.checkpoints / f"iteration-{4 * (index + 1):06d}").mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("policy.trainable=lora", r"was trained with policy.trainable = full, not lora; a resumed run keeps its model"),
+        ("rewards.identity.use=ClipReward", r"rewards.identity.use = DinoReward, not ClipReward"),
+        ("rewards.third.use=ClipReward", r"rewards.third.use = None, not ClipReward"),
+        (f"rewards={{identity: {DINO}, prompt: {CLIP}}}", r"in another order"),
+    ],
+)
+def test_a_resumed_run_keeps_its_model_and_its_rewards(tmp_path: Path, override: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        resume_run(run(tmp_path).path, [override])
+
+
+def test_the_rest_may_change_and_everything_before_the_first_checkpoint(tmp_path: Path) -> None:
+    folder = run(tmp_path)
+    assert resume_run(folder.path, ["training.iterations=9"])[1].training.iterations == 9
+    assert resume_run(folder.path, ["policy.gradient_checkpointing=true", "rewards.prompt.device=cpu"])
+    assert resume_run(run(tmp_path / "new", checkpoints=0).path, ["policy.trainable=lora"])
+
+
+def test_a_finished_run_has_nothing_left_to_do_unless_more_is_asked_for(tmp_path: Path) -> None:
+    folder = run(tmp_path)
+    assert finished_iterations(*resume_run(folder.path)) is None, "killed before its report"
+    folder.describe(status="finished")
+    assert finished_iterations(*resume_run(folder.path)) == 4
+    assert finished_iterations(*resume_run(folder.path, ["training.iterations=5"])) is None
