@@ -19,7 +19,7 @@ from customized_grpo import checkpoint as checkpoints
 from customized_grpo import evaluation as evaluations
 from customized_grpo.build import bind
 from customized_grpo.checkpoint import TrainingState
-from customized_grpo.errors import UserError
+from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.evaluation import Change, Evaluation
 from customized_grpo.functional.schedule import StepPlan
 from customized_grpo.grids import copy_grid, save_grid, save_history
@@ -28,7 +28,7 @@ from customized_grpo.meters import Clock
 from customized_grpo.method import Method, SpreadGuard, describe_advantages, describe_rewards
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import generator
-from customized_grpo.rollout import RowNoise, collect, complete_dynamics
+from customized_grpo.rollout import RolloutSettings, RowNoise, collect, complete_dynamics
 from customized_grpo.scoring import RewardFunction, named, score_groups
 from customized_grpo.tracking import RunFolder, check_trackers, now, peak_memory_gib, provenance, start_trackers
 from customized_grpo.types import Example, Rewards, Rollout
@@ -124,6 +124,8 @@ class Trainer:
         self.stop_requested = False
         check_sizes(self.config, len(train_dataset), self.accelerator.num_processes)
         check_noise(self.dynamics, self.config.rollout.dynamics.use)
+        check_plan(self.plan, self.method, self.config.rollout)
+        check_trackers(self.config.tracking)
 
     # ---- the loop
 
@@ -154,6 +156,8 @@ class Trainer:
                 self._close(run, "failed", started)
                 if isinstance(error, UserError):
                     self._save_before_failure(run)
+                if isinstance(error, UserError | TrainingError):
+                    error.advice = f"When that is mended, go on with: cgrpo train --resume {run.path}"
                 raise
         return self._finish(run, first, last, started)
 
@@ -337,6 +341,7 @@ class Trainer:
             self._restore(run)
             if self.accelerator.is_main_process:
                 run.rewind(self.iteration)
+                run.adopt(config_yaml or to_yaml(self.config), self.iteration)
                 run.describe(status="running", finished=None)
         start_trackers(self.accelerator, self.config.tracking, run)
         return run
@@ -344,15 +349,15 @@ class Trainer:
     def _summary(self, run: RunFolder) -> Summary:
         total = sum(p.numel() for p in self.policy.module.parameters())
         settings = self.config.rollout
+        with explain_full_device(self.policy.device):
+            memory = self._expected_memory()
+        with explain_full_device(self.policy.device, memory):
+            seconds = self._expected_seconds()
         summary = Summary(
             run=run.path,
             model=self.policy.name,
             trainable_parameters=sum(p.numel() for p in self.update.parameters),
             total_parameters=total,
-        with explain_full_device(self.policy.device):
-            memory = self._expected_memory()
-        with explain_full_device(self.policy.device, memory):
-            seconds = self._expected_seconds()
             rewards=tuple(self.rewards),
             samples_per_iteration=self.config.training.prompts_per_iteration * settings.num_generations,
             start_iteration=self.iteration,
@@ -366,10 +371,6 @@ class Trainer:
         run.describe(name=run.path.name, summary={**shown, "memory_gib": round(memory.total / 2**30, 3)})
         return summary
 
-    def _expected_seconds(self) -> float:
-        """Transformer passes still to come, at the cost of one forward and one forward with backward measured now."""
-        settings, training, held_out = self.config.rollout, self.config.training, self.config.evaluation
-        mine, _, size = self._batches()
     def _batches(self) -> tuple[int, int, int]:
         """Rows of this process: in an iteration, in a chunk of its rollout, and in a pass of its update."""
         settings, training = self.config.rollout, self.config.training
@@ -392,6 +393,10 @@ class Trainer:
         others = [*self.rewards.values(), *self.metrics.values()]
         return estimate_memory(self.policy, self.update.optimizer, self.train_dataset[0], work, others)
 
+    def _expected_seconds(self) -> float:
+        """Transformer passes still to come, at the cost of one forward and one forward with backward measured now."""
+        settings, training, held_out = self.config.rollout, self.config.training, self.config.evaluation
+        mine, _, size = self._batches()
         forward, learning = pass_seconds(self.policy, self.train_dataset[0], size)
         trained = len(self._step_plan(1).trained) * training.inner_epochs
         left = training.iterations - self.iteration
@@ -479,12 +484,35 @@ def check_sizes(config: "TrainerConfig", examples: int, processes: int) -> None:
 def check_noise(dynamics: Any, name: str) -> None:
     """Raise UserError if the stochastic step is deterministic: it would have no density to train on."""
     probe, sigma, sigma_next = torch.zeros(1, 1, 1), torch.tensor([0.8]), torch.tensor([0.6])
-    std = complete_dynamics(dynamics, torch.tensor([1.0, 0.8, 0.0]))(probe, probe, sigma, sigma_next).std
+    with _named_after(f"rollout.dynamics '{name}'"):
+        std = complete_dynamics(dynamics, torch.tensor([1.0, 0.8, 0.0]))(probe, probe, sigma, sigma_next).std
     if not bool((std > 0).all()):
         raise UserError(
             f"rollout.dynamics '{name}' has no noise (std {float(std):g}), but training needs stochastic steps; "
             f"set a noise_level above 0."
         )
+
+
+def check_plan(plan: Any, method: Method, settings: RolloutSettings) -> None:
+    """Raise UserError if the steps, time weights or aggregation cannot be computed as they are set."""
+    draw, count = generator("check"), settings.num_inference_steps
+    with _named_after(f"rollout.steps '{settings.steps.use}'"):
+        trained = plan(0, count, generator=draw).trained
+    with _named_after(f"method.time_weights '{method.settings.time_weights.use}'"):
+        weights = method.weights(trained / count, count, draw)
+    with _named_after(f"method.advantage '{method.settings.advantage.use}'"):
+        method.advantages(torch.randn(2, settings.num_generations, len(method.names), generator=draw), weights)
+
+
+@contextmanager
+def _named_after(setting: str) -> Iterator[None]:
+    """Anybody's function may stand behind a setting, and fails with its arguments in its own words."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{setting} cannot be computed with these settings: {type(error).__name__}: {error}") from error
 
 
 def pass_seconds(policy: Policy, example: Example, size: int) -> tuple[float, float]:
