@@ -12,7 +12,7 @@ from rich.console import Console
 from customized_grpo import cli_data, cli_rewards
 from customized_grpo._version import __version__
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.terminal import quiet_libraries, split_settings
+from customized_grpo.terminal import new_console, quiet_libraries, split_settings
 
 app = typer.Typer(
     name="cgrpo",
@@ -25,7 +25,7 @@ app = typer.Typer(
 DEBUG = "--debug"
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_rewards.app, name="rewards")
-console = Console()
+console = new_console()
 errors = Console(stderr=True)
 
 Settings = Annotated[

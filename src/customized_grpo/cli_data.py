@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from customized_grpo.errors import UserError, nearest
+from customized_grpo.terminal import new_console
 
 app = typer.Typer(help="Make and check manifests of your own subjects.", no_args_is_help=True)
-console = Console()
+console = new_console()
 
 FORMATS = ("dreambench", "folder", "syncd", "subjects200k")
 

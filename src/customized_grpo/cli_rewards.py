@@ -4,13 +4,12 @@ from functools import partial
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from customized_grpo.terminal import quiet_libraries, split_settings
+from customized_grpo.terminal import new_console, quiet_libraries, split_settings
 
 app = typer.Typer(help="Try the configured rewards before a run.", no_args_is_help=True)
-console = Console()
+console = new_console()
 
 
 @app.callback()

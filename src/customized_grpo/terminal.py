@@ -1,8 +1,12 @@
 """What all commands share: how arguments are read, and which libraries keep quiet."""
 
+import logging
 import os
+import sys
 import warnings
 from pathlib import Path
+
+from rich.console import Console
 
 from customized_grpo.errors import UserError
 
@@ -16,12 +20,19 @@ def split_settings(settings: list[str] | None) -> tuple[Path | None, list[str]]:
     return (Path(files[0]) if files else None), [word for word in words if "=" in word]
 
 
+def new_console() -> Console:
+    """For standard output, which need not fit a window where there is none: a table in a log is not to be folded."""
+    folded = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if folded else 140)
+
+
 def quiet_libraries() -> None:
     """Loading bars and advice of the libraries below would drown our own output; warnings stay for --debug."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if os.environ.get("CGRPO_DEBUG"):
         return
     warnings.simplefilter("ignore")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, when the error says it all
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from customized_grpo.bench import PROTOCOLS, Bench, BenchFolder, BenchSettings, 
 from customized_grpo.bench.analysis import above_oracle, alarms, breakdown, levels, oracle_levels, paired, published
 from customized_grpo.bench.command import bench_command, read_settings
 from customized_grpo.bench.record import write_table
+from customized_grpo.bench.report import columns, publications, scores
 from customized_grpo.config import describe_settings, load_config
 from customized_grpo.errors import UserError
 
@@ -248,7 +250,30 @@ def test_published_numbers_have_sources() -> None:
     rows = {row.method: row for row in published(["dino", "clip_i", "clip_t", "hpsv3"])}
     assert rows["UNO"].scores == {"dino": 0.760, "clip_i": 0.835, "clip_t": 0.304}
     assert rows["Customized-GRPO"].scores == {"dino": 0.812, "hpsv3": 8.3}
-    assert all(row.source and row.protocol in PROTOCOLS for row in rows.values())
+    assert all(row.source and row.by and row.protocol in PROTOCOLS for row in rows.values())
+    assert all(row.scores.keys() <= row.titles.keys() for row in rows.values())
+
+
+def test_published_numbers_are_held_against_their_own_protocol_alone(plain: Bench) -> None:
+    assert not any(row.title == "UNO" for row in scores(plain, []).rows)
+    beside = {row.title: row.cells for row in publications(plain).rows}
+    assert beside["UNO"] == ("uno", "UNO's authors", "no: other protocol", 0.760, 0.304, "–")
+    assert beside["Customized-GRPO"][:3] == ("customized-grpo", "its authors", "no: other protocol")
+
+    def said(departures: list[str]) -> str:
+        identity = {**plain.info["identity"], "protocol": "uno"}
+        bench = replace(plain, info={**plain.info, "identity": identity, "departures": departures})
+        return {row.title: row.cells for row in publications(bench).rows}["UNO"][2]
+
+    assert said(["seed is 3."]) == "no: departures"
+    assert said([]) == "roughly"
+
+
+def test_a_background_that_nothing_tells_has_no_column(plain: Bench) -> None:
+    values = plain.values.copy()
+    assert columns(replace(plain, values=values)) == ["DINO", "CLIP-T", "background copied ↓"]
+    values[:, :, 2] = np.nan
+    assert columns(replace(plain, values=values)) == ["DINO", "CLIP-T"]
 
 
 def test_bench_json_tells_the_rules(plain: Bench) -> None:

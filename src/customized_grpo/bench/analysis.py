@@ -169,8 +169,12 @@ class Published:
     method: str
     protocol: str
     """The one of ours that is nearest to how it was measured."""
+    by: str
+    """Who measured it."""
     source: str
     about: str
+    titles: Mapping[str, str]
+    """Per metric of ours, what the source calls it."""
     scores: Mapping[str, float]
 
 
@@ -181,13 +185,21 @@ def published(metrics: Sequence[str]) -> list[Published]:
     for row in content["rows"]:
         table = content["tables"][row["table"]]
         if set(row["scores"]) & set(metrics):
-            found.append(Published(row["method"], table["protocol"], table["source"], table["about"], row["scores"]))
+            about = {key: table[key] for key in ("protocol", "by", "source", "about")}
+            found.append(Published(row["method"], **about, titles=table["metrics"], scores=row["scores"]))
     return found
 
 
-def comparable(bench: Bench) -> list[Published]:
-    """Published numbers to set beside a bench; none for pictures of several subjects, or of other data."""
+def published_beside(bench: Bench) -> list[Published]:
+    """Published numbers to show with a bench; none for pictures of several subjects, or of other data."""
     return published(list(bench.metrics)) if bench.protocol in ("dreambooth", "uno", "customized-grpo") else []
+
+
+def comparability(bench: Bench, entry: Published) -> str:
+    """Whether a published number may be held against the bench's own, in a few words."""
+    if entry.protocol != bench.protocol:
+        return "no: other protocol"
+    return "no: departures" if bench.info["departures"] else "roughly"
 
 
 def _by_subject(scored: Sequence[tuple[str, float]]) -> dict[str, float]:

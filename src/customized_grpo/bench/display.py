@@ -8,12 +8,14 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from customized_grpo.bench.protocols import PROTOCOLS
 from customized_grpo.bench.record import Bench
-from customized_grpo.bench.report import breakdown, differences, remarks, scores
+from customized_grpo.bench.report import breakdown, differences, publications, remarks, scores
 from customized_grpo.report.intervals import Estimate
 
 
@@ -38,7 +40,8 @@ class BenchDisplay:
         if what not in self.tasks:
             self.tasks[what] = self.progress.add_task(what, total=total or None)
             if not self.console.is_terminal and total:
-                self.console.print(f"{what}: {done} of {total} are there already", highlight=False)
+                there = f" and {done} are there" if done else ""
+                self.console.print(f"{what}: {total - done} to do{there}", highlight=False)
         self.progress.update(self.tasks[what], completed=done)
 
 
@@ -57,14 +60,16 @@ def show_rules(console: Console, name: str, rules: Sequence[str], departures: Se
     """What will be done, before it is."""
     console.print(f"[bold]{escape(name)}[/bold]")
     for rule in rules:
-        console.print(f"  {rule}", highlight=False, markup=False)
+        console.print(Padding(Text(rule), (0, 0, 0, 2)))
     for text in departures:
-        console.print(f"  [yellow]departs:[/yellow] {escape(text)}", highlight=False)
+        console.print(Padding(f"[yellow]departs:[/yellow] {escape(text)}", (0, 0, 0, 2)), highlight=False)
 
 
 def show_bench(console: Console, bench: Bench, others: Sequence[Bench], table: Path, report: Path) -> None:
     """The scores, the differences, the kinds, the alarms, and where everything is."""
-    _show(console, scores(bench, others), f"{bench.protocol}; under each mean its 95 % interval over subjects")
+    _show(console, scores(bench, others), f"{bench.protocol}, here; under each mean its 95 % interval over subjects")
+    if (theirs := publications(bench)).rows:
+        _show(console, theirs, "published, measured by others")
     for other in others:
         _show(console, differences(bench, other), f"less {other.label}, task by task")
     if (kinds := breakdown(bench)).rows:
@@ -80,7 +85,7 @@ def show_bench(console: Console, bench: Bench, others: Sequence[Bench], table: P
 
 def _show(console: Console, content: Any, title: str) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in content.columns:
         table.add_column(column, justify="right")
     for row in content.rows:

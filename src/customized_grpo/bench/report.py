@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from customized_grpo.bench import analysis
+from customized_grpo.bench.protocols import Metric
 from customized_grpo.bench.record import Bench, read_bench
 from customized_grpo.compare.page import Cell, Flipped, PictureRow, Plain, Row, Table
 from customized_grpo.grids import grid
@@ -53,11 +54,12 @@ def contents(bench: Bench, others: Sequence[Bench] = ()) -> dict[str, Any]:
         "remarks": remarks(bench),
         "size": f"{bench.values.shape[0]} prompts x {bench.values.shape[1]} images",
         "scores": scores(bench, others),
+        "published": publications(bench),
         "differences": [(other.label, differences(bench, other)) for other in others],
         "breakdown": breakdown(bench),
         "rules": info["rules"],
         "departures": info["departures"],
-        "sources": list(dict.fromkeys((row.source, row.about) for row in analysis.comparable(bench))),
+        "sources": list(dict.fromkeys((row.source, row.about) for row in analysis.published_beside(bench))),
         "picture_headers": headers,
         "picture_rows": rows,
         "picture_rule": rule,
@@ -75,36 +77,56 @@ def headline(bench: Bench) -> str:
     return ", ".join(f"{title} {page.number(found[name].value)}" for name, title in told.items())
 
 
+def measured(bench: Bench) -> dict[str, Metric]:
+    """The metrics to show: a background that nothing told from its subject has no column."""
+    seen = np.isfinite(bench.values).any((0, 1))
+    return {name: m for (name, m), any_ in zip(bench.metrics.items(), seen, strict=True) if any_ or m.role != "copy"}
+
+
 def columns(bench: Bench) -> list[str]:
     """The titles of the metrics, with what is better where it falls."""
-    return [
-        metric.title + (" \N{DOWNWARDS ARROW}" if metric.role == "copy" else "") for metric in bench.metrics.values()
-    ]
+    shown = measured(bench).values()
+    return [metric.title + (" \N{DOWNWARDS ARROW}" if metric.role == "copy" else "") for metric in shown]
 
 
 def scores(bench: Bench, others: Sequence[Bench]) -> Table:
-    """This bench, others, the oracle line, and what was published."""
+    """This bench, others and the oracle line, all measured here."""
 
-    def row(title: str, measured: str, found: Mapping[str, Any], strong: bool = False) -> Row:
-        cells = [_plain(found.get(name, ABSENT)) for name in bench.metrics]
-        return Row(title, strong, (measured, *cells))
+    def row(title: str, found: Mapping[str, Estimate], strong: bool = False) -> Row:
+        return Row(title, strong, tuple(_plain(found.get(name, ABSENT)) for name in measured(bench)))
 
-    here = f"{bench.protocol}, here"
-    rows = [row(bench.label, here, analysis.levels(bench), strong=True)]
-    rows += [row(other.label, here, analysis.levels(other)) for other in others]
+    rows = [row(bench.label, analysis.levels(bench), strong=True)]
+    rows += [row(other.label, analysis.levels(other)) for other in others]
     line = {name: level for name, level in analysis.oracle_levels(bench).items() if np.isfinite(level.value)}
     if line:
-        rows.append(row("oracle line (true pictures)", here, line))
-    for entry in analysis.comparable(bench):
-        rows.append(row(entry.method, f"{entry.protocol}, published", entry.scores))
-    return Table(("measured under", *columns(bench)), rows)
+        rows.append(row("oracle line (true pictures)", line))
+    return Table(tuple(columns(bench)), rows)
+
+
+def publications(bench: Bench) -> Table:
+    """What others measured, who did, and under which protocol: in a table of its own, for it is not ours."""
+    rows = [
+        Row(
+            entry.method,
+            False,
+            (
+                entry.protocol,
+                entry.by,
+                analysis.comparability(bench, entry),
+                *(entry.scores.get(name, ABSENT) for name in measured(bench)),
+            ),
+        )
+        for entry in analysis.published_beside(bench)
+    ]
+    return Table(("measured under", "by", "comparable?", *columns(bench)), rows)
 
 
 def differences(bench: Bench, other: Bench) -> Table:
     """This bench less another, task by task."""
     found = analysis.paired(bench, other)
     cells = [
-        _toned(found[name], bench.metrics[name].role == "copy") if name in found else ABSENT for name in bench.metrics
+        _toned(found[name], metric.role == "copy") if name in found else ABSENT
+        for name, metric in measured(bench).items()
     ]
     return Table(tuple(columns(bench)), [Row(f"{bench.label} less {other.label}", True, tuple(cells))])
 
@@ -112,7 +134,7 @@ def differences(bench: Bench, other: Bench) -> Table:
 def breakdown(bench: Bench) -> Table:
     """By kind of subject and of prompt."""
     rows = [
-        Row(group.title, False, (str(group.tasks), *(_plain(group.levels[name]) for name in bench.metrics)))
+        Row(group.title, False, (str(group.tasks), *(_plain(group.levels[name]) for name in measured(bench))))
         for group in analysis.breakdown(bench)
     ]
     return Table(("prompts", *columns(bench)), rows)
@@ -171,7 +193,8 @@ def pictures(bench: Bench, others: Sequence[Bench] = ()) -> tuple[list[str], lis
         (bench.folder.path / "plots").mkdir(exist_ok=True)
         grid(sheet, headers, captions).save(bench.folder.path / "plots" / "pictures.png")
     rule = (
-        f"All prompts are ranked by {bench.metrics[first].title}, and shown at even steps from the worst to the best."
+        f"All prompts are ranked by the mean {bench.metrics[first].title} of their images, and shown at even steps "
+        f"from the worst to the best{', the first image of each' if others and most > 1 else ''}."
     )
     return headers, rows, rule if rows else ""
 
