@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from customized_grpo import cli
+from customized_grpo.errors import UserError
 from customized_grpo.sources import locate
 from customized_grpo.tracking import RunFolder
 
@@ -148,7 +150,7 @@ def test_the_users_own_photos_train(tmp_path: Path) -> None:
     ("words", "sentence"),
     [
         (["config", "training.iteration=5"], "There is no setting 'training.iteration'. Did you mean 'iterations'?"),
-        (["config", "rollout.num_generations=1"], "'rollout.num_generations' is 1: input should be greater than"),
+        (["config", "rollout.num_generations=1"], "'rollout.num_generations' is 1: expected 2 or more"),
         (["config", "--check", "method.advantage=sras"], "there is no 'sras' .* Did you mean 'sars'?"),
         (["train", "nowhere.yaml"], "There is no configuration file 'nowhere.yaml'"),
         (["train", "data.train=nowhere.jsonl"], "There is no data file 'nowhere.jsonl'"),
@@ -192,3 +194,21 @@ def test_help_and_version(tmp_path: Path) -> None:
     for command in ("train", "generate", "eval", "config", "report"):
         assert command in cgrpo("--help", cwd=tmp_path)
         assert "Usage" in cgrpo(command, "--help", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(("rank", "shared", "told"), [("0", True, True), ("1", True, False), ("1", False, True)])
+def test_what_all_processes_raise_is_told_once(
+    rank: str, shared: bool, told: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**options: object) -> None:
+        error = UserError("The judge is gone; mend it.")
+        error.shared = shared
+        raise error
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys, "argv", ["cgrpo", "train"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert ("The judge is gone" in capsys.readouterr().err) == told

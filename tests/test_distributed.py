@@ -1,4 +1,4 @@
-"""Two processes against one, with the real launcher: the same weights, and ranks that agree bit for bit."""
+"""Two processes against one, with the real launcher: the same weights, ranks that agree, and that fail together."""
 
 import os
 import socket
@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+
+from customized_grpo import checkpoint
 
 SCRIPT = """
 import sys
@@ -34,12 +37,48 @@ if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
 """
 
+FAILING = """
+import os, sys
+from pathlib import Path
+import fakes, torch, torch.distributed
+from customized_grpo.config import TrainerConfig, parse_config
+from customized_grpo.errors import UserError
+from customized_grpo.rewards.contract import RewardUnavailable
+from customized_grpo.trainer import Trainer
 
-def launch(folder: Path, processes: int, advantage: str) -> list[dict[str, torch.Tensor]]:
+torch.set_num_threads(1)
+folder, when = Path(sys.argv[1]), sys.argv[2]
+rank = int(os.environ["RANK"])
+calls = 0
+
+def judge(images, examples):
+    global calls
+    calls += 1
+    if rank == 1 and when == "rollout" and calls == 3 or rank == 0 and when == "evaluation" and len(images) == 2:
+        raise RewardUnavailable("The judge is gone; mend it.")
+    return fakes.dark(images, examples)
+
+config = parse_config({
+    "output": f"{folder}/run",
+    "rollout": {"num_generations": 4, "num_inference_steps": 5, "chunk_prompts": 1},
+    "training": {"iterations": 3, "prompts_per_iteration": 4, "updates_per_epoch": 1},
+    "evaluation": {"examples": 4 if when == "evaluation" else 0, "replicates": 1, "batch": 2},
+    "tracking": {"log_with": []}, "method": {"advantage": "gdpo"},
+}, TrainerConfig)
+held_out = fakes.examples(4) if when == "evaluation" else None
+trainer = Trainer(fakes.LinearPolicy(), {"prompt": fakes.red, "identity": judge}, fakes.examples(), held_out, config)
+try:
+    trainer.train()
+except UserError as error:
+    (folder / f"rank{rank}.txt").write_text(f"{error.shared} {error}")
+torch.distributed.destroy_process_group()
+"""
+
+
+def start(script: str, folder: Path, processes: int, argument: str) -> None:
     folder.mkdir()
-    script = folder / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(folder), advantage]
+    (folder / "script.py").write_text(script)
+    command = [sys.executable, str(folder / "script.py"), str(folder), argument]
     if processes > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -51,6 +90,10 @@ def launch(folder: Path, processes: int, advantage: str) -> list[dict[str, torch
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def launch(folder: Path, processes: int, advantage: str) -> list[dict[str, torch.Tensor]]:
+    start(SCRIPT, folder, processes, advantage)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
@@ -62,3 +105,14 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         torch.testing.assert_close(first[name], tensor, rtol=0, atol=1e-5)
     runs = [(tmp_path / n / "run" / "evaluations" / "iteration-000003.json").is_file() for n in ("one", "two")]
     assert runs == [True, True]
+
+
+@pytest.mark.parametrize(("when", "process", "kept"), [("rollout", 1, [1]), ("evaluation", 0, [])])
+def test_a_reward_that_dies_on_one_process_stops_all_and_the_finished_iterations_are_kept(
+    when: str, process: int, kept: list[int], tmp_path: Path
+) -> None:
+    start(FAILING, tmp_path / "run", 2, when)
+    said = {(tmp_path / "run" / f"rank{rank}.txt").read_text() for rank in range(2)}
+    assert said == {f"True Process {process}: The judge is gone; mend it."}
+    saved = checkpoint.checkpoints(tmp_path / "run" / "run" / "checkpoints")
+    assert [checkpoint.load(path).iteration for path in saved] == kept

@@ -270,6 +270,8 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except (UserError, TrainingError) as error:
+        if getattr(error, "shared", False) and os.environ.get("RANK", "0") != "0":
+            sys.exit(2)  # the first process says it
         _fail(str(error), debug, advice=error.advice)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT):

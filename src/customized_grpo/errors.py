@@ -9,6 +9,8 @@ class UserError(ValueError):
 
     advice = ""
     """How to go on when it is mended, where something was under way."""
+    shared = False
+    """Whether all processes of the run raise it, so that one of them telling it is enough."""
 
 
 class TrainingError(RuntimeError):

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from pydantic import Field
 from torch import Tensor
 
+from customized_grpo.distributed import fail_together
 from customized_grpo.errors import UserError
 from customized_grpo.functional import statistics
 from customized_grpo.policies.contract import Policy
@@ -138,17 +139,18 @@ def evaluate(
     tasks = [(replicate, index) for index in range(len(examples)) for replicate in range(settings.replicates)]
     size = settings.batch // settings.replicates * settings.replicates or settings.batch  # metrics see whole groups
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    for batch in batches(policy, examples, tasks, size)[rank::world]:
-        chosen = [examples[index] for _, index in batch]
-        conditioning = policy.encode(chosen)
-        keys = [("evaluation", settings.seed, examples[i].id, r) for r, i in batch]
-        noise = normal(policy.latent_shape(conditioning), keys)
-        images = sample_ode(policy, conditioning, noise, num_inference_steps)
-        scores = score(images, chosen, measured)
-        for row, (replicate, index) in enumerate(batch):
-            scored[replicate, index] = scores[row].tolist()
-            if replicate == 0 and index < settings.grid_rows:
-                shown[index] = images[row].cpu()
+    with fail_together(accelerator):
+        for batch in batches(policy, examples, tasks, size)[rank::world]:
+            chosen = [examples[index] for _, index in batch]
+            conditioning = policy.encode(chosen)
+            keys = [("evaluation", settings.seed, examples[i].id, r) for r, i in batch]
+            noise = normal(policy.latent_shape(conditioning), keys)
+            images = sample_ode(policy, conditioning, noise, num_inference_steps)
+            scores = score(images, chosen, measured)
+            for row, (replicate, index) in enumerate(batch):
+                scored[replicate, index] = scores[row].tolist()
+                if replicate == 0 and index < settings.grid_rows:
+                    shown[index] = images[row].cpu()
     if world > 1:
         for other_scored, other_shown in gather_object([(scored, shown)]):
             scored, shown = {**scored, **other_scored}, {**shown, **other_shown}

@@ -8,17 +8,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from customized_grpo import checkpoint as checkpoints
 from customized_grpo import evaluation as evaluations
 from customized_grpo.build import bind
 from customized_grpo.checkpoint import TrainingState
+from customized_grpo.distributed import any_process, fail_together, gather
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.evaluation import Change, Evaluation
 from customized_grpo.functional.schedule import StepPlan
@@ -155,7 +155,7 @@ class Trainer:
             except BaseException as error:
                 self._close(run, "failed", started)
                 if isinstance(error, UserError):
-                    self._save_before_failure(run)
+                    self._save_before_failure(run, error)
                 if isinstance(error, UserError | TrainingError):
                     error.advice = f"When that is mended, go on with: cgrpo train --resume {run.path}"
                 raise
@@ -167,9 +167,10 @@ class Trainer:
         self.clock.reset()
         # 1. and 2. Draw prompts, sample groups, score them.
         self._stage("rollout")
-        chunks, plan = self._chunks(*self._draw(iteration)), self._step_plan(iteration)
-        rollouts, scored = self._sample_and_score(iteration, chunks, plan)
-        rewards = self._gather(torch.cat([some.values for some in scored]))
+        with fail_together(self.accelerator):
+            chunks, plan = self._chunks(*self._draw(iteration)), self._step_plan(iteration)
+            rollouts, scored = self._sample_and_score(iteration, chunks, plan)
+        rewards = gather(self.accelerator, torch.cat([some.values for some in scored]))
         self.spread_guard.check(rewards, self.method.names, iteration)
         # 3. Scores to advantages, over the groups of all processes.
         draw = generator("weights", self.config.seed, iteration)
@@ -307,9 +308,10 @@ class Trainer:
             self.observer.on_checkpoint(path)
         self.accelerator.wait_for_everyone()
 
-    def _save_before_failure(self, run: RunFolder) -> None:
+    def _save_before_failure(self, run: RunFolder, error: UserError) -> None:
         """Keep the finished iterations when a reward or an example failed: that happens before an update begins."""
-        if self.accelerator.num_processes == 1 and self.iteration and self.update.iteration == self.iteration:
+        everyone_is_here = self.accelerator.num_processes == 1 or error.shared
+        if everyone_is_here and self.iteration and self.update.iteration == self.iteration:
             self._save(run)
 
     def _restore(self, run: RunFolder) -> None:
@@ -426,21 +428,13 @@ class Trainer:
 
     # ---- small things
 
-    def _gather(self, values: Tensor) -> Tensor:
-        """Concatenate over processes along the first axis, on CPU."""
-        if self.accelerator.num_processes == 1:
-            return values
-        return cast(Tensor, self.accelerator.gather(values.to(self.accelerator.device))).cpu()
-
     def _stage(self, name: str) -> None:
         if self.accelerator.is_main_process:
             self.observer.on_stage(name)
 
     def _should_stop(self) -> bool:
         """Whether any process was told to stop, agreed by all."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_requested
-        self.stop_requested = any(gather_object([self.stop_requested]))
+        self.stop_requested = any_process(self.accelerator, self.stop_requested)
         return self.stop_requested
 
     @contextmanager
