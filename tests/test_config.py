@@ -54,8 +54,14 @@ def test_the_toy_worlds_oracle_is_not_asked_about_other_data() -> None:
     [
         ("trainign.iterations=3", r"no setting 'trainign'\. Did you mean 'training'\?"),
         ("training.iteratoins=3", r"no setting 'training.iteratoins'\. Did you mean 'iterations'\?"),
-        ("training.iterations=many", r"'training.iterations' is \"many\": input should be a valid integer"),
-        ("training.iterations=0", r"'training.iterations' is 0: input should be greater than or equal to 1"),
+        ("training.iterations=many", r"'training.iterations' is \"many\": expected a whole number"),
+        ("training.iterations=0", r"'training.iterations' is 0: expected 1 or more"),
+        ("training.iterations=2.5", r"is 2.5: expected a whole number"),
+        ("training.iterations=yes", r"is true: expected a number"),
+        ("training=5", r"'training' is 5: expected a mapping of settings"),
+        ("data.train=no", r"'data.train' is false: expected text or a name, or a mapping such as {use: name}\."),
+        ("rewards.prompt=null", r"'rewards.prompt' is null: expected a name, or a mapping"),
+        ("tracking.log_with=5", r"'tracking.log_with' is 5: expected a list, such as"),
         ("training.lr_schedule=wavy", r"'training.lr_schedule' is \"wavy\""),
         ("iterations", r"'iterations' is no override; write section.setting=value"),
         ("seed=[1", r"The value of 'seed=\[1' is not YAML"),
@@ -68,7 +74,13 @@ def test_a_wrong_setting_is_one_sentence(override: str, sentence: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [("- 1\n- 2\n", "holds a list"), ("a: [", "is not YAML"), ("\x00", "is not YAML")]
+    ("text", "sentence"),
+    [
+        ("- 1\n- 2\n", "holds a list"),
+        ("seed: 1\na: [", "line 2: this is not YAML"),
+        ("\x00", "is not YAML"),
+        ("seed: 1\ntraining: {iterations: 2}\nseed: 2", "line 3: .* 'seed' stands there twice"),
+    ],
 )
 def test_a_file_that_is_no_configuration_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)

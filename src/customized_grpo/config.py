@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
@@ -17,7 +17,7 @@ from customized_grpo.errors import UserError, nearest
 from customized_grpo.evaluation import EvaluationSettings
 from customized_grpo.method import MethodSettings
 from customized_grpo.rollout import RolloutSettings
-from customized_grpo.settings import Settings, Spec
+from customized_grpo.settings import Settings, Spec, expectation
 from customized_grpo.tracking import TrackingSettings
 from customized_grpo.update import TrainingSettings
 
@@ -41,6 +41,17 @@ class Loader(yaml.SafeLoader):
     """YAML's safe loader, for which 1e-3 is a number too (YAML 1.1 would have 1.0e-3)."""
 
 
+def _mapping(loader: Loader, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:
+    """A mapping; of a key that stands twice, YAML would forget the first."""
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if key.value in seen:
+            raise yaml.MarkedYAMLError(problem=f"'{key.value}' stands there twice", problem_mark=key.start_mark)
+        seen.add(key.value)
+    yield from loader.construct_yaml_map(node)
+
+
+Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -95,7 +106,7 @@ def load_settings(model: type[S], path: str | Path | None = None, overrides: Seq
         try:
             value = yaml.load(text, Loader)
         except yaml.YAMLError as error:
-            raise UserError(f"The value of '{override}' is not YAML: {' '.join(str(error).split())}.") from error
+            raise UserError(f"The value of '{override}' is not YAML: {_problem(error)}.") from error
         _assign(tree, key.strip().split("."), value)
     return parse_config(tree, model)
 
@@ -112,12 +123,19 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"'{file}' is not YAML: {' '.join(str(error).split())}.") from error
+        line = error.problem_mark.line + 1 if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else None
+        where = f"'{file}', line {line}" if line else f"'{file}'"
+        raise UserError(f"{where}: this is not YAML as expected: {_problem(error)}.") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"'{file}' holds a {type(tree).__name__}; a configuration is a mapping of sections.")
     return tree
+
+
+def _problem(error: Exception) -> str:
+    said = error.problem if isinstance(error, yaml.MarkedYAMLError) and error.problem else str(error)
+    return " ".join(said.split())
 
 
 def parse_config(tree: Mapping[str, Any], model: type[S]) -> S:
@@ -129,7 +147,7 @@ def parse_config(tree: Mapping[str, Any], model: type[S]) -> S:
             return model(**{**values, "metrics": {}})
         return made
     except ValidationError as error:
-        raise UserError(_sentence(error, model)) from None
+        raise UserError(_sentence(error, model, tree)) from None
 
 
 def to_yaml(config: BaseModel) -> str:
@@ -182,18 +200,32 @@ def _over_spec(given: Mapping[str, Any], default: Spec | None) -> dict[str, Any]
     return {**kept, **given}
 
 
-def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+def _sentence(error: ValidationError, model: type[BaseModel], tree: Mapping[str, Any]) -> str:
+    problems = error.errors()
+    first, path = problems[0], _given(problems[0]["loc"], tree)
+    where = ".".join(path)
     if first["type"] == "extra_forbidden":
-        parent = _model_at(model, [str(p) for p in first["loc"][:-1]])
+        parent = _model_at(model, path[:-1])
         known = list(parent.model_fields) if parent else []
-        return f"There is no setting '{where}'.{nearest(str(first['loc'][-1]), known)} `cgrpo config` prints them all."
+        return f"There is no setting '{where}'.{nearest(path[-1], known)} `cgrpo config` prints them all."
     if first["type"] == "missing":
-        return f"The setting '{where}' is missing; `cgrpo config` prints an example."
-    seen = json.dumps(first["input"], default=str)
-    more = f" ({len(error.errors()) - 1} more errors.)" if len(error.errors()) > 1 else ""
-    return f"The setting '{where}' is {seen[:80]}: {first['msg'][0].lower()}{first['msg'][1:]}.{more}"
+        return f"The setting '{'.'.join(map(str, first['loc']))}' is missing; `cgrpo config` prints an example."
+    here = [problem for problem in problems if _given(problem["loc"], tree) == path]  # one for each kind of a union
+    others = len({tuple(_given(problem["loc"], tree)) for problem in problems}) - 1
+    more = f" ({others} more like this.)" if others else ""
+    kinds = " or ".join(dict.fromkeys(expectation(problem) for problem in here))
+    return f"The setting '{where}' is {json.dumps(first['input'], default=str)[:80]}: expected {kinds}.{more}"
+
+
+def _given(location: Sequence[int | str], tree: Any) -> list[str]:
+    """The part of an error's location that stands in what was given; the rest names the kinds of a union."""
+    path: list[str] = []
+    for part in location:
+        if path and not (isinstance(tree, Mapping) and part in tree):
+            break
+        path.append(str(part))
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return path
 
 
 def _model_at(model: type[BaseModel], keys: list[str]) -> type[BaseModel] | None:

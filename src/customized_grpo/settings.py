@@ -2,13 +2,23 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
 
 
 class Settings(BaseModel):
     """Frozen, typed, no unknown keys. The string under a field is its documentation (`cgrpo config --describe`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads yes, no, on and off as truth values, which Python takes for 1 and 0."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind in (int, float, int | None, float | None):
+            raise ValueError("a number")
+        return value
 
 
 class Spec(BaseModel):
@@ -25,3 +35,38 @@ class Spec(BaseModel):
     @property
     def arguments(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+
+_EXPECTED = {
+    "missing": "a value",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "list_type": "a list, such as [a, b]",
+    "tuple_type": "a list, such as [a, b]",
+    "dict_type": "a mapping, such as {name: value}",
+    "path_type": "a path",
+    "literal_error": "{expected}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "too_short": "at least {min_length}",
+    "string_too_short": "some text",
+    "value_error": "{error}",
+}
+
+
+def expectation(problem: ErrorDetails) -> str:
+    """What one of pydantic's errors says was expected, in words for people who have never met pydantic."""
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        spec = problem.get("ctx", {}).get("class_name") == "Spec"
+        return "a name, or a mapping such as {use: name}" if spec else "a mapping of settings"
+    if known := _EXPECTED.get(problem["type"]):
+        return known.format(**problem.get("ctx", {}))
+    return problem["msg"]

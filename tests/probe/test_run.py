@@ -191,8 +191,8 @@ def test_a_folder_in_use_is_left_alone(config: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "overrides", "match"),
     [
-        ({"branches": 1}, [], "'branches' is 1: input should be greater than or equal to 2"),
-        ({"examples": 1}, [], "'examples' is 1: input should be greater than or equal to 2"),
+        ({"branches": 1}, [], "'branches' is 1: expected 2 or more"),
+        ({"examples": 1}, [], "'examples' is 1: expected 2 or more"),
         ({}, ["rewards={prompt: {use: 'probe.linear:early'}}"], "compares rewards, but there is only 'prompt'"),
         ({}, ["data.train.count=1"], "two examples or more, but the training data has 1"),
         ({}, ["rollout.dynamics.noise_level=0"], "has no noise"),

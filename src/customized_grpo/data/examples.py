@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from customized_grpo.errors import UserError, nearest
-from customized_grpo.settings import Settings
+from customized_grpo.settings import Settings, expectation
 from customized_grpo.types import Example
 
 
@@ -68,7 +68,10 @@ def parse_line(line: str, where: str) -> Record:
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
             raise UserError(f"{where}: unknown field '{name}'.{nearest(name, Record.model_fields)}") from None
-        raise UserError(f"{where}: field '{name}': {first['msg'].removeprefix('Value error, ')}.") from None
+        if first["type"] == "missing":
+            raise UserError(f"{where}: there is no field '{name}'.") from None
+        wrong = str(first["ctx"]["error"]) if "error" in first.get("ctx", {}) else f"expected {expectation(first)}"
+        raise UserError(f"{where}: field '{name}': {wrong}.") from None
     if record.masks and len(record.masks) != len(record.references):
         raise UserError(
             f"{where}: {len(record.masks)} masks for {len(record.references)} references; give one each, or null."
