@@ -28,6 +28,7 @@ def test_unknown_component_and_missing_folder_are_explained(monkeypatch, tmp_pat
         weights_path("clip")
     (tmp_path / "clip").mkdir()
     assert weights_path("clip") == tmp_path / "clip"
+    assert weights_path("clip_2") == PACKAGED / "clip_2"
 
 
 def test_plain_pipeline_draws_at_its_own_size() -> None:
@@ -41,14 +42,15 @@ def test_plain_pipeline_draws_at_its_own_size() -> None:
     assert tokens.input_ids[0].count(pipeline.tokenizer.unk_token_id) == 1
 
 
-def test_clip_and_its_processor_tell_a_changed_word() -> None:
+@pytest.mark.parametrize("component", ["clip", "clip_2"])
+def test_clip_and_its_processor_tell_a_changed_word(component) -> None:
     from transformers import CLIPModel, CLIPProcessor
 
-    clip = CLIPModel.from_pretrained(weights_path("clip")).eval()
+    clip = CLIPModel.from_pretrained(weights_path(component)).eval()
     assert clip.dtype == torch.float32
     unseen = corpus.faithful(40, 4, seed=5, split="eval")
     assert min(v for k, v in clip_training.measure(clip, unseen).items() if k.startswith("swap")) > 0.9
-    processor = CLIPProcessor.from_pretrained(weights_path("clip"))
+    processor = CLIPProcessor.from_pretrained(weights_path(component))
     from PIL import Image
 
     picture = unseen.images[0, 1]
@@ -56,10 +58,11 @@ def test_clip_and_its_processor_tell_a_changed_word() -> None:
     assert np.allclose(batch.pixel_values[0], picture / 127.5 - 1, atol=1e-5)
 
 
-def test_dino_finds_the_reference_of_an_unseen_subject() -> None:
+@pytest.mark.parametrize("component", ["dino", "dino_2"])
+def test_dino_finds_the_reference_of_an_unseen_subject(component) -> None:
     from transformers import AutoImageProcessor, Dinov2Model
 
-    dino = Dinov2Model.from_pretrained(weights_path("dino")).eval()
-    assert AutoImageProcessor.from_pretrained(weights_path("dino")).size["shortest_edge"] == 64
+    dino = Dinov2Model.from_pretrained(weights_path(component)).eval()
+    assert AutoImageProcessor.from_pretrained(weights_path(component)).size["shortest_edge"] == 64
     measured = dino_training.measure(dino, corpus.faithful(100, 2, seed=5, split="eval"))
     assert measured["top-1 without recolouring"] > 0.85

@@ -6,7 +6,9 @@ from typing import Literal, get_args
 
 from customized_grpo.errors import UserError
 
-Component = Literal["pipeline", "clip", "dino", "oracle"]
+Component = Literal["pipeline", "clip", "dino", "oracle", "clip_2", "dino_2"]
+HELD_OUT: tuple[Component, ...] = ("clip_2", "dino_2")
+"""Encoders of another seed, never trained on: what they see too is no quirk of the rewards. Always the packaged ones."""
 
 WEIGHTS_VARIABLE = "CGRPO_TOYWORLD_WEIGHTS"
 """Environment variable naming a folder to use instead of the packaged weights, such as a fresh `cgrpo pretrain`."""
@@ -23,7 +25,8 @@ def weights_path(component: Component) -> Path:
             f"There is no toy-world component '{component}'; expected one of {', '.join(get_args(Component))}."
         )
     override = os.environ.get(WEIGHTS_VARIABLE)
-    path = (Path(override) if override else Path(__file__).parent / "weights") / component
+    packaged = not override or component in HELD_OUT
+    path = (Path(__file__).parent / "weights" if packaged else Path(override)) / component
     if not path.is_dir():
         raise UserError(
             f"No toy-world weights at {path}; reinstall the package, or point {WEIGHTS_VARIABLE} at a folder."

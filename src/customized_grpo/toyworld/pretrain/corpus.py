@@ -75,14 +75,14 @@ def faithful(
 def imperfect(count: int, scenes: int, seed: int) -> Corpus:
     """Training pairs with the faults of real synthetic pairs, so that the base model leaves RL something to win.
 
-    8 % are copies of the reference, 30 % show a subject that is a little different, 25 % leave out something asked for.
+    10 % are copies of the reference, 40 % show a subject that is a little different, 45 % leave out something asked for.
     """
 
     def draw(rng: random.Random, subject: Subject, scene: Scene) -> np.ndarray:
-        if rng.random() < 0.08:
+        if rng.random() < 0.1:
             return render(subject, REFERENCE, rng.getrandbits(32))
-        shown = _drift(rng, subject) if rng.random() < 0.3 else subject
-        return render(shown, _forget(rng, scene) if rng.random() < 0.25 else scene, rng.getrandbits(32))
+        shown = _drift(rng, subject) if rng.random() < 0.4 else subject
+        return render(shown, _forget(rng, scene) if rng.random() < 0.45 else scene, rng.getrandbits(32))
 
     return _corpus(count, scenes, seed, "train", "train", draw)
 

@@ -52,8 +52,10 @@ def save_half(module: Any, folder: Path) -> None:
     """Save float16 weights, to be loaded as float32, and leave the module as it was."""
     half = copy.deepcopy(module).half()
     half.save_pretrained(folder)
-    config = folder / "config.json"
-    config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8").replace('"float16"', '"float32"'))
+    config.pop("_name_or_path", None)  # where this machine had it
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _save_image_processor(folder: Path, kind: str) -> None:
