@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from customized_grpo.policies.flux_model import FluxPolicy
+from customized_grpo.policies.quantization import Quantize
 from customized_grpo.policies.tokens import Size, floor_to, grid_positions
 from customized_grpo.types import Example
 
@@ -23,8 +24,10 @@ class FluxKontextPolicy(FluxPolicy):
     PIPELINE: ClassVar[str] = "FluxKontextPipeline"
 
     @classmethod
-    def from_pretrained(cls, path: str | Path = "toyworld:pipeline", **settings: Any) -> "Self":
-        return super().from_pretrained(path, **settings)
+    def from_pretrained(
+        cls, path: str | Path = "toyworld:pipeline", *, quantize: Quantize = "none", **settings: Any
+    ) -> "Self":
+        return super().from_pretrained(path, quantize=quantize, **settings)
 
     def reference_sizes(self, example: Example) -> list[Size]:
         return [self._fit(image.size, self.reference_resolution or self.resolution) for image in example.references]

@@ -118,7 +118,8 @@ def _modules(state: Mapping[str, Tensor]) -> list[str]:
 def _check_fit(transformer: nn.Module, state: Mapping[str, Tensor]) -> None:
     linears = block_linears(transformer)
     for name in _modules(state):
-        found = tuple(linears[name].weight.shape) if name in linears else None  # pyright: ignore[reportArgumentType]
+        linear: Any = linears.get(name)
+        found = (linear.out_features, linear.in_features) if linear else None  # a quantised weight has another shape
         down, up = state[f"{name}.lora_A.weight"], state[f"{name}.lora_B.weight"]
         if found != (len(up), down.shape[1]):
             raise UserError(

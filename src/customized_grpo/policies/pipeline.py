@@ -24,6 +24,7 @@ from customized_grpo.policies import lora as _lora
 from customized_grpo.policies.contract import Policy
 from customized_grpo.policies.encodings import EncodingCache, Row, digest
 from customized_grpo.policies.lora import LoraSettings, Trainable
+from customized_grpo.policies.quantization import Quantize, check_quantize, quantization
 from customized_grpo.policies.tokens import Size, fit_area
 from customized_grpo.sources import explain, locate
 from customized_grpo.types import Conditioning, Example
@@ -122,12 +123,30 @@ class PipelinePolicy(Policy):
             self.transformer.enable_gradient_checkpointing()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **settings: Any) -> "Self":
-        """Load the pipeline from a folder or hub id in the diffusers layout. `settings` as in the class."""
-        return cls(cls.load_pipeline(path, settings.get("dtype", torch.float32)), **read_settings(settings))
+    def from_pretrained(cls, path: str | Path, *, quantize: Quantize = "none", **settings: Any) -> "Self":
+        """Load the pipeline.
+
+        Args:
+            path: folder or hub id in the diffusers layout.
+            quantize: store the frozen transformer in eight bits ("int8", torchao) or four ("nf4", bitsandbytes).
+            settings: as in the class.
+
+        Raises:
+            UserError: if there is no such pipeline, or it cannot be quantised.
+        """
+        check_quantize(quantize, settings.get("trainable", "lora"))
+        pipeline = cls.load_pipeline(path, settings.get("dtype", torch.float32), quantize=quantize)
+        return cls(pipeline, **read_settings(settings))
 
     @classmethod
-    def load_pipeline(cls, path: str | Path, dtype: str | torch.dtype = torch.float32, **components: Any) -> Any:
+    def load_pipeline(
+        cls,
+        path: str | Path,
+        dtype: str | torch.dtype = torch.float32,
+        *,
+        quantize: Quantize = "none",
+        **components: Any,
+    ) -> Any:
         """The family's pipeline, frozen weights in `dtype`, the VAE in float32; `components` replace those of the path.
 
         Raises:
@@ -137,6 +156,7 @@ class PipelinePolicy(Policy):
         from safetensors import SafetensorError
 
         source, dtypes = locate(path), {"default": as_dtype(dtype), "vae": torch.float32}
+        components |= quantization(quantize, dtypes["default"])
         try:
             index: Any = diffusers.DiffusionPipeline.load_config(source)
             found = index.get("_class_name")

@@ -15,6 +15,7 @@ from customized_grpo.policies import lora as _lora
 from customized_grpo.policies.flux_model import FluxPolicy
 from customized_grpo.policies.flux_names import BLOCKS, FLUX1, load_transformer
 from customized_grpo.policies.pipeline import as_dtype, read_settings
+from customized_grpo.policies.quantization import Quantize, check_quantize
 from customized_grpo.policies.tokens import Size, floor_to, grid_positions
 from customized_grpo.sources import explain
 from customized_grpo.types import Example
@@ -48,6 +49,7 @@ class UnoPolicy(FluxPolicy):
         adapter: str | Path,
         fuse: bool = True,
         transformer: str | Path | None = None,
+        quantize: Quantize = "none",
         **settings: Any,
     ) -> "Self":
         """Load FLUX.1-dev and UNO's adapter.
@@ -58,6 +60,7 @@ class UnoPolicy(FluxPolicy):
             fuse: add the adapter to the weights; otherwise it lies frozen beneath the one that trains, which is slower
                 but exact in bfloat16.
             transformer: a file in FLUX's original naming, such as flux1-dev.safetensors, instead of the path's own.
+            quantize: as for every family; with `fuse: false`, because nothing can be added to rounded weights exactly.
             settings: as in the class.
 
         Raises:
@@ -67,9 +70,15 @@ class UnoPolicy(FluxPolicy):
             raise UserError(
                 "policy.fuse is false, but with trainable: full there is no adapter of ours to lie above UNO's."
             )
+        check_quantize(quantize, settings.get("trainable", "lora"))
+        if quantize != "none" and (fuse or transformer is not None):
+            raise UserError(
+                f"policy.quantize is {quantize}, and weights are quantised while the pipeline loads: set policy.fuse "
+                f"to false, so that UNO's adapter lies beneath ours, and leave policy.transformer out."
+            )
         dtype = settings.get("dtype", torch.float32)
         parts = {} if transformer is None else {"transformer": load_transformer(transformer).to(as_dtype(dtype))}
-        pipeline = cls.load_pipeline(path, dtype, **parts)
+        pipeline = cls.load_pipeline(path, dtype, quantize=quantize, **parts)
         add_uno(pipeline.transformer, _locate(adapter), fuse=fuse)
         return cls(pipeline, **read_settings(settings))
 
