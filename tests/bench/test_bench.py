@@ -17,9 +17,11 @@ from bench.tiny import COLOURS, METRICS, dreambench
 from customized_grpo.bench import PROTOCOLS, Bench, BenchFolder, BenchSettings, make_plan, read_bench
 from customized_grpo.bench.analysis import above_oracle, alarms, breakdown, levels, oracle_levels, paired, published
 from customized_grpo.bench.command import bench_command, read_settings
+from customized_grpo.bench.guidance import describe_guidance
 from customized_grpo.bench.record import write_table
 from customized_grpo.bench.report import columns, publications, scores
-from customized_grpo.config import describe_settings, load_config
+from customized_grpo.build import check_spec
+from customized_grpo.config import Config, describe_settings, load_config, parse_config
 from customized_grpo.errors import UserError
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "bench"
@@ -236,6 +238,36 @@ def test_the_papers_settings_reach_the_policy() -> None:
     assert changed.departures == [
         "policy.resolution is 1024; the protocol's is 512.", "images is 2; the protocol's is 1.",
     ]  # fmt: skip
+
+
+NO_GUIDANCE = "Guidance: none, the model takes none."
+FREE = "Guidance: true_cfg_scale 4, classifier-free, two passes a step."
+
+
+@pytest.mark.parametrize(
+    ("policy", "files", "setting", "said"),
+    [
+        ("FluxKontextPolicy", {}, "guidance_scale", "Guidance: guidance_scale 4, embedded in the model."),
+        ("UnoPolicy", {}, "guidance_scale", "Guidance: guidance_scale 4, embedded in the model."),
+        ("Flux2KleinPolicy", {}, "true_cfg_scale", FREE),
+        ("QwenImageEditPolicy", {}, "true_cfg_scale", FREE),
+        ("Flux2KleinPolicy", {"model_index.json": {"is_distilled": True}}, None, NO_GUIDANCE),
+        ("FluxKontextPolicy", {"transformer/config.json": {"guidance_embeds": False}}, "true_cfg_scale", FREE),
+    ],
+)
+def test_the_protocols_guidance_is_the_models_own_setting(
+    policy: str, files: dict, setting: str | None, said: str, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    config = parse_config({"policy": {"use": policy, "path": str(tmp_path)}}, Config)
+    plan = make_plan(read_settings(["customized-grpo"]), config)
+    arguments = plan.config.policy.arguments
+    given = {name: arguments[name] for name in ("guidance_scale", "true_cfg_scale") if name in arguments}
+    assert given == ({setting: 4.0} if setting else {})
+    assert plan.departures == ([] if setting else ["The model takes no guidance; the protocol's is 4."])
+    assert describe_guidance(check_spec(plan.config.policy, "policy"), plan.config.policy) == said
 
 
 def test_another_encoder_departs_and_another_environment_does_not() -> None:

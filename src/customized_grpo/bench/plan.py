@@ -1,6 +1,5 @@
 """The settings of a bench, and what becomes of a protocol under them, departures included."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from customized_grpo.bench.guidance import describe_guidance, guidance_setting, takes
 from customized_grpo.bench.protocols import COMMON_NOTES, Metric, Protocol, find_protocol
 from customized_grpo.bench.suites import Suite
 from customized_grpo.build import check_spec
@@ -69,6 +69,7 @@ class Plan:
             f"{len(suite.tasks)} prompts for {subjects} subjects, {self.images} images each: "
             f"{len(suite.tasks) * self.images} images.",
             f"{self.num_inference_steps} deterministic steps, noise of seed {self.seed}, {_short(self.config.policy)}.",
+            describe_guidance(check_spec(self.config.policy, "policy"), self.config.policy),
             *(f"{m.title} ({m.role}): {_short(m.spec)}." for m in self.metrics.values()),
             *self.protocol.notes,
             *COMMON_NOTES,
@@ -114,12 +115,18 @@ def size_departures(plan: Plan, suite: Suite) -> list[str]:
 def _policy(protocol: Protocol, settings: BenchSettings, config: Config, departures: list[str]) -> Spec:
     """The configuration's policy with the protocol's settings where it takes them, and the user's over both."""
     target = check_spec(config.policy, "policy")
-    arguments = config.policy.arguments
-    for name, value in protocol.policy.items():
+    arguments, wanted = config.policy.arguments, dict(protocol.policy)
+    if protocol.guidance is not None:
+        asked = Spec(**{"use": config.policy.use, **arguments, **settings.policy})
+        if knob := guidance_setting(target, asked):
+            wanted[knob] = protocol.guidance
+        else:
+            departures.append(f"The model takes no guidance; the protocol's is {protocol.guidance:g}.")
+    for name, value in wanted.items():
         if name in settings.policy:
             if settings.policy[name] != value:
                 departures.append(f"policy.{name} is {settings.policy[name]}; the protocol's is {value}.")
-        elif not _takes(target, name):
+        elif not takes(target, name):
             departures.append(f"The policy takes no {name}; the protocol's is {value}.")
         else:
             arguments[name] = value
@@ -129,12 +136,6 @@ def _policy(protocol: Protocol, settings: BenchSettings, config: Config, departu
     spec = Spec(**{"use": config.policy.use, **arguments, **settings.policy})
     check_spec(spec, "policy")
     return spec
-
-
-def _takes(target: Any, name: str) -> bool:
-    """Whether a class, or what makes one of a folder, has the argument."""
-    makers = [target, getattr(target, "from_pretrained", target)]
-    return any(name in inspect.signature(maker).parameters for maker in makers)
 
 
 def _metrics(protocol: Protocol, settings: BenchSettings, departures: list[str]) -> dict[str, Metric]:

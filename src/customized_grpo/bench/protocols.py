@@ -53,6 +53,8 @@ class Protocol:
     num_inference_steps: int | None = None
     policy: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Settings that it wants of the policy."""
+    guidance: float | None = None
+    """Its guidance, by whichever setting the model has for it; see `guidance.guidance_setting`."""
     notes: tuple[str, ...] = ()
     """Rules that the other fields do not say."""
     subjects: int | None = None
@@ -103,7 +105,7 @@ PROTOCOLS: dict[str, Protocol] = {
             about="DreamBench with the settings of Customized-GRPO: one picture for each prompt, 512 x 512, 25 steps.",
             source="Customized-GRPO, arXiv 2510.18263",
             suite="dreambooth", images=1, subjects=30, prompts=25, seed=3407, num_inference_steps=25,
-            policy={"resolution": 512, "guidance_scale": 4.0},
+            policy={"resolution": 512}, guidance=4.0,
             metrics={
                 "dino": DINO, "dinov2": DINOV2, "clip_i": CLIP_I, "clip_t": CLIP_T, "hpsv3": HPSV3,
                 "background_copied": BACKGROUND,

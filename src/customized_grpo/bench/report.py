@@ -79,8 +79,11 @@ def headline(bench: Bench) -> str:
 
 def measured(bench: Bench) -> dict[str, Metric]:
     """The metrics to show: a background that nothing told from its subject has no column."""
-    seen = np.isfinite(bench.values).any((0, 1))
-    return {name: m for (name, m), any_ in zip(bench.metrics.items(), seen, strict=True) if any_ or m.role != "copy"}
+
+    def seen(name: str) -> bool:
+        return bool(np.isfinite(bench.values[:, :, bench.column(name)]).any())
+
+    return {name: metric for name, metric in bench.metrics.items() if metric.role != "copy" or seen(name)}
 
 
 def columns(bench: Bench) -> list[str]:
