@@ -27,8 +27,9 @@ class MethodSettings(Settings):
     """Bound on an advantage, in standard scores."""
     clip_range: float = Field(default=1e-3, gt=0)
     """c of the clipped surrogate. The paper's recipe has 1e-4."""
-    ratio_norm: bool = False
-    """GRPO-Guard's normalised log-ratio."""
+    ratio_norm: bool = True
+    """GRPO-Guard's normalised log-ratio. Without it the late steps, whose noise is small, drown the early ones, where
+    the prompt is decided."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to the base policy; needs an adapter."""
 

@@ -31,7 +31,7 @@ class TrainingSettings(Settings):
     """Rollouts followed by their updates."""
     prompts_per_iteration: int = Field(default=8, ge=1)
     """Over all processes, which must divide it."""
-    optimizer: Spec = Spec(use="AdamW", lr=1e-4, betas=[0.9, 0.99], weight_decay=0.0)  # pyright: ignore[reportCallIssue]
+    optimizer: Spec = Spec(use="AdamW", lr=1.5e-4, betas=[0.9, 0.99], weight_decay=0.0)  # pyright: ignore[reportCallIssue]
     """From torch.optim, or package.module:name."""
     lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
     """By name as in diffusers' `get_scheduler`."""
@@ -48,7 +48,7 @@ class TrainingSettings(Settings):
     old_log_probs: Literal["rollout", "recompute"] = "rollout"
     """Where the ratio's denominator comes from. `recompute` runs a pass in the update's own batches first: for bfloat16
     with a micro-batch other than the rollout's, where rounding alone would move the ratio past the clip range."""
-    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """Average of the trained weights per optimizer step, used in evaluation and in the saved adapter; 0 is none."""
 
 

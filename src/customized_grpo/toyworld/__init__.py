@@ -8,7 +8,7 @@ from customized_grpo.errors import UserError
 
 Component = Literal["pipeline", "clip", "dino", "oracle", "clip_2", "dino_2"]
 HELD_OUT: tuple[Component, ...] = ("clip_2", "dino_2")
-"""Encoders of another seed, never trained on: what they see too is no quirk of the rewards. Always the packaged ones."""
+"""Encoders of another seed, never trained on: what they see too is no quirk of the rewards. Always packaged."""
 
 WEIGHTS_VARIABLE = "CGRPO_TOYWORLD_WEIGHTS"
 """Environment variable naming a folder to use instead of the packaged weights, such as a fresh `cgrpo pretrain`."""

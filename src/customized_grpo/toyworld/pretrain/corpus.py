@@ -75,7 +75,7 @@ def faithful(
 def imperfect(count: int, scenes: int, seed: int) -> Corpus:
     """Training pairs with the faults of real synthetic pairs, so that the base model leaves RL something to win.
 
-    10 % are copies of the reference, 40 % show a subject that is a little different, 45 % leave out something asked for.
+    10 % are copies of the reference, 40 % show a subject that is a little different, 45 % leave out something wanted.
     """
 
     def draw(rng: random.Random, subject: Subject, scene: Scene) -> np.ndarray:
