@@ -93,6 +93,17 @@ def finished_iterations(run: RunFolder, config: Config) -> int | None:
     return done if run.facts().get("status") == "finished" and done >= config.training.iterations else None
 
 
+def find_checkpoint(run: RunFolder, iteration: int | None = None) -> Path:
+    """The newest checkpoint of a run, or the one of an iteration. Raises UserError if there is none."""
+    found = checkpoint.checkpoints(run.checkpoints)
+    if iteration is not None:
+        found = [path for path in found if int(path.name.split("-")[1]) == iteration]
+    if not found:
+        which = "no finished checkpoint" if iteration is None else f"no checkpoint of iteration {iteration}"
+        raise UserError(f"'{run.path}' has {which} under {run.checkpoints}; train on, or name another run.")
+    return found[-1]
+
+
 def load_trained(policy: Policy, run: RunFolder, iteration: int | None = None) -> int:
     """Put the newest (or the given) checkpoint's weights into a policy: the averaged ones where there are any.
 
@@ -102,13 +113,7 @@ def load_trained(policy: Policy, run: RunFolder, iteration: int | None = None) -
     Raises:
         UserError: if there is no such checkpoint, or it is of another model.
     """
-    found = checkpoint.checkpoints(run.checkpoints)
-    if iteration is not None:
-        found = [path for path in found if int(path.name.split("-")[1]) == iteration]
-    if not found:
-        which = "no finished checkpoint" if iteration is None else f"no checkpoint of iteration {iteration}"
-        raise UserError(f"'{run.path}' has {which} under {run.checkpoints}; train on, or name another run.")
-    state = checkpoint.load(found[-1])
+    state = checkpoint.load(find_checkpoint(run, iteration))
     policy.load_trainable_state(state.ema if state.ema is not None else state.trainable)
     return state.iteration
 

@@ -1,8 +1,9 @@
-"""The command line: `cgrpo train`, `generate`, `eval`, `pretrain`, `config`, `report`, `probe`, `compare`, `bench`."""
+"""The command line: `cgrpo train`, `generate`, `export`, `eval`, `config`, `report`, `probe`, `compare`, `bench` ..."""
 
 import errno
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -112,6 +113,33 @@ def generate(
     target.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(target)
     console.print(f'"{example.prompt}"\n{target}', highlight=False, soft_wrap=True)
+
+
+class Format(str, Enum):
+    """Of an exported adapter."""
+
+    diffusers = "diffusers"
+    kohya = "kohya"
+
+
+@app.command()
+def export(
+    run: Run,
+    output: Annotated[Path, typer.Option(help="File to write, ending in .safetensors; never overwritten.")],
+    iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
+    format: Annotated[Format, typer.Option(help="kohya: for ComfyUI and its relatives, of FLUX.")] = Format.diffusers,
+) -> None:
+    """Write a run's trained adapter as one file for other tools."""
+    from customized_grpo.assemble import find_checkpoint, open_run
+    from customized_grpo.build import resolve
+    from customized_grpo.policies.export import export_adapter
+
+    quiet_libraries()
+    folder, config = open_run(run)
+    checkpoint = find_checkpoint(folder, iteration)
+    pipeline = getattr(resolve(config.policy.use, "policy"), "PIPELINE", "")
+    written = export_adapter(checkpoint / "adapter", output, format.value, pipeline=pipeline)
+    console.print(f"{written}  ({checkpoint.name})", highlight=False, soft_wrap=True)
 
 
 @app.command(name="eval")

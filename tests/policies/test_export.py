@@ -1,10 +1,16 @@
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner, Result
 
+from customized_grpo.cli import app
 from customized_grpo.errors import UserError
 from customized_grpo.policies import export_kohya
 from customized_grpo.policies.export import to_kohya
+from customized_grpo.policies.lora import ADAPTER_FILE
 
 WIDTH = 3072
 """diffusers' reader of kohya files knows the real model's width only."""
@@ -84,3 +90,58 @@ def test_what_cannot_be_exported(tmp_path):
         export_kohya(tmp_path / "a.safetensors", tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=r"should end in \.safetensors"):
         export_kohya(tmp_path / "a.safetensors", tmp_path / "b.ckpt")
+
+
+def run(folder: Path, use: str = "FluxKontextPolicy", **files: dict[str, torch.Tensor]) -> Path:
+    """A run with two checkpoints, the newest of which holds `files`."""
+    for iteration, scale in ((1, 1.0), (2, 2.0)):
+        for name, state in files.items():
+            file = folder / "checkpoints" / f"iteration-{iteration:06d}" / "adapter" / name
+            file.parent.mkdir(parents=True)
+            save_file({key: scale * tensor for key, tensor in state.items()}, file)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"policy": {"use": use, "path": "a/b"}}))
+    return folder
+
+
+def cgrpo(*words: object) -> Result:
+    result = CliRunner().invoke(app, ["export", *map(str, words)])
+    assert result.exit_code == 0 or isinstance(result.exception, UserError), result.output
+    return result
+
+
+TRAINED = {f"transformer.{name}": tensor for name, tensor in adapter(FLUX2).items()}
+
+
+def test_the_command_writes_the_newest_or_the_named_adapter(tmp_path: Path) -> None:
+    folder = run(tmp_path / "run", **{ADAPTER_FILE: TRAINED})
+    result = cgrpo("--run", folder, "--output", tmp_path / "out" / "new.safetensors")
+    assert "new.safetensors  (iteration-000002)" in result.output
+    written = load_file(tmp_path / "out" / "new.safetensors")
+    assert all(torch.equal(written[name], 2 * tensor) for name, tensor in TRAINED.items())
+    cgrpo("--run", folder, "--iteration", 1, "--format", "kohya", "--output", tmp_path / "old.safetensors")
+    wanted = to_kohya({name.removeprefix("transformer."): tensor for name, tensor in TRAINED.items()})
+    written = load_file(tmp_path / "old.safetensors")
+    assert written.keys() == wanted.keys()
+    assert all(torch.equal(written[name], wanted[name]) for name in wanted)
+
+
+def test_the_command_never_overwrites_and_says_what_it_cannot_do(tmp_path: Path) -> None:
+    def said(folder: Path, *words: object) -> str:
+        return str(cgrpo("--run", folder, "--output", tmp_path / "out.safetensors", *words).exception)
+
+    folder = run(tmp_path / "kontext", **{ADAPTER_FILE: TRAINED})
+    qwen = run(tmp_path / "qwen", "QwenImageEditPolicy", **{ADAPTER_FILE: TRAINED})
+    full = run(tmp_path / "full", **{"transformer/diffusion_pytorch_model.safetensors": TRAINED})
+    other = run(tmp_path / "other", **{"mosaic.safetensors": TRAINED})
+    assert "no checkpoint of iteration 7" in said(folder, "--iteration", 7)
+    assert "adapter is of a QwenImageEditPlusPipeline; export it with --format diffusers" in said(
+        qwen, "--format", "kohya"
+    )
+    whole = full / "checkpoints" / "iteration-000002" / "adapter" / "transformer"
+    assert f"trained all weights, so it has no adapter; its transformer in diffusers' layout is '{whole}'" in said(full)
+    assert f"holds no {ADAPTER_FILE}" in said(other)
+    assert not (tmp_path / "out.safetensors").exists()
+    (tmp_path / "out.safetensors").write_text("mine")
+    for words in ((), ("--format", "kohya")):
+        assert "already there; nothing was overwritten" in said(folder, *words)
+    assert (tmp_path / "out.safetensors").read_text() == "mine"

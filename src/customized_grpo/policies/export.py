@@ -1,14 +1,50 @@
-"""A trained FLUX adapter in kohya's naming, which ComfyUI and its relatives read."""
+"""A trained adapter as one file for other tools: diffusers' own, or kohya's naming, which ComfyUI and others read."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.flux_names import BLOCKS, FLUX1, FLUX2
-from customized_grpo.policies.lora import read_adapter
+from customized_grpo.policies.lora import ADAPTER_FILE, read_adapter
+
+Format = Literal["diffusers", "kohya"]
+
+
+def export_adapter(adapter: Path, file: str | Path, format: Format = "diffusers", *, pipeline: str = "") -> Path:
+    """Write what a checkpoint's `adapter` folder holds as one file.
+
+    Args:
+        adapter: the folder.
+        file: to write; ends in .safetensors.
+        format: "diffusers" for `pipeline.load_lora_weights(file)`, or "kohya".
+        pipeline: class of the pipeline that the adapter is of, which decides whether kohya has names for it.
+
+    Raises:
+        UserError: if there is no adapter, kohya has no names for its layers, or the file exists.
+    """
+    source, whole = adapter / ADAPTER_FILE, adapter / "transformer"
+    if not source.is_file() and whole.is_dir():
+        raise UserError(
+            f"This run trained all weights, so it has no adapter; its transformer in diffusers' layout is '{whole}', "
+            f"for from_pretrained, and for a pipeline's folder in place of its own."
+        )
+    if not source.is_file():
+        raise UserError(f"'{adapter}' holds no {ADAPTER_FILE}; only adapters of pipelines can be exported.")
+    if format == "kohya":
+        if not pipeline.startswith("Flux"):
+            raise UserError(
+                f"Kohya's names are known for FLUX, and this adapter is of a {pipeline or 'model of another kind'}; "
+                f"export it with --format diffusers."
+            )
+        return export_kohya(source, file)
+    target = _new_file(file)
+    shutil.copyfile(source, target)
+    return target
 
 
 def export_kohya(adapter: str | Path, file: str | Path) -> Path:
@@ -23,15 +59,21 @@ def export_kohya(adapter: str | Path, file: str | Path) -> Path:
     """
     from safetensors.torch import save_file
 
+    target = _new_file(file)
+    state, settings = read_adapter(Path(adapter).expanduser())
+    converted = to_kohya(state, settings.get("lora_alpha"))
+    save_file(converted, target, metadata={"format": "pt", "ss_network_module": "networks.lora_flux"})
+    return target
+
+
+def _new_file(file: str | Path) -> Path:
+    """A safetensors file that is not there yet, in a folder that is."""
     target = Path(file).expanduser()
     if target.suffix != ".safetensors":
         raise UserError(f"The export is a safetensors file; '{target}' should end in .safetensors.")
     if target.exists():
         raise UserError(f"'{target}' is already there; nothing was overwritten. Give another name.")
-    state, settings = read_adapter(Path(adapter).expanduser())
-    converted = to_kohya(state, settings.get("lora_alpha"))
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_file(converted, target, metadata={"format": "pt", "ss_network_module": "networks.lora_flux"})
     return target
 
 
