@@ -56,6 +56,21 @@ def test_a_draft_is_no_checkpoint_and_is_swept_away(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["iteration-000002", "iteration-000003"]
 
 
+@pytest.mark.parametrize("full", [OSError(28, "No space left on device"), RuntimeError("file write failed")])
+def test_a_full_disk_is_one_sentence_and_leaves_the_last_good_one(tmp_path: Path, monkeypatch, full) -> None:
+    policy = fakes.LinearPolicy()
+    good = checkpoint.save(tmp_path, state(policy), policy, "")
+
+    def fail(*args, **kwargs) -> None:
+        raise full
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(UserError, match=r"iteration-000004' could not be written \(.*MiB are free\); make room"):
+        checkpoint.save(tmp_path, state(policy, 4), policy, "")
+    assert list(tmp_path.iterdir()) == [good], "the draft gives its room back"
+    assert checkpoint.load(good).iteration == 3
+
+
 @pytest.mark.parametrize("name", ["trainable.safetensors", "state.json", "optimizer.pt"])
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, name: str, damage: str) -> None:
@@ -80,18 +95,3 @@ def test_a_checkpoint_with_code_in_it_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="incomplete or damaged"):
         checkpoint.load(path)
     assert not (tmp_path / "ran").exists()
-
-
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = fakes.LinearPolicy()
-    checkpoint.save(tmp_path, state(policy, 1), policy, "")
-
-    def full(*arguments, **settings):
-        raise OSError(28, "No space left on device", "optimizer.pt")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(tmp_path, state(policy, 2), policy, "")
-    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["iteration-000001"]
-    monkeypatch.undo()
-    assert checkpoint.load(checkpoint.checkpoints(tmp_path)[-1]).iteration == 1

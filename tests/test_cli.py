@@ -119,6 +119,10 @@ def test_generate_draws_base_and_tuned(straight: Path, tmp_path: Path) -> None:
     assert len(list((straight / "generated").glob("*.png"))) == 1
     again = cgrpo("generate", "--run", straight, "--output", "x.png", cwd=tmp_path, expect=2)
     assert "exists already" in again
+    again = cgrpo("generate", "--run", straight, "--output", "x", cwd=tmp_path, expect=2)
+    assert "'x' exists already" in again, "x.png would have been overwritten"
+    text = cgrpo("generate", "--run", straight, "--output", "x.yaml", cwd=tmp_path, expect=2)
+    assert "ends in '.yaml', which is no kind of picture" in text
 
 
 def test_eval_compares_a_run_with_its_base(straight: Path, tmp_path: Path) -> None:
@@ -164,6 +168,23 @@ def test_bad_input_is_one_sentence_and_status_two(tmp_path: Path, words: list[st
     assert re.search(sentence.replace("?", r"\?"), text), text
     assert len(text.strip().splitlines()) == 1
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("name", ["output/run", "missing/../closed.yaml"])
+def test_an_operating_system_that_says_no_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    from customized_grpo import cli
+
+    def refuse(**settings: object) -> None:
+        raise PermissionError(13, "Permission denied", name)
+
+    monkeypatch.setattr(cli, "app", refuse)
+    monkeypatch.setattr(sys, "argv", ["cgrpo", "train"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == f"error: Permission denied for '{name}'; see that you may read and write there, or name another place."
 
 
 def test_a_module_beside_one_is_found(tmp_path: Path) -> None:

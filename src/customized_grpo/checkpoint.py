@@ -49,10 +49,30 @@ def save(folder: Path, state: TrainingState, policy: Policy, config_yaml: str) -
     """Write `folder/iteration-NNNNNN`, complete before it gets its name.
 
     The adapter in `adapter/` holds the averaged weights where there is an average: it is what evaluation measured.
+
+    Raises:
+        UserError: if it cannot be written, such as onto a full disk; the checkpoints before it are as they were.
     """
     final = folder / f"iteration-{state.iteration:06d}"
     draft = folder / f".{final.name}.partial"
     shutil.rmtree(draft, ignore_errors=True)
+    try:
+        _write(draft, state, policy, config_yaml)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them, by who finds out
+        shutil.rmtree(draft, ignore_errors=True)
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free / 2**20
+        raise UserError(
+            f"The checkpoint '{final}' could not be written ({' '.join(str(error).split())[:150]}; {free:,.0f} MiB are "
+            f"free); make room or permit it. Checkpoints before it are as they were."
+        ) from error
+    if final.exists():
+        shutil.rmtree(final)
+    draft.rename(final)
+    _flush(folder)
+    return final
+
+
+def _write(draft: Path, state: TrainingState, policy: Policy, config_yaml: str) -> None:
     draft.mkdir(parents=True)
     save_file(_portable(state.trainable), draft / "trainable.safetensors")
     if state.ema is not None:
@@ -68,11 +88,6 @@ def save(folder: Path, state: TrainingState, policy: Policy, config_yaml: str) -
     progress = {"iteration": state.iteration, **state.progress}
     (draft / "state.json").write_text(json.dumps(progress, indent=1), encoding="utf-8")
     _flush(draft)
-    if final.exists():
-        shutil.rmtree(final)
-    draft.rename(final)
-    _flush(folder)
-    return final
 
 
 def load(checkpoint: Path) -> TrainingState:

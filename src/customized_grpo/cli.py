@@ -24,6 +24,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEBUG = "--debug"
+REFUSED = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or name another output"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "see that you may read and write there, or name another place"),
+    errno.EROFS: "name another place",
+}
+"""What to do about an operating system that says no."""
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_rewards.app, name="rewards")
 console = new_console()
@@ -302,9 +308,10 @@ def main() -> None:
             sys.exit(2)  # the first process says it
         _fail(str(error), debug, advice=error.advice)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT):
+        if error.errno not in REFUSED:
             raise
-        _fail(f"Cannot write '{error.filename}': {os.strerror(error.errno)}. Free space or name another output.", debug)
+        place = f"'{error.filename}'" if error.filename else "a file"
+        _fail(f"{os.strerror(error.errno)} for {place}; {REFUSED[error.errno]}.", debug)
     except KeyboardInterrupt:
         _fail("Interrupted.", debug, status=130)
 

@@ -61,12 +61,14 @@ def new_file(folder: Path, wanted: Path | None) -> Path:
     """A PNG that does not exist yet.
 
     Raises:
-        UserError: if the wanted one does.
+        UserError: if the wanted one does, or is no kind of picture.
     """
     if wanted is None:
         return next(path for i in range(10**6) if not (path := folder / f"{i:04d}.png").exists())
-    if wanted.exists():
+    if (wanted if wanted.suffix else wanted.with_suffix(".png")).exists():
         raise UserError(f"'{wanted}' exists already; name another --output.")
+    if wanted.suffix and wanted.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"--output '{wanted}' ends in '{wanted.suffix}', which is no kind of picture; write .png.")
     return wanted if wanted.suffix else wanted.with_suffix(".png")
 
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,7 +155,8 @@ class Trainer:
             except BaseException as error:
                 self._close(run, "failed", started)
                 if isinstance(error, UserError):
-                    self._save_before_failure(run, error)
+                    with suppress(UserError):  # the first error is the one to tell
+                        self._save_before_failure(run, error)
                 if isinstance(error, UserError | TrainingError):
                     error.advice = f"When that is mended, go on with: cgrpo train --resume {run.path}"
                 raise
