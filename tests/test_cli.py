@@ -184,7 +184,8 @@ def test_an_operating_system_that_says_no_is_one_sentence(
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     said = " ".join(capsys.readouterr().err.split())
-    assert said == f"error: Permission denied for '{name}'; see that you may read and write there, or name another place."
+    advice = "see that you may read and write there, or name another place"
+    assert said == f"error: Permission denied for '{name}'; {advice}."
 
 
 def test_a_module_beside_one_is_found(tmp_path: Path) -> None:
