@@ -128,7 +128,9 @@ def show_result(console: Console, result: Result, rewards: Sequence[str], report
     show_changes(console, result.changes, rewards)
     if result.interrupted:
         console.print(f"Stopped; everything is saved. Go on with: [bold]cgrpo train --resume {result.run}[/bold]")
-    lines = {"report": report, "adapter": adapter(result.run), "pictures": result.run / "samples"}
+    trained = adapter(result.run)
+    kind = "weights" if trained and (trained / "transformer").is_dir() else "adapter"
+    lines = {"report": report, kind: trained, "pictures": result.run / "samples"}
     for name, path in lines.items():
         if path is not None and path.exists():
             console.print(f"{name:<9} {path}", highlight=False, soft_wrap=True)
