@@ -1,5 +1,6 @@
 """Where weights come from: the package itself, a local folder, or a hub id."""
 
+import re
 from pathlib import Path
 
 from customized_grpo.errors import UserError
@@ -33,7 +34,15 @@ def locate(path: str | Path) -> str:
 def explain(path: str | Path, what: str, error: Exception) -> UserError:
     """One sentence for a `from_pretrained` that failed."""
     reason = " ".join(str(error).split())
+    if isinstance(error, ImportError) and (missing := re.search(r"requires the (\w+) library", reason)):
+        package = missing[1].lower()
+        build = ", of the build that fits your torch" if package == "torchvision" else ""
+        return UserError(
+            f"Could not load {what} from '{path}': it needs the package {package}, which is not here; "
+            f"pip install {package}{build}."
+        )
+    first = re.split(r"(?<=\w\w)[.;]\s", reason)[0].rstrip(".")  # the rest is advice, which ours replaces
     return UserError(
-        f"Could not load {what} from '{path}' ({type(error).__name__}: {reason[:300]}); "
+        f"Could not load {what} from '{path}' ({type(error).__name__}: {first[:300]}); "
         f"give a folder in the layout that save_pretrained writes, or a hub id you have access to."
     )
