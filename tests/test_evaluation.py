@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,8 @@ def test_scores_are_saved_and_loaded_with_what_is_missing(tmp_path: Path) -> Non
     made = run(fakes.LinearPolicy())
     made.values[0, 0, 1] = math.nan
     made.save(tmp_path / "e.json")
-    loaded = evaluations.load(tmp_path / "e.json", fakes.examples(5))
-    assert loaded is not None
-    torch.testing.assert_close(loaded.values, made.values, equal_nan=True)
+    loaded = evaluations.reuse(tmp_path / "e.json", fakes.examples(5), ["red", "dark"], 2)
+    torch.testing.assert_close(loaded.values, made.values, equal_nan=True, rtol=0, atol=0)
     assert loaded.metrics == ("red", "dark")
     assert loaded.rewards == ("red",)
 
@@ -41,18 +41,24 @@ def test_changes_pair_tasks_and_know_their_sign() -> None:
     better = fakes.LinearPolicy()
     with torch.no_grad():
         better.module.bias[0] -= 0.3
-    change = evaluations.changes(before, run(better, iteration=1))[0]
+    change = evaluations.changes(before.scores(), run(better, iteration=1).scores())[0]
     assert change.metric == "red"
-    assert 0 < change.low <= change.difference <= change.high
-    same = evaluations.changes(before, run(fakes.LinearPolicy()))[0]
-    assert same.difference == 0
-    assert (same.low, same.high) == pytest.approx((0, 0), abs=1e-6)
+    assert 0 < change.difference.low <= change.difference.value <= change.difference.high
+    same = evaluations.changes(before.scores(), run(fakes.LinearPolicy()).scores())[0]
+    assert same.difference == pytest.approx((0, 0, 0), abs=1e-6)
+
+
+def test_changes_are_of_what_both_have() -> None:
+    before, after = run(fakes.LinearPolicy()).scores(), run(fakes.LinearPolicy(), count=3).scores()
+    after = replace(after, metrics=("red", "new"))
+    found = evaluations.changes(before, after)
+    assert [(change.metric, change.tasks) for change in found] == [("red", 3)]
 
 
 def test_one_subject_alone_has_no_interval() -> None:
     before, after = (run(fakes.LinearPolicy(), iteration=n, count=1) for n in (0, 1))
-    change = evaluations.changes(before, after)[0]
-    assert change.difference == 0
+    change = evaluations.changes(before.scores(), after.scores())[0].difference
+    assert change.value == 0
     assert math.isnan(change.low)
     assert math.isnan(change.high)
 

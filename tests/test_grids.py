@@ -1,15 +1,6 @@
-import torch
 from PIL import Image
 
-from customized_grpo.grids import CELL, fit, grid, to_image
-
-
-def test_pixels_become_a_picture() -> None:
-    pixels = torch.zeros(3, 2, 4)
-    pixels[0] = 1
-    image = to_image(pixels)
-    assert image.size == (4, 2)
-    assert image.getpixel((3, 1)) == (255, 0, 0)
+from customized_grpo.grids import CELL, fit, grid
 
 
 def test_any_shape_fits_a_cell_with_its_aspect_kept() -> None:

@@ -61,7 +61,7 @@ def test_training_on_one_reward_raises_it(tmp_path: Path) -> None:
         "training": {**QUICK["training"], "iterations": 20},
     }
     result = trainer(tmp_path, rewards={"red": fakes.red}, **sections).train()
-    assert result.changes[0].difference > 0.02
+    assert result.changes[0].difference.value > 0.02
 
 
 def test_the_first_ratio_is_exactly_one_in_the_rollouts_own_batches(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from customized_grpo.evaluation import Change, Evaluation
+from customized_grpo.evaluation import Evaluation
+from customized_grpo.report.intervals import Change
 from customized_grpo.trainer import Observer, Result, Summary
 
 if TYPE_CHECKING:
@@ -113,12 +114,12 @@ def show_changes(console: Console, changes: Sequence[Change], rewards: Sequence[
     for column in ("", "before", "after", "change", "95 % interval"):
         table.add_column(column, justify="left" if not column else "right")
     for change in changes:
-        clear = change.low > 0 or change.high < 0
-        name = change.metric if change.metric in rewards else f"{change.metric} (not trained on)"
+        moved, name = change.difference, change.metric
+        tone = {"rose": "bold green", "fell": "bold red"}.get(moved.verdict, "dim")
         table.add_row(
-            name, f"{change.before:.3f}", f"{change.after:.3f}",
-            f"[{'bold ' if clear else ''}{'green' if change.difference > 0 else 'red'}]{change.difference:+.3f}[/]",
-            f"{change.low:+.3f} to {change.high:+.3f}",
+            name if name in rewards else f"{name} (not trained on)",
+            f"{change.before.value:.3f}", f"{change.after.value:.3f}", f"[{tone}]{moved.value:+.3f}[/]",
+            f"{moved.low:+.3f} to {moved.high:+.3f}" if moved.low == moved.low else "one subject",
         )  # fmt: skip
     console.print(table)
 

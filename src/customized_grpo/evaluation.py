@@ -1,7 +1,6 @@
 """Held-out evaluation: fixed examples, fixed noise, deterministic sampling, so that numbers pair over training."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ from torch import Tensor
 
 from customized_grpo.distributed import fail_together
 from customized_grpo.errors import UserError
-from customized_grpo.functional import statistics
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import normal
+from customized_grpo.report.intervals import Change, change
+from customized_grpo.report.record import Evaluation as Scores
+from customized_grpo.report.record import read_evaluation
 from customized_grpo.rollout import sample_ode
 from customized_grpo.scoring import RewardFunction, score
 from customized_grpo.settings import Settings
@@ -66,6 +67,12 @@ class Evaluation:
             tuple(cluster(example) for example in self.examples),
         )
 
+    def scores(self) -> Scores:
+        """As the file that `save` writes is read: the numbers, without pictures."""
+        tasks, subjects = tuple(e.id for e in self.examples), tuple(map(cluster, self.examples))
+        values = self.values.double().cpu().numpy()
+        return Scores(self.iteration, self.metrics, self.rewards, tasks, subjects, values)
+
     def means(self) -> dict[str, float]:
         """Mean of each metric over what could be scored."""
         return {name: float(self.values[..., k].nanmean()) for k, name in enumerate(self.metrics)}
@@ -82,16 +89,6 @@ class Evaluation:
         path.write_text(json.dumps(payload), encoding="utf-8")
 
 
-def load(path: Path, examples: Sequence[Example]) -> Evaluation | None:
-    """What `Evaluation.save` wrote, without pictures; None if it is not there."""
-    if not path.is_file():
-        return None
-    payload = json.loads(path.read_text(encoding="utf-8"))
-    values = torch.tensor([[[math.nan if v is None else v for v in row] for row in rep] for rep in payload["values"]])
-    metrics, rewards = tuple(payload["metrics"]), tuple(payload["rewards"])
-    return Evaluation(payload["iteration"], values, metrics, rewards, tuple(examples), torch.empty(0))
-
-
 def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], replicates: int) -> Evaluation:
     """The evaluation of the base policy that another run, or `cgrpo eval`, left at `path`, without pictures.
 
@@ -100,17 +97,16 @@ def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], repli
     """
     advice = "make it with `cgrpo eval CONFIG --output FOLDER`, or leave evaluation.base out."
     try:
-        found = load(path, examples)
-        tasks = [task["id"] for task in json.loads(path.read_text(encoding="utf-8"))["tasks"]]
+        found = read_evaluation(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"evaluation.base: '{path}' is missing or damaged ({type(error).__name__}); {advice}"
         ) from error
-    assert found is not None
-    same = tasks == [e.id for e in examples] and found.metrics == tuple(metrics) and len(found.values) == replicates
-    if not same:
+    same = found.tasks == tuple(e.id for e in examples) and found.metrics == tuple(metrics)
+    if not same or len(found.values) != replicates:
         raise UserError(f"evaluation.base: '{path}' is of other tasks, metrics or replicates than this run; {advice}")
-    return found
+    values = torch.from_numpy(found.values).float()
+    return Evaluation(found.iteration, values, found.metrics, found.rewards, tuple(examples), torch.empty(0))
 
 
 def cluster(example: Example) -> str:
@@ -169,32 +165,7 @@ def batches(
     return [group[i : i + size] for group in by_shape.values() for i in range(0, len(group), size)]
 
 
-@dataclass(frozen=True)
-class Change:
-    """A metric before and after, with the 95 % interval of the paired difference (bootstrap over subjects)."""
-
-    metric: str
-    before: float
-    after: float
-    low: float
-    high: float
-
-    @property
-    def difference(self) -> float:
-        return self.after - self.before
-
-
-def changes(before: Evaluation, after: Evaluation, seed: int = 0) -> list[Change]:
-    """What training did to every metric, on the same tasks and noise. Replicates are averaged, not resampled.
-
-    The bounds are NaN where there is one subject alone, which says nothing of others.
-    """
-    first, last = (e.values.double().nanmean(0, keepdim=True) for e in (before, after))
-    subjects = [cluster(example) for example in before.examples]
-    interval = statistics.paired_difference(last, first, subjects, torch.Generator().manual_seed(seed))
-    means = (before.means(), after.means())
-    bounds = torch.stack([interval.low, interval.high], dim=-1).tolist() if len(set(subjects)) > 1 else None
-    return [
-        Change(name, means[0][name], means[1][name], *(bounds[k] if bounds else (math.nan, math.nan)))
-        for k, name in enumerate(before.metrics)
-    ]
+def changes(before: Scores, after: Scores) -> list[Change]:
+    """What training did to every metric that was measured both times, on the tasks they share."""
+    shared = [metric for metric in before.metrics if metric in after.metrics]
+    return [found for metric in shared if (found := change(before, after, metric)).tasks]

@@ -14,7 +14,8 @@ from customized_grpo.config import load_config
 from customized_grpo.data.examples import read_picture
 from customized_grpo.display import show_changes
 from customized_grpo.errors import UserError
-from customized_grpo.grids import grid, save_grid, to_image
+from customized_grpo.grids import grid, save_grid
+from customized_grpo.images import to_pil
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import normal
 from customized_grpo.rollout import sample_ode
@@ -52,7 +53,7 @@ def generate(
     base = sample_ode(policy, conditioning, noise, num_inference_steps)
     iteration = load()
     tuned = sample_ode(policy, conditioning, noise, num_inference_steps)
-    rows = [[*example.references, to_image(a), to_image(b)] for a, b in zip(base, tuned, strict=True)]
+    rows = [[*example.references, to_pil(a), to_pil(b)] for a, b in zip(base, tuned, strict=True)]
     headers = ["reference"] * len(example.references) + ["base", f"iteration {iteration}"]
     return grid(rows, headers, [example.prompt] * count)
 
@@ -105,6 +106,6 @@ def evaluate_command(
     base = measure(0)
     if folder is not None:
         after = measure(load_trained(policy, folder, iteration))
-        show_changes(console, evaluations.changes(base, after), list(config.rewards))
+        show_changes(console, evaluations.changes(base.scores(), after.scores()), list(config.rewards))
     if output is not None:
         console.print(f"scores and pictures: {output}", highlight=False, soft_wrap=True)

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+
+from customized_grpo.images import to_pil
 
 if TYPE_CHECKING:
     from customized_grpo.evaluation import Evaluation
@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 CELL = 128
 GAP = 4
 HEADER = 22
-
-
-def to_image(pixels: Tensor) -> Image.Image:
-    """(3, H, W) in [0, 1] to a picture."""
-    array = (pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def grid(rows: list[list[Image.Image]], headers: list[str], captions: list[str]) -> Image.Image:
@@ -59,7 +53,7 @@ def save_grid(evaluation: "Evaluation", folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     shown = evaluation.examples[: len(evaluation.images)]
-    pictures = [to_image(image) for image in evaluation.images]
+    pictures = [to_pil(image) for image in evaluation.images]
     rows = [[*example.references, picture] for example, picture in zip(shown, pictures, strict=True)]
     most = max(len(row) for row in rows) - 1
     headers = ["reference"] * most + [label(evaluation.iteration)]

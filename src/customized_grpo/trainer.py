@@ -20,7 +20,7 @@ from customized_grpo.build import bind
 from customized_grpo.checkpoint import TrainingState
 from customized_grpo.distributed import any_process, fail_together, gather
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.evaluation import Change, Evaluation
+from customized_grpo.evaluation import Evaluation
 from customized_grpo.functional.schedule import StepPlan
 from customized_grpo.grids import copy_grid, save_grid, save_history
 from customized_grpo.memory import MemoryEstimate, Workload, estimate_memory, explain_full_device
@@ -28,6 +28,8 @@ from customized_grpo.meters import Clock
 from customized_grpo.method import Method, SpreadGuard, describe_advantages, describe_rewards
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import generator
+from customized_grpo.report.intervals import Change
+from customized_grpo.report.record import read_evaluation
 from customized_grpo.rollout import RolloutSettings, RowNoise, collect, complete_dynamics
 from customized_grpo.scoring import RewardFunction, named, score_groups
 from customized_grpo.tracking import RunFolder, check_trackers, now, peak_memory_gib, provenance, start_trackers
@@ -422,9 +424,10 @@ class Trainer:
         changes: list[Change] = []
         if self.accelerator.is_main_process and self.eval_examples:
             save_history(run)
-            before = first or evaluations.load(run.evaluation(0), self.eval_examples)
+            logged = run.evaluation(0)
+            before = first.scores() if first else read_evaluation(logged) if logged.is_file() else None
             if before is not None and last is not None:
-                changes = evaluations.changes(before, last)
+                changes = evaluations.changes(before, last.scores())
         return Result(run.path, changes, time.monotonic() - started, interrupted)
 
     # ---- small things

@@ -13,7 +13,7 @@ from customized_grpo.bench.record import BenchFolder, Job
 from customized_grpo.bench.suites import Suite
 from customized_grpo.build import construct
 from customized_grpo.data.examples import read_picture
-from customized_grpo.grids import to_image
+from customized_grpo.images import to_pil
 from customized_grpo.images import to_tensor
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import normal
@@ -53,7 +53,7 @@ def draw(
         noise = normal(policy.latent_shape(conditioning), keys)
         images = sample_ode(policy, conditioning, noise, num_inference_steps)
         for ((task, n), _), image in zip(group, images, strict=True):
-            folder.save_image((task, n), to_image(image))
+            folder.save_image((task, n), to_pil(image))
         done += len(group)
         progress("draw", done, len(jobs))
 
