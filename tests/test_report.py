@@ -76,7 +76,8 @@ def run(tmp_path: Path) -> Path:
     save(evaluation(3, BASE + 0.2, BASE - 0.1, BASE + np.array([0.1, -0.1, 0.1, -0.1, 0]), metrics=metrics), folder)
     for name in ("over_training", "iteration-000000", "iteration-000003"):
         Image.new("RGB", (40, 20), "red").save(folder / "samples" / f"{name}.png")
-    (folder / "samples" / "captions.json").write_text('{"prompts": ["a <b>cat</b>"]}')
+    (folder / "samples" / "cells").mkdir()
+    (folder / "samples" / "cells" / "000-prompt.txt").write_text("a <b>cat</b>")
     return folder
 
 
@@ -218,6 +219,7 @@ def test_text_from_the_run_is_escaped(run: Path) -> None:
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert" in html
     assert "<b>cat" not in html
+    assert "The rows: a &lt;b&gt;cat&lt;/b&gt;." in html, "a picture's prompts are there for who cannot see them"
 
 
 def test_time_is_shared_out_over_stages(run: Path) -> None:
@@ -319,13 +321,11 @@ def test_damaged_files_are_named(run: Path) -> None:
         '{"iteration": 2, "metrics": ["a"], "tasks": [], "values": 1}'
     )
     (run / "samples" / "iteration-000003.png").write_bytes(b"not a picture")
-    (run / "samples" / "captions.json").write_text("[]")
     text = text_of(write_report(run).read_text())
     for sentence in (
         "Run.json is damaged",
         "Evaluations/iteration-000002.json is damaged",
         "Samples/iteration-000003.png could not be read",
-        "Samples/captions.json is damaged",
     ):
         assert sentence in text
 

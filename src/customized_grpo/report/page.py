@@ -36,8 +36,6 @@ class Picture:
     caption: str = ""
     link: str = ""
     """The file it was made from, relative to the page."""
-    rows: tuple[str, ...] = ()
-    """What the rows of a grid show, from the top."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,7 @@ def plot(figure: Figure, folder: Path, name: str, *, title: str, caption: str = 
     return Picture(source, alt or title, width, title, caption, f"plots/{path.name}")
 
 
-def image(
-    path: Path, *, base: Path, alt: str, title: str = "", caption: str = "", rows: tuple[str, ...] = ()
-) -> Picture:
+def image(path: Path, *, base: Path, alt: str, title: str = "", caption: str = "") -> Picture:
     """Embed an image file, scaled down or recompressed where it would make the page heavy.
 
     Raises:
@@ -78,7 +74,7 @@ def image(
             content, kind = buffer.getvalue(), "image/jpeg"
     zoom = max(1, min(4, 320 // max(natural, 1)))
     link = path.relative_to(base).as_posix()
-    return Picture(_data_uri(kind, content), alt, natural * zoom, title, caption, link, rows)
+    return Picture(_data_uri(kind, content), alt, natural * zoom, title, caption, link)
 
 
 def render(template: str, **content: Any) -> str:

@@ -1,6 +1,5 @@
 """The report of one run: what it contains, and in which order."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,7 +165,9 @@ def reward_plots(record: RunRecord) -> list[Picture]:
             record.iterations, mean, spread, evaluated, levels, colour=colour, ylabel=words(metric)
         )
         title = f"{words(metric)}" + ("" if metric in record.rewards else " (not trained on)")
-        found.append(page.plot(figure, record.folder, f"reward-{_slug(metric)}", title=title))
+        held_out = (f"{page.number(x.value)} at iteration {at}" for at, x in zip(evaluated, levels, strict=True))
+        alt = f"{title} over training; held out: {', '.join(held_out) or 'not evaluated'}"
+        found.append(page.plot(figure, record.folder, f"reward-{_slug(metric)}", title=title, alt=alt))
     if len(record.rewards) == 2 and len(record.evaluations) > 1:
         across, up = record.rewards[1], record.rewards[0]
         axes = (since_first(record.evaluations, metric) for metric in (across, up))
@@ -235,11 +236,12 @@ def stages(record: RunRecord) -> list[Stage]:
 def sample_pictures(record: RunRecord, problems: list[str]) -> tuple[Picture | None, list[Picture]]:
     """The grid over training, and the grids of the evaluations, the last one first. Damaged files are named."""
     folder = record.folder / "samples"
-    rows = _prompts(folder / "captions.json", problems)
+    prompts = [p.read_text(encoding="utf-8", errors="replace") for p in sorted(folder.glob("cells/*-prompt.txt"))]
+    rows = f". The rows: {'; '.join(prompts)}." if prompts else ""
 
     def embed(path: Path, title: str) -> Picture | None:
         try:
-            return page.image(path, base=record.folder, alt=title, title=title, rows=rows)
+            return page.image(path, base=record.folder, alt=title + rows, title=title)
         except (OSError, SyntaxError):
             problems.append(f"samples/{path.name} could not be read as an image.")
             return None
@@ -251,16 +253,6 @@ def sample_pictures(record: RunRecord, problems: list[str]) -> tuple[Picture | N
     chosen = sorted({round(i) for i in np.linspace(0, len(files) - 1, min(len(files), MOST_GRIDS))}, reverse=True)
     grids = (embed(files[i][1], f"Iteration {files[i][0]}") for i in chosen)
     return over_training, [grid for grid in grids if grid]
-
-
-def _prompts(path: Path, problems: list[str]) -> tuple[str, ...]:
-    if not path.is_file():
-        return ()
-    try:
-        return tuple(str(prompt) for prompt in json.loads(path.read_text(encoding="utf-8"))["prompts"])
-    except (OSError, ValueError, TypeError, KeyError):
-        problems.append(f"samples/{path.name} is damaged and left out.")
-        return ()
 
 
 def facts(record: RunRecord) -> list[tuple[str, str]]:
