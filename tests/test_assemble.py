@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from customized_grpo.assemble import finished_iterations, resume_run
+from customized_grpo.assemble import finished_iterations, open_run, resume_run
 from customized_grpo.config import load_config, to_yaml
 from customized_grpo.errors import UserError
 from customized_grpo.tracking import RunFolder
@@ -45,3 +45,10 @@ def test_a_finished_run_has_nothing_left_to_do_unless_more_is_asked_for(tmp_path
     folder.describe(status="finished")
     assert finished_iterations(*resume_run(folder.path)) == 4
     assert finished_iterations(*resume_run(folder.path, ["training.iterations=5"])) is None
+
+
+def test_trained_weights_are_not_put_into_another_family(tmp_path: Path) -> None:
+    folder = run(tmp_path).path
+    assert open_run(folder, ["policy.resolution=128"])
+    with pytest.raises(UserError, match=r"trained a FluxKontextPolicy, and its weights are not for a UnoPolicy"):
+        open_run(folder, ["policy={use: UnoPolicy, path: flux, adapter: uno}"])

@@ -39,9 +39,20 @@ def build_trainer(config: Config) -> Trainer:
 
 
 def open_run(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Config]:
-    """A run folder and its configuration, with overrides on top."""
+    """A run folder and its configuration, with overrides on top.
+
+    Raises:
+        UserError: if they name another family of models, whose layers may have the same names and shapes.
+    """
     run = RunFolder.existing(path)
-    return run, load_config(run.config, [*overrides, f"output={os.fspath(run.path)}"])
+    config = load_config(run.config, [*overrides, f"output={os.fspath(run.path)}"])
+    trained = load_config(run.config).policy.use if overrides else config.policy.use
+    if trained != config.policy.use:
+        raise UserError(
+            f"The run in '{run.path}' trained a {trained}, and its weights are not for a {config.policy.use}; "
+            f"leave policy.use out."
+        )
+    return run, config
 
 
 HOW = frozenset({

@@ -27,11 +27,13 @@ def new_console() -> Console:
 
 
 def quiet_libraries() -> None:
-    """Loading bars and advice of the libraries below would drown our own output; warnings stay for --debug."""
+    """Loading bars and advice of the libraries below would drown our own output; theirs stay for --debug."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if os.environ.get("CGRPO_DEBUG"):
         return
     warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=UserWarning, module=r"customized_grpo\.(policies|rewards)\.")
+    warnings.formatwarning = lambda message, *place, **more: f"warning: {' '.join(str(message).split())}\n"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, when the error says it all
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

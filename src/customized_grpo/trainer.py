@@ -288,6 +288,8 @@ class Trainer:
             for name, reward in self.rewards.items()
             for counter, value in getattr(reward, "counters", {}).items()
         }
+        if cut := getattr(self.policy, "truncated_prompts", 0):
+            record["prompts/truncated"] = cut
         record["memory/peak_gib"] = peak_memory_gib(self.policy.device)
         run.log(record)
         self.accelerator.log({k: v for k, v in record.items() if k != "iteration"}, step=self.iteration)

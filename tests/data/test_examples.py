@@ -57,7 +57,7 @@ def test_a_single_reference_needs_no_list_and_ids_may_be_numbers(folder):
         ([line(promt="a dog")], r"unknown field 'promt'\. Did you mean 'prompt'"),
         ([line(prompt="  ")], r"line 1: field 'prompt': the prompt is empty"),
         ([{"id": "a", "references": ["dog/0.png"]}], r"line 1: there is no field 'prompt'"),
-        ([line(references=[])], r"line 1: field 'references': expected at least 1"),
+        ([line(references=[])], r"line 1: field 'references' is empty; give at least one picture of the subject"),
         ([line(references=["dog/9.png"])], r"line 1: there is no picture '.*dog/9.png'"),
         ([line(masks=["dog/mask.png", None])], r"line 1: 2 masks for 1 references"),
         ([line(masks=["dog/absent.png"])], r"line 1: there is no picture '.*absent.png'"),

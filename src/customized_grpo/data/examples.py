@@ -66,6 +66,8 @@ def parse_line(line: str, where: str) -> Record:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
+        if first["type"] == "too_short":
+            raise UserError(f"{where}: field '{name}' is empty; give at least one picture of the subject.") from None
         if first["type"] == "extra_forbidden":
             raise UserError(f"{where}: unknown field '{name}'.{nearest(name, Record.model_fields)}") from None
         if first["type"] == "missing":
@@ -226,7 +228,9 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
     if mask.getextrema()[1] == 1:  # labels 0 and 1
         mask = mask.point(lambda value: 255 * value)
     if mask.size != size:
-        raise UserError(f"The mask '{path}' is {mask.size[0]} x {mask.size[1]}, its picture {size[0]} x {size[1]}.")
+        raise UserError(
+            f"The mask '{path}' is {mask.size[0]} x {mask.size[1]}, its picture {size[0]} x {size[1]}; make them one size."
+        )
     return mask
 
 
