@@ -229,7 +229,8 @@ def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
         mask = mask.point(lambda value: 255 * value)
     if mask.size != size:
         raise UserError(
-            f"The mask '{path}' is {mask.size[0]} x {mask.size[1]}, its picture {size[0]} x {size[1]}; make them one size."
+            f"The mask '{path}' is {mask.size[0]} x {mask.size[1]}, its picture {size[0]} x {size[1]}; "
+            f"make them one size."
         )
     return mask
 
