@@ -2,10 +2,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from compare.fabricate import fabricate
 from customized_grpo.compare.page import write_report
 from customized_grpo.errors import UserError
+from customized_grpo.probe.command import new_probe
+from probe.test_run import CONFIG as PROBED
 
 GAINS = {
     "naive_1to1": (-0.05, 0.2, -0.05, 0.05),
@@ -48,6 +51,20 @@ def test_the_report_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     assert (root / "plots" / "pictures.png").is_file()
     assert text.count('class="cap"') == 6
     assert "evenly" in text or "even steps from the worst to the best" in text
+
+
+def test_the_report_shows_the_probe_that_the_grid_names(tmp_path: Path) -> None:
+    probe = tmp_path / "probe"
+    (tmp_path / "config.yaml").write_text(PROBED)
+    new_probe(Console(quiet=True), tmp_path / "config.yaml", [], {"examples": 4, "branches": 4}, output=probe)
+    root = tmp_path / "out"
+    fabricate(root, GAINS, seeds=[0], probe=probe)
+    text = write_report(root).read_text(encoding="utf-8")
+    assert "When is each reward decided?" in text
+    assert (root / "plots" / "probe-weights.svg").is_file()
+    (probe / "probe.json").unlink()
+    with pytest.raises(UserError, match="probe"):
+        write_report(root)
 
 
 def test_an_unfinished_grid_is_reported_as_such(tmp_path: Path) -> None:

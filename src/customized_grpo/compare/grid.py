@@ -41,6 +41,8 @@ class Grid(Settings):
     """Metrics of which less is better."""
     pictures: int = Field(default=6, ge=0)
     """Tasks shown in the report."""
+    probe: Path | None = None
+    """Folder of a `cgrpo probe` of the base policy, to show in the report when each reward is decided."""
 
 
 class Budget(NamedTuple):

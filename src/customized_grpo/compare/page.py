@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from customized_grpo.compare import plots
 from customized_grpo.compare.analysis import Analysis, Balance
 from customized_grpo.compare.findings import findings, headline
 from customized_grpo.compare.grid import budget
 from customized_grpo.compare.methods import BASE, find_method
+from customized_grpo.compare.pictures import pictures, references
 from customized_grpo.compare.plots import Bar, Curve, Point, Style
 from customized_grpo.compare.results import Comparison, read_comparison
 from customized_grpo.config import load_config
-from customized_grpo.grids import grid as picture_grid
 from customized_grpo.report import page
 from customized_grpo.report.intervals import Estimate
 from customized_grpo.report.page import Picture, Remark, words
@@ -45,23 +44,6 @@ class Table:
 
     columns: tuple[str, ...]
     rows: list[Row]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One picture of the grid, with what the untrained metrics say of it."""
-
-    source: str
-    marks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PictureRow:
-    """One task: reference, base and methods, from the same noise."""
-
-    prompt: str
-    rank: str
-    cells: list[Cell]
 
 
 def write_report(folder: Path) -> Path:
@@ -102,6 +84,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "others": other_metrics(analysis),
         "conflict": conflict(analysis),
         "correlation": conflict_plots(analysis, styles),
+        "probe": probed(comparison),
         "picture_headers": headers,
         "picture_rows": rows,
         "picture_rule": rule,
@@ -121,11 +104,6 @@ def contents(comparison: Comparison) -> dict[str, Any]:
 def progress(comparison: Comparison) -> str:
     done = sum(state.status == "finished" for state in comparison.states.values())
     return f"{done} of {len(comparison.states)} runs finished"
-
-
-def references(analysis: Analysis) -> list[str]:
-    """The methods that the others are compared with."""
-    return [m for m in (analysis.grid.baseline, analysis.grid.candidate) if m in analysis.methods]
 
 
 def choose_styles(analysis: Analysis) -> dict[str, Style]:
@@ -222,6 +200,19 @@ def conflict_plots(analysis: Analysis, styles: dict[str, Style]) -> list[Picture
         figure = plots.curves(range(1, length + 1), drawn, ylabel="correlation within groups")
         found.append(page.plot(figure, folder, "conflict-correlation", title="Correlation of the rewards"))
     return found
+
+
+def probed(comparison: Comparison) -> dict[str, Any] | None:
+    """What the probe that the grid names found, and its plots; None where it names none."""
+    if comparison.grid.probe is None:
+        return None
+    from customized_grpo.probe.record import ProbeFolder
+    from customized_grpo.probe.report import analyse, conflict_plots, weights_plot, when_plots
+
+    folder = ProbeFolder.existing(comparison.grid.probe)
+    found, target = analyse(folder), comparison.folder
+    plots = [*when_plots(target, found), *conflict_plots(target, found), weights_plot(target, found)]
+    return {"answer": found.verdict.answer, "sentence": found.verdict.sentence, "plots": plots}
 
 
 # ---- tables
@@ -328,89 +319,6 @@ def _share(estimate: Estimate) -> str:
 def _row(analysis: Analysis, method: str, cells: Sequence[Any]) -> Row:
     strong = method in (analysis.grid.candidate, analysis.grid.baseline)
     return Row(analysis.comparison.title(method), strong, tuple(cells))
-
-
-# ---- pictures
-
-
-def pictures(analysis: Analysis) -> tuple[list[str], list[PictureRow], str]:
-    """Headers, rows and the rule they were chosen by: evenly spaced in the ranking of how much the candidate helped."""
-    comparison, grid = analysis.comparison, analysis.grid
-    wanted = [grid.baseline, "naive_1to1.5", grid.candidate]
-    shown = [m for m in dict.fromkeys(wanted) if m in analysis.methods]
-    seed = next((s for s in grid.seeds if all(s in comparison.runs[m] for m in shown)), None)
-    if not shown or seed is None or not grid.pictures:
-        return [], [], ""
-    folders = {m: comparison.runs[m][seed].folder / "samples" / "cells" for m in shown}
-    folders = {BASE: comparison.folder / BASE / "cells", **folders}
-    stems = {m: f"iteration-{0 if m == BASE else analysis.iterations[-1]:06d}.png" for m in folders}
-    count = len(comparison.base.tasks)
-    pictured = [n for n in range(count) if all((folders[m] / f"{n:03d}-{stems[m]}").is_file() for m in folders)]
-    order, rule = _ranked(analysis, pictured)
-    places = sorted({round(i) for i in np.linspace(0, len(order) - 1, min(grid.pictures, len(order)))}) if order else []
-    marks = _marks(analysis, seed)
-    rows, sheet, captions = [], [], []
-    for place in places:
-        n = order[place]
-        prompt = _text(folders[BASE] / f"{n:03d}-prompt.txt")
-        files = [folders[BASE] / f"{n:03d}-reference.png", *(folders[m] / f"{n:03d}-{stems[m]}" for m in folders)]
-        cells = [
-            Cell(page.image(f, base=comparison.folder, alt=prompt).source, marks(m, n))
-            for f, m in zip(files, [None, *folders], strict=True)
-        ]
-        rows.append(PictureRow(prompt, f"rank {place + 1} of {len(order)}", cells))
-        sheet.append([Image.open(f).convert("RGB") for f in files])
-        captions.append(prompt)
-    headers = ["reference", *(("base" if m == BASE else comparison.title(m)) for m in folders)]
-    if rows:
-        (comparison.folder / "plots").mkdir(exist_ok=True)
-        picture_grid(sheet, headers, captions).save(comparison.folder / "plots" / "pictures.png")
-    return headers, rows, f"{rule} Pictures of training seed {seed}, first noise." if rows else ""
-
-
-def _ranked(analysis: Analysis, pictured: list[int]) -> tuple[list[int], str]:
-    """The pictured tasks from where the candidate helped least against the baseline to where it helped most."""
-    pair = references(analysis)
-    if len(pair) < 2 or not analysis.balances:
-        return pictured, "The first tasks of the held-out data."
-    columns = [analysis.metrics.index(metric) for metric in analysis.balances[0].metrics]
-    baseline, candidate = (analysis.values[:, :, analysis.methods.index(m), -1][..., columns] for m in pair)
-    helped = ((candidate - baseline) / analysis.spread[columns]).mean(dim=-1).nanmean(dim=0)
-    title = analysis.comparison.title
-    rule = (
-        f"Chosen by rule, not by hand: all pictured tasks are ranked by how much better {title(pair[1])} scores than "
-        f"{title(pair[0])} (mean of both rewards, in spreads, over seeds), and shown at even steps from the worst to "
-        f"the best."
-    )
-    scored = [n for n in pictured if bool(helped[n].isfinite())]
-    return sorted(scored, key=lambda n: float(helped[n])), rule
-
-
-def _marks(analysis: Analysis, seed: int) -> Any:
-    """What the untrained twins say of one picture, as words."""
-    twins = analysis.balances[1].metrics if len(analysis.balances) > 1 else ()
-    comparison = analysis.comparison
-    short = [words(reward) for reward in comparison.rewards]
-
-    def marks(method: str | None, task: int) -> tuple[str, ...]:
-        if method is None or not twins:
-            return ()
-        evaluation = comparison.base
-        if method != BASE:
-            run = comparison.runs[method][seed]
-            evaluation = next(e for e in run.evaluations if e.iteration == analysis.iterations[-1])
-        found = []
-        for name, twin in zip(short, twins, strict=True):
-            value = float(evaluation.values[0, task, evaluation.metrics.index(twin)])
-            sign = "✓" if value > 0.995 else "✗" if value < 0.005 else "◐"
-            found.append(f"{sign} {name} {page.percent(value)}" if np.isfinite(value) else f"– {name}")
-        return tuple(found)
-
-    return marks
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 # ---- what to know before trusting it
