@@ -13,6 +13,7 @@ from customized_grpo.compare import plots
 from customized_grpo.compare.analysis import Analysis, Balance
 from customized_grpo.compare.findings import findings, headline
 from customized_grpo.compare.grid import budget
+from customized_grpo.compare.markdown import to_markdown
 from customized_grpo.compare.methods import BASE, find_method
 from customized_grpo.compare.pictures import pictures, references
 from customized_grpo.compare.plots import Bar, Curve, Point, Style
@@ -47,7 +48,7 @@ class Table:
 
 
 def write_report(folder: Path) -> Path:
-    """Write FOLDER/report.html, self-contained, and its plots as SVG and PNG into FOLDER/plots.
+    """Write FOLDER/report.html, self-contained, its tables as report.md, its plots as SVG and PNG into FOLDER/plots.
 
     Works on a grid that is not finished: the page says which cells it leaves out.
 
@@ -59,7 +60,9 @@ def write_report(folder: Path) -> Path:
     """
     comparison = read_comparison(Path(folder))
     try:
-        html = page.render("compare.html", **contents(comparison))
+        found = contents(comparison)
+        html = page.render("compare.html", **found)
+        page.write(comparison.folder / "report.md", to_markdown(found))
         return page.write(comparison.folder / "report.html", html)
     except OSError as error:
         raise page.cannot_write(comparison.folder, error) from error
