@@ -51,6 +51,7 @@ def test_the_report_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     assert (root / "plots" / "pictures.png").is_file()
     tables = (root / "report.md").read_text(encoding="utf-8")
     assert tables.startswith("**Does Customized beat naive 1:1 on held-out subjects?** Yes. ")
+    assert "Change since the base policy: prompt \N{MINUS SIGN}0.0" in tables
     rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| ")]
     assert rows[0][:3] == ["| method", "prompt", "identity"]
     assert any(row[0] == "| Customized" and row[1].startswith("+0.1") and "[+0.0" in row[1] for row in rows)

@@ -17,7 +17,9 @@ def to_markdown(contents: Mapping[str, Any]) -> str:
     """
     head = contents["headline"]
     lines = [f"**{head.question}** {head.verdict}. {head.text}", ""]
-    lines += [f"* **{found.question}** {found.verdict}. {found.text}" for found in contents["findings"]]
+    for found in contents["findings"]:
+        numbers = "; ".join(f"{label} {_text(estimate)}" for label, estimate in found.numbers)
+        lines.append(f"* **{found.question}** {found.verdict}. {found.text} {numbers}".rstrip())
     lines += ["", *(f"* {name}: {value}" for name, value in contents["facts"]), ""]
     lines += _table("Gains over the base", contents["summary"])
     for reference, table in contents["differences"]:
