@@ -309,6 +309,7 @@ def test_a_background_that_nothing_tells_has_no_column(plain: Bench) -> None:
 
 
 def test_bench_json_tells_the_rules(plain: Bench) -> None:
+    assert plain.label == "plain base"
     info = json.loads(BenchFolder(plain.folder.path).info.read_text(encoding="utf-8"))
     assert info["rules"][0] == f"7 prompts for {len(COLOURS)} subjects, 2 images each: 14 images."
     assert "3 subjects; the protocol has 30." in info["departures"]

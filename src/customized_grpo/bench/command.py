@@ -77,8 +77,8 @@ def bench_command(
         suite.keep(settings.subjects)
     plan.departures.extend(size_departures(plan, suite))
     iteration = newest(folder_of_run, iteration) if folder_of_run else None
-    label = "base" if folder_of_run is None else f"{folder_of_run.path.resolve().name} iteration {iteration}"
     name = folder_of_run.path.resolve().name if folder_of_run else (config or settings.config or Path("toyworld")).stem
+    label = f"{name} base" if folder_of_run is None else f"{name} iteration {iteration}"
     folder = BenchFolder(output or Path("benches") / f"{plan.protocol.name}-{name}")
     identity = identify(plan, suite, folder_of_run, iteration)
     if mine == 0:

@@ -13,7 +13,8 @@ from PIL import Image
 from customized_grpo.bench import analysis
 from customized_grpo.bench.protocols import Metric
 from customized_grpo.bench.record import Bench, read_bench
-from customized_grpo.compare.page import Cell, Flipped, PictureRow, Plain, Row, Table
+from customized_grpo.compare.page import Flipped, Plain, Row, Table
+from customized_grpo.compare.pictures import Cell, PictureRow
 from customized_grpo.grids import grid
 from customized_grpo.report import page
 from customized_grpo.report.intervals import Estimate
