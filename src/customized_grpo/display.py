@@ -128,7 +128,9 @@ def show_result(console: Console, result: Result, rewards: Sequence[str], report
     """What came out, where it is, and what to do next."""
     show_changes(console, result.changes, rewards)
     if result.interrupted:
-        console.print(f"Stopped; everything is saved. Go on with: [bold]cgrpo train --resume {result.run}[/bold]")
+        console.print(
+            f"Stopped; everything is saved. Go on with: [bold]cgrpo train --resume {result.run}[/bold]", soft_wrap=True
+        )
     trained = adapter(result.run)
     kind = "weights" if trained and (trained / "transformer").is_dir() else "adapter"
     lines = {"report": report, kind: trained, "pictures": result.run / "samples"}
