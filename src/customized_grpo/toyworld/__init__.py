@@ -25,8 +25,8 @@ def weights_path(component: Component) -> Path:
             f"There is no toy-world component '{component}'; expected one of {', '.join(get_args(Component))}."
         )
     override = os.environ.get(WEIGHTS_VARIABLE)
-    packaged = not override or component in HELD_OUT
-    path = (Path(__file__).parent / "weights" if packaged else Path(override)) / component
+    own = override and component not in HELD_OUT
+    path = (Path(override) if own else Path(__file__).parent / "weights") / component
     if not path.is_dir():
         raise UserError(
             f"No toy-world weights at {path}; reinstall the package, or point {WEIGHTS_VARIABLE} at a folder."
