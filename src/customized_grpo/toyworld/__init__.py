@@ -24,9 +24,8 @@ def weights_path(component: Component) -> Path:
         raise UserError(
             f"There is no toy-world component '{component}'; expected one of {', '.join(get_args(Component))}."
         )
-    override = os.environ.get(WEIGHTS_VARIABLE)
-    own = override and component not in HELD_OUT
-    path = (Path(override) if own else Path(__file__).parent / "weights") / component
+    override = None if component in HELD_OUT else os.environ.get(WEIGHTS_VARIABLE)
+    path = (Path(override) if override else Path(__file__).parent / "weights") / component
     if not path.is_dir():
         raise UserError(
             f"No toy-world weights at {path}; reinstall the package, or point {WEIGHTS_VARIABLE} at a folder."
