@@ -40,7 +40,7 @@ class Preprocess:
     mode: str = "bicubic"
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> "Preprocess":
+    def from_pretrained(cls, source: str | Path, revision: str = "main") -> "Preprocess":
         """Read what the encoder's own image processor does from its preprocessor_config.json.
 
         Raises:
@@ -49,7 +49,7 @@ class Preprocess:
         from transformers.image_processing_base import ImageProcessingMixin
 
         try:
-            config, _ = ImageProcessingMixin.get_image_processor_dict(source)
+            config, _ = ImageProcessingMixin.get_image_processor_dict(source, revision=revision)
         except (OSError, ValueError) as error:
             raise explain(source, "an image processor (preprocessor_config.json)", error) from error
         size = config.get("size", 224)

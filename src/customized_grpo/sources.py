@@ -31,6 +31,37 @@ def locate(path: str | Path) -> str:
     raise UserError(f"'{text}' is neither a folder here nor a hub id like 'owner/name'; check the path.")
 
 
+PINNED = {
+    "facebook/dinov2-base": "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "1c2b8495b28150b8a4922ee1c8edee224c284c0c",
+    "openai/clip-vit-base-patch32": "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+    "openai/clip-vit-large-patch14": "32bd64288804d66eefd0ccbe215aa642df71cc41",
+    "xswu/HPSv2": "697403c78157020a1ae59d23f111aa58ced35b0a",
+    "yuvalkirstain/PickScore_v1": "a4e4367c6dfa7288a00c550414478f865b875800",
+}
+"""Commits of the hub ids that rewards have as defaults, so that a score means the same next year."""
+
+
+def pin(source: str, revision: str | None = None) -> dict[str, str]:
+    """What `from_pretrained` is told besides a source from `locate`: the revision of a hub id.
+
+    Args:
+        source: a folder or a hub id.
+        revision: commit, tag or branch; None is the pinned one of our defaults, and the newest of others.
+
+    Raises:
+        UserError: for the revision of something that is not on the hub.
+    """
+    if Path(source).exists():
+        if revision is not None:
+            raise UserError(
+                f"revision is '{revision}', which picks a state of a hub id; '{source}' is here, so leave it out."
+            )
+        return {}
+    chosen = revision or PINNED.get(source)
+    return {"revision": chosen} if chosen else {}
+
+
 def explain(path: str | Path, what: str, error: Exception) -> UserError:
     """One sentence for a `from_pretrained` that failed."""
     reason = " ".join(str(error).split())

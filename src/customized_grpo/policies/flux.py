@@ -25,9 +25,14 @@ class FluxKontextPolicy(FluxPolicy):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path = "toyworld:pipeline", *, quantize: Quantize = "none", **settings: Any
+        cls,
+        path: str | Path = "toyworld:pipeline",
+        *,
+        revision: str | None = None,
+        quantize: Quantize = "none",
+        **settings: Any,
     ) -> "Self":
-        return super().from_pretrained(path, quantize=quantize, **settings)
+        return super().from_pretrained(path, revision=revision, quantize=quantize, **settings)
 
     def reference_sizes(self, example: Example) -> list[Size]:
         return [self._fit(image.size, self.reference_resolution or self.resolution) for image in example.references]

@@ -26,7 +26,7 @@ from customized_grpo.policies.encodings import EncodingCache, Row, digest
 from customized_grpo.policies.lora import LoraSettings, Trainable
 from customized_grpo.policies.quantization import Quantize, check_quantize, quantization
 from customized_grpo.policies.tokens import Size, fit_area
-from customized_grpo.sources import explain, locate
+from customized_grpo.sources import explain, locate, pin
 from customized_grpo.types import Conditioning, Example
 
 if TYPE_CHECKING:
@@ -123,11 +123,14 @@ class PipelinePolicy(Policy):
             self.transformer.enable_gradient_checkpointing()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, quantize: Quantize = "none", **settings: Any) -> "Self":
+    def from_pretrained(
+        cls, path: str | Path, *, revision: str | None = None, quantize: Quantize = "none", **settings: Any
+    ) -> "Self":
         """Load the pipeline.
 
         Args:
             path: folder or hub id in the diffusers layout.
+            revision: commit, tag or branch of a hub id; None is the newest.
             quantize: store the frozen transformer in eight bits ("int8", torchao) or four ("nf4", bitsandbytes).
             settings: as in the class.
 
@@ -135,7 +138,8 @@ class PipelinePolicy(Policy):
             UserError: if there is no such pipeline, or it cannot be quantised.
         """
         check_quantize(quantize, settings.get("trainable", "lora"))
-        pipeline = cls.load_pipeline(path, settings.get("dtype", torch.float32), quantize=quantize)
+        dtype = settings.get("dtype", torch.float32)
+        pipeline = cls.load_pipeline(path, dtype, revision=revision, quantize=quantize)
         return cls(pipeline, **read_settings(settings))
 
     @classmethod
@@ -144,6 +148,7 @@ class PipelinePolicy(Policy):
         path: str | Path,
         dtype: str | torch.dtype = torch.float32,
         *,
+        revision: str | None = None,
         quantize: Quantize = "none",
         **components: Any,
     ) -> Any:
@@ -156,13 +161,14 @@ class PipelinePolicy(Policy):
         from safetensors import SafetensorError
 
         source, dtypes = locate(path), {"default": as_dtype(dtype), "vae": torch.float32}
+        pinned = pin(source, revision)
         components |= quantization(quantize, dtypes["default"])
         try:
-            index: Any = diffusers.DiffusionPipeline.load_config(source)
+            index: Any = diffusers.DiffusionPipeline.load_config(source, **pinned)
             found = index.get("_class_name")
             if found == cls.PIPELINE:
                 kind = getattr(diffusers, cls.PIPELINE)
-                return kind.from_pretrained(source, dtype=dtypes, **components)
+                return kind.from_pretrained(source, dtype=dtypes, **pinned, **components)
         except (OSError, ValueError, TypeError, AttributeError, ImportError, SafetensorError) as error:
             raise explain(path, f"a {cls.PIPELINE}", error) from error
         raise UserError(

@@ -17,7 +17,7 @@ from customized_grpo.policies.flux_names import BLOCKS, FLUX1, load_transformer
 from customized_grpo.policies.pipeline import as_dtype, read_settings
 from customized_grpo.policies.quantization import Quantize, check_quantize
 from customized_grpo.policies.tokens import Size, floor_to, grid_positions
-from customized_grpo.sources import explain
+from customized_grpo.sources import explain, pin
 from customized_grpo.types import Example
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class UnoPolicy(FluxPolicy):
         adapter: str | Path,
         fuse: bool = True,
         transformer: str | Path | None = None,
+        revision: str | None = None,
+        adapter_revision: str | None = None,
         quantize: Quantize = "none",
         **settings: Any,
     ) -> "Self":
@@ -60,6 +62,8 @@ class UnoPolicy(FluxPolicy):
             fuse: add the adapter to the weights; otherwise it lies frozen beneath the one that trains, which is slower
                 but exact in bfloat16.
             transformer: a file in FLUX's original naming, such as flux1-dev.safetensors, instead of the path's own.
+            revision: of `path`: commit, tag or branch of a hub id; None is the newest.
+            adapter_revision: of `adapter`.
             quantize: as for every family; with `fuse: false`, because nothing can be added to rounded weights exactly.
             settings: as in the class.
 
@@ -78,8 +82,8 @@ class UnoPolicy(FluxPolicy):
             )
         dtype = settings.get("dtype", torch.float32)
         parts = {} if transformer is None else {"transformer": load_transformer(transformer).to(as_dtype(dtype))}
-        pipeline = cls.load_pipeline(path, dtype, quantize=quantize, **parts)
-        add_uno(pipeline.transformer, _locate(adapter), fuse=fuse)
+        pipeline = cls.load_pipeline(path, dtype, revision=revision, quantize=quantize, **parts)
+        add_uno(pipeline.transformer, _locate(adapter, adapter_revision), fuse=fuse)
         return cls(pipeline, **read_settings(settings))
 
     def reference_sizes(self, example: Example) -> list[Size]:
@@ -177,7 +181,7 @@ def convert_uno(state: Mapping[str, Tensor], blocks: tuple[int, int] = (19, 38))
     return converted
 
 
-def _locate(adapter: str | Path) -> Path:
+def _locate(adapter: str | Path, revision: str | None = None) -> Path:
     """The adapter's file here, fetched from the hub if it is a hub id."""
     path = Path(adapter).expanduser()
     if path.is_dir():
@@ -188,6 +192,6 @@ def _locate(adapter: str | Path) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(text, FILE))
+        return Path(hf_hub_download(text, FILE, **pin(text, revision)))
     except (OSError, ValueError) as error:
         raise explain(adapter, "UNO's adapter", error) from error

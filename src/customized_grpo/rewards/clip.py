@@ -63,22 +63,25 @@ class _ClipEmbedder:
         return normalize(pooled(self.model.get_image_features(pixels)), dim=-1)
 
 
-def _load_model(at: str) -> Any:
+def _load_model(at: str, **pinned: str) -> Any:
     from transformers import CLIPModel
 
-    return CLIPModel.from_pretrained(at, dtype=torch.float32)
+    return CLIPModel.from_pretrained(at, dtype=torch.float32, **pinned)
 
 
-def _load_tokenizer(at: str) -> Any:
+def _load_tokenizer(at: str, **pinned: str) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(at)
+    return AutoTokenizer.from_pretrained(at, **pinned)
 
 
-def _embedder(path: str | Path, processor: str | Path | None, device: str | None, batch_size: int) -> _ClipEmbedder:
-    model = load("a CLIPModel", path, _load_model)
-    preprocess = load("an image processor", processor or path, Preprocess.from_pretrained)
-    tokenizer = load("a CLIP tokenizer", processor or path, _load_tokenizer)
+def _embedder(
+    path: str | Path, processor: str | Path | None, revision: str | None, device: str | None, batch_size: int
+) -> _ClipEmbedder:
+    model = load("a CLIPModel", path, _load_model, revision)
+    beside, its_revision = (path, revision) if processor is None else (processor, None)
+    preprocess = load("an image processor", beside, Preprocess.from_pretrained, its_revision)
+    tokenizer = load("a CLIP tokenizer", beside, _load_tokenizer, its_revision)
     return _ClipEmbedder(model, preprocess, tokenizer, device, batch_size)
 
 
@@ -89,6 +92,7 @@ class ClipReward:
         path: a `CLIPModel` folder or hub id with its processor; `toyworld:clip` is the packaged one,
             `openai/clip-vit-base-patch32` the benchmark's.
         processor: where the tokenizer and the image processor are, if not at `path`.
+        revision: commit, tag or branch of `path` on the hub; None is the pinned commit of a default, else the newest.
         device: where it runs; None is the fastest device there is.
         batch_size: images embedded at once.
     """
@@ -100,10 +104,11 @@ class ClipReward:
         path: str | Path = "openai/clip-vit-large-patch14",
         *,
         processor: str | Path | None = None,
+        revision: str | None = None,
         device: str | None = None,
         batch_size: int = 64,
     ) -> None:
-        self.clip = _embedder(path, processor, device, batch_size)
+        self.clip = _embedder(path, processor, revision, device, batch_size)
 
     @property
     def model(self) -> torch.nn.Module:
@@ -121,6 +126,7 @@ class PickScoreReward(ClipReward):
     Args:
         path: PickScore_v1 in the transformers layout.
         processor: where the tokenizer and the image processor are; the released weights come without.
+        revision: commit, tag or branch of `path` on the hub; None is the pinned commit of a default, else the newest.
         device: where it runs; None is the fastest device there is.
         batch_size: images embedded at once.
     """
@@ -130,10 +136,11 @@ class PickScoreReward(ClipReward):
         path: str | Path = "yuvalkirstain/PickScore_v1",
         *,
         processor: str | Path | None = CLIP_H,
+        revision: str | None = None,
         device: str | None = None,
         batch_size: int = 64,
     ) -> None:
-        super().__init__(path, processor=processor, device=device, batch_size=batch_size)
+        super().__init__(path, processor=processor, revision=revision, device=device, batch_size=batch_size)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
@@ -150,6 +157,7 @@ class Hpsv2Reward(ClipReward):
         path: the released checkpoint in open_clip's layout (`HPS_v2.1_compressed.pt`, or the same as .safetensors), a
             `CLIPModel` folder in the transformers layout, or the hub id of a repository that holds the former.
         processor: where the tokenizer is.
+        revision: commit, tag or branch of `path` on the hub; None is the pinned commit of a default, else the newest.
         device: where it runs; None is the fastest device there is.
         batch_size: images embedded at once.
     """
@@ -161,22 +169,23 @@ class Hpsv2Reward(ClipReward):
         path: str | Path = "xswu/HPSv2",
         *,
         processor: str | Path = CLIP_H,
+        revision: str | None = None,
         device: str | None = None,
         batch_size: int = 64,
     ) -> None:
-        model = load("an HPSv2 checkpoint", path, self._read)
+        model = load("an HPSv2 checkpoint", path, self._read, revision)
         size = model.config.vision_config.image_size
         preprocess = Preprocess(crop=(size, size), mean=CLIP_MEAN, std=CLIP_STD, fit="contain")
         tokenizer = load("a CLIP tokenizer", processor, _load_tokenizer)
         self.clip = _ClipEmbedder(model, preprocess, tokenizer, device, batch_size)
 
-    def _read(self, at: str) -> Any:
+    def _read(self, at: str, **pinned: str) -> Any:
         if Path(at).is_dir():
             return _load_model(at)
         if not Path(at).is_file():
             from huggingface_hub import hf_hub_download
 
-            at = hf_hub_download(at, self.CHECKPOINT)
+            at = hf_hub_download(at, self.CHECKPOINT, **pinned)
         return read_clip(at) if is_checkpoint(at) else _load_model(at)
 
 
@@ -191,6 +200,7 @@ class ClipImageReward:
         segment: paint everything outside a reference's mask white before it is embedded, where there is a mask.
         reduce: over several references: the mean of the cosines, or the best.
         processor: where the tokenizer and the image processor are, if not at `path`.
+        revision: commit, tag or branch of `path` on the hub; None is the pinned commit of a default, else the newest.
         device: where it runs; None is the fastest device there is.
         batch_size: images embedded at once.
     """
@@ -204,12 +214,13 @@ class ClipImageReward:
         segment: bool = True,
         reduce: Reduce = "mean",
         processor: str | Path | None = None,
+        revision: str | None = None,
         device: str | None = None,
         batch_size: int = 64,
     ) -> None:
         self.segment = segment
         self.reduce: Reduce = check_reduce(reduce)
-        self.clip = _embedder(path, processor, device, batch_size)
+        self.clip = _embedder(path, processor, revision, device, batch_size)
 
     @property
     def model(self) -> torch.nn.Module:

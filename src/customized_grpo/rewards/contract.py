@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from customized_grpo.errors import UserError
-from customized_grpo.sources import explain, locate
+from customized_grpo.sources import explain, locate, pin
 from customized_grpo.types import Example
 
 Reduce = Literal["mean", "max"]
@@ -114,15 +114,16 @@ def check_reduce(reduce: str) -> Reduce:
     return reduce
 
 
-def load(what: str, path: str | Path, read: Callable[[str], T]) -> T:
-    """`read` the folder or hub id that `path` stands for.
+def load(what: str, path: str | Path, read: Callable[..., T], revision: str | None = None) -> T:
+    """`read` the folder or hub id that `path` stands for, at a revision: `read(source, revision=...)`.
 
     Raises:
         UserError: with the path, what was expected there, and what went wrong.
     """
     source = locate(path)
+    pinned = pin(source, revision)
     try:
-        return read(source)
+        return read(source, **pinned)
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are readers

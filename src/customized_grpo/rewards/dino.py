@@ -1,6 +1,7 @@
 """Identity by DINO: is it still my subject?"""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ class DinoReward:
             `facebook/dino-vits16` the benchmark's.
         segment: paint everything outside a reference's mask white before it is embedded, where there is a mask.
         reduce: over several references: the mean of the cosines, or the best.
+        revision: commit, tag or branch of a hub id; None is the pinned commit of the default, and the newest of others.
         device: where it runs; None is the fastest device there is.
         batch_size: images embedded at once.
     """
@@ -40,6 +42,7 @@ class DinoReward:
         *,
         segment: bool = True,
         reduce: Reduce = "mean",
+        revision: str | None = None,
         device: str | None = None,
         batch_size: int = 64,
     ) -> None:
@@ -47,11 +50,12 @@ class DinoReward:
 
         self.segment, self.batch_size = segment, batch_size
         self.reduce: Reduce = check_reduce(reduce)
-        kind = load("a DINO model", path, AutoConfig.from_pretrained).model_type
+        kind = load("a DINO model", path, AutoConfig.from_pretrained, revision).model_type
         if kind not in FAMILIES:
             raise UserError(f"'{path}' is a {kind} model; DinoReward takes one of {', '.join(FAMILIES)}.")
-        self.model = load("a DINO model", path, lambda at: AutoModel.from_pretrained(at, dtype=torch.float32))
-        self.preprocess = load("an image processor", path, Preprocess.from_pretrained)
+        read = partial(AutoModel.from_pretrained, dtype=torch.float32)
+        self.model = load("a DINO model", path, read, revision)
+        self.preprocess = load("an image processor", path, Preprocess.from_pretrained, revision)
         frozen(self.model, device)
 
     @torch.no_grad()
