@@ -12,7 +12,19 @@ PACKAGE = "customized_grpo"
 ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 
 TOP = {
-    *("build", "config", "method", "update", "trainer", "assemble", "generation", "display", "terminal", "benchmark"),
+    *(
+        "build",
+        "config",
+        "method",
+        "update",
+        "preflight",
+        "trainer",
+        "assemble",
+        "generation",
+        "display",
+        "terminal",
+        "benchmark",
+    ),
     *("bench", "compare", "probe", "cli", "cli_data", "cli_rewards", "__main__"),
 }
 """The rooms that put the others together: only they import each other. A room that is not named here is below."""

@@ -25,8 +25,9 @@ from customized_grpo.memory import (
     peak,
     size_of,
 )
+from customized_grpo.preflight import Summary, expected_memory
 from customized_grpo.tracking import RunFolder
-from customized_grpo.trainer import Observer, Summary, Trainer
+from customized_grpo.trainer import Observer, Trainer
 from policies import tiny
 
 
@@ -101,7 +102,7 @@ def test_checkpointing_shows_and_weights_are_left_alone(tmp_path: Path) -> None:
     for checkpointing in (False, True):
         policy = policies.FluxKontextPolicy(tiny.kontext_pipeline(), gradient_checkpointing=checkpointing, device="cpu")
         before = {name: tensor.clone() for name, tensor in policy.trainable_state().items()}
-        needed.append(make(policy, KONTEXT.examples(), tmp_path)._expected_memory())
+        needed.append(expected_memory(make(policy, KONTEXT.examples(), tmp_path)))
         assert all(torch.equal(tensor, before[name]) for name, tensor in policy.trainable_state().items())
     assert needed[1].parts["activations"] < 0.7 * needed[0].parts["activations"]
     assert needed[1].parts["weights"] == needed[0].parts["weights"]
@@ -152,7 +153,7 @@ def test_optimizer_state_is_what_it_keeps() -> None:
 def test_a_resumed_optimizer_counts_once(tmp_path: Path) -> None:
     trainer = make(fakes.LinearPolicy(), fakes.examples(), tmp_path)
     trainer.train()
-    assert trainer._expected_memory().parts["optimizer"] == 2 * 12 * 4 + 2 * 4
+    assert expected_memory(trainer).parts["optimizer"] == 2 * 12 * 4 + 2 * 4
 
 
 def test_modules_are_found_inside_what_holds_them() -> None:

@@ -122,9 +122,14 @@ def test_time_weights_are_looked_up_at_the_true_steps(tmp_path: Path) -> None:
 
 def test_each_prompt_is_encoded_once_per_iteration(tmp_path: Path) -> None:
     made = trainer(tmp_path, evaluation={"examples": 0})
-    made._expected_seconds = lambda: 0.0
-    made.train()
-    assert made.policy.encoded == 3 * 2
+    before = []
+
+    class Counting(Observer):
+        def on_start(self, summary) -> None:
+            before.append(made.policy.encoded)
+
+    made.train(Counting())
+    assert made.policy.encoded - before[0] == 3 * 2
 
 
 @pytest.mark.parametrize("extra", [{"beta": 0.1}, {"ratio_norm": True}], ids=["KL", "RatioNorm"])

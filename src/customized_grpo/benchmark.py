@@ -19,7 +19,8 @@ from rich.table import Table
 from customized_grpo.assemble import build_trainer
 from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
-from customized_grpo.trainer import Observer, Trainer, pass_seconds
+from customized_grpo.preflight import pass_seconds
+from customized_grpo.trainer import Observer, Trainer
 
 STAGES = ("rollout", "decode", "rewards", "update", "other")
 
@@ -78,7 +79,7 @@ def stage_table(trainer: Trainer, recorder: Recorder, warmup: int = 1) -> tuple[
     config = trainer.config
     rows = config.training.prompts_per_iteration * config.rollout.num_generations
     forward, backward = bare_passes(trainer, rows)
-    trained = len(trainer._step_plan(1).trained) * config.training.inner_epochs
+    trained = trainer.trained_steps * config.training.inner_epochs
     bare = config.rollout.num_inference_steps * forward + trained * backward
     table.add_row("bare passes", f"{bare:.2f}", f"{config.rollout.num_inference_steps} x {forward:.3f}", "")
     table.add_row("", "", f"+ {trained} x {backward:.3f}", "")

@@ -9,8 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from customized_grpo.evaluation import Evaluation
+from customized_grpo.preflight import Summary
 from customized_grpo.report.intervals import Change
-from customized_grpo.trainer import Observer, Result, Summary
+from customized_grpo.trainer import Observer, Result
 
 if TYPE_CHECKING:
     from customized_grpo.toyworld.pretrain import Progress as TrainingProgress

@@ -23,14 +23,14 @@ from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.evaluation import Evaluation
 from customized_grpo.functional.schedule import StepPlan
 from customized_grpo.grids import copy_grid, save_grid, save_history
-from customized_grpo.memory import MemoryEstimate, Workload, estimate_memory, explain_full_device
 from customized_grpo.meters import Clock
 from customized_grpo.method import Method, SpreadGuard, describe_advantages, describe_rewards
-from customized_grpo.policies.contract import Policy, repeat
+from customized_grpo.policies.contract import Policy
+from customized_grpo.preflight import Summary, check_noise, check_plan, check_sizes, summarize
 from customized_grpo.randomness import generator
 from customized_grpo.report.intervals import Change
 from customized_grpo.report.record import read_evaluation
-from customized_grpo.rollout import RolloutSettings, RowNoise, collect, complete_dynamics
+from customized_grpo.rollout import RowNoise, collect
 from customized_grpo.scoring import RewardFunction, named, score_groups
 from customized_grpo.tracking import RunFolder, check_trackers, now, peak_memory_gib, provenance, start_trackers
 from customized_grpo.types import Example, Rewards, Rollout
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 class Observer:
     """What a display overrides. All methods do nothing here."""
 
-    def on_start(self, summary: "Summary") -> None: ...
+    def on_start(self, summary: Summary) -> None: ...
 
     def on_stage(self, stage: str) -> None: ...
 
@@ -52,25 +52,6 @@ class Observer:
     def on_evaluation(self, evaluation: Evaluation) -> None: ...
 
     def on_checkpoint(self, path: Path) -> None: ...
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What is about to run."""
-
-    run: Path
-    model: str
-    trainable_parameters: int
-    total_parameters: int
-    rewards: tuple[str, ...]
-    samples_per_iteration: int
-    start_iteration: int
-    iterations: int
-    device: str
-    expected_seconds: float
-    """Transformer passes at their measured cost, times their number; rewards and decoding come on top."""
-    memory: MemoryEstimate
-    """Of the device, at the fullest moment."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +125,7 @@ class Trainer:
         self.observer, started = observer or Observer(), time.monotonic()
         run = self._open_run(resume, config_yaml)
         if self.accelerator.is_main_process:
-            self.observer.on_start(self._summary(run))
+            self.observer.on_start(summarize(self, run))
         with self._signals():
             try:
                 first = last = self._evaluate(run) if self.iteration == 0 else None
@@ -202,6 +183,11 @@ class Trainer:
             for epoch in {epoch for epoch, _ in places}
         }
         return slots, [self.train_dataset[int(orders[epoch][place])] for epoch, place in places]
+
+    @property
+    def trained_steps(self) -> int:
+        """S, the trained steps of a rollout."""
+        return len(self._step_plan(1).trained)
 
     def _step_plan(self, iteration: int) -> StepPlan:
         draw = generator("steps", self.config.seed, iteration)
@@ -353,65 +339,6 @@ class Trainer:
         start_trackers(self.accelerator, self.config.tracking, run)
         return run
 
-    def _summary(self, run: RunFolder) -> Summary:
-        total = sum(p.numel() for p in self.policy.module.parameters())
-        settings = self.config.rollout
-        with explain_full_device(self.policy.device):
-            memory = self._expected_memory()
-        with explain_full_device(self.policy.device, memory):
-            seconds = self._expected_seconds()
-        summary = Summary(
-            run=run.path,
-            model=self.policy.name,
-            trainable_parameters=sum(p.numel() for p in self.update.parameters),
-            total_parameters=total,
-            rewards=tuple(self.rewards),
-            samples_per_iteration=self.config.training.prompts_per_iteration * settings.num_generations,
-            start_iteration=self.iteration,
-            iterations=self.config.training.iterations,
-            device=str(self.policy.device),
-            expected_seconds=seconds,
-            memory=memory,
-        )
-        fields = ("model", "trainable_parameters", "total_parameters", "rewards", "samples_per_iteration")
-        shown = {name: getattr(summary, name) for name in fields}
-        run.describe(name=run.path.name, summary={**shown, "memory_gib": round(memory.total / 2**30, 3)})
-        return summary
-
-    def _batches(self) -> tuple[int, int, int]:
-        """Rows of this process: in an iteration, in a chunk of its rollout, and in a pass of its update."""
-        settings, training = self.config.rollout, self.config.training
-        mine = training.prompts_per_iteration // self.accelerator.num_processes * settings.num_generations
-        chunk = min(mine, (settings.chunk_prompts or mine) * settings.num_generations)
-        return mine, chunk, min(training.micro_batch or chunk, chunk)
-
-    def _expected_memory(self) -> MemoryEstimate:
-        mine, chunk, size = self._batches()
-        held_out, method = self.config.evaluation, self.config.method
-        work = Workload(
-            rows=mine,
-            micro_batch=size,
-            sampled=max(chunk, min(held_out.batch, len(self.eval_examples) * held_out.replicates)),
-            trained_steps=len(self._step_plan(1).trained),
-            kept=3 if method.ratio_norm else 2,
-            base=method.beta > 0,
-            average=self.update.ema is not None,
-        )
-        others = [*self.rewards.values(), *self.metrics.values()]
-        return estimate_memory(self.policy, self.update.optimizer, self.train_dataset[0], work, others)
-
-    def _expected_seconds(self) -> float:
-        """Transformer passes still to come, at the cost of one forward and one forward with backward measured now."""
-        settings, training, held_out = self.config.rollout, self.config.training, self.config.evaluation
-        mine, _, size = self._batches()
-        forward, learning = pass_seconds(self.policy, self.train_dataset[0], size)
-        trained = len(self._step_plan(1).trained) * training.inner_epochs
-        left = training.iterations - self.iteration
-        iteration = mine / size * (settings.num_inference_steps * forward + trained * learning)
-        pictures = len(self.eval_examples) * held_out.replicates / self.accelerator.num_processes
-        times = (left // held_out.every if held_out.every else 1) + (self.iteration == 0)
-        return left * iteration + times * pictures / size * settings.num_inference_steps * forward
-
     def _close(self, run: RunFolder, status: str, started: float) -> None:
         if self.accelerator.is_main_process:
             run.describe(status=status, finished=now(), seconds=round(time.monotonic() - started, 1))
@@ -461,76 +388,3 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-
-
-def check_sizes(config: "TrainerConfig", examples: int, processes: int) -> None:
-    """Raise UserError for an empty dataset or batches that do not divide."""
-    training = config.training
-    if examples == 0:
-        raise UserError("The training data is empty; give at least one example.")
-    if training.prompts_per_iteration % processes:
-        raise UserError(
-            f"training.prompts_per_iteration is {training.prompts_per_iteration}, which {processes} processes do "
-            f"not divide; whole groups stay on one process, so make it a multiple of {processes}."
-        )
-    rows = training.prompts_per_iteration // processes * config.rollout.num_generations
-    if training.micro_batch and rows % training.micro_batch:
-        raise UserError(
-            f"training.micro_batch is {training.micro_batch}, which does not divide the {rows} rows of an iteration "
-            f"(prompts x num_generations per process)."
-        )
-
-
-def check_noise(dynamics: Any, name: str) -> None:
-    """Raise UserError if the stochastic step is deterministic: it would have no density to train on."""
-    probe, sigma, sigma_next = torch.zeros(1, 1, 1), torch.tensor([0.8]), torch.tensor([0.6])
-    with _named_after(f"rollout.dynamics '{name}'"):
-        std = complete_dynamics(dynamics, torch.tensor([1.0, 0.8, 0.0]))(probe, probe, sigma, sigma_next).std
-    if not bool((std > 0).all()):
-        raise UserError(
-            f"rollout.dynamics '{name}' has no noise (std {float(std):g}), but training needs stochastic steps; "
-            f"set a noise_level above 0."
-        )
-
-
-def check_plan(plan: Any, method: Method, settings: RolloutSettings) -> None:
-    """Raise UserError if the steps, time weights or aggregation cannot be computed as they are set."""
-    draw, count = generator("check"), settings.num_inference_steps
-    with _named_after(f"rollout.steps '{settings.steps.use}'"):
-        trained = plan(0, count, generator=draw).trained
-    with _named_after(f"method.time_weights '{method.settings.time_weights.use}'"):
-        weights = method.weights(trained / count, count, draw)
-    with _named_after(f"method.advantage '{method.settings.advantage.use}'"):
-        method.advantages(torch.randn(2, settings.num_generations, len(method.names), generator=draw), weights)
-
-
-@contextmanager
-def _named_after(setting: str) -> Iterator[None]:
-    """Anybody's function may stand behind a setting, and fails with its arguments in its own words."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{setting} cannot be computed with these settings: {type(error).__name__}: {error}") from error
-
-
-def pass_seconds(policy: Policy, example: Example, size: int) -> tuple[float, float]:
-    """Seconds of one transformer forward, and of one forward with backward, on `size` rows; after a warm-up."""
-    conditioning = repeat(policy.encode([example]), size)
-    latents = torch.zeros(size, *policy.latent_shape(conditioning), device=policy.device)
-    sigma = torch.full((size,), 0.5, device=policy.device)
-
-    def seconds(backward: bool) -> float:
-        begin = time.perf_counter()
-        with torch.set_grad_enabled(backward):
-            velocity = policy.velocity(latents, sigma, conditioning)
-        if backward:
-            velocity.square().mean().backward()
-            for parameter in policy.trainable_parameters():
-                parameter.grad = None
-        float(velocity.detach().sum())
-        return time.perf_counter() - begin
-
-    seconds(True)
-    return seconds(False), seconds(True)
