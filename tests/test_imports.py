@@ -32,7 +32,7 @@ NESTED_SPECS = {("data", "build")}
 """Rooms whose settings hold names to resolve, and so ask the only resolver."""
 SHARED = {
     "rewards": {"contract"},
-    "policies": {"contract", "lora", "pipeline", "encodings", "tokens", "flux_model", "flux_names"},
+    "policies": {"contract", "lora", "pipeline", "encodings", "tokens", "flux_model", "flux_names", "quantization"},
 }
 """What every file of a family may import from its folder."""
 
