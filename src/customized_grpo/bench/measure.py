@@ -13,8 +13,7 @@ from customized_grpo.bench.record import BenchFolder, Job
 from customized_grpo.bench.suites import Suite
 from customized_grpo.build import construct
 from customized_grpo.data.examples import read_picture
-from customized_grpo.images import to_pil
-from customized_grpo.images import to_tensor
+from customized_grpo.images import to_pil, to_tensor
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import normal
 from customized_grpo.rollout import sample_ode
