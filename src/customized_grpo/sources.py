@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from customized_grpo.errors import UserError
 
@@ -42,7 +43,7 @@ PINNED = {
 """Commits of the hub ids that rewards have as defaults, so that a score means the same next year."""
 
 
-def pin(source: str, revision: str | None = None) -> dict[str, str]:
+def pin(source: str, revision: str | None = None) -> dict[str, Any]:
     """What `from_pretrained` is told besides a source from `locate`: the revision of a hub id.
 
     Args:

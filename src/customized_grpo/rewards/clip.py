@@ -63,13 +63,13 @@ class _ClipEmbedder:
         return normalize(pooled(self.model.get_image_features(pixels)), dim=-1)
 
 
-def _load_model(at: str, **pinned: str) -> Any:
+def _load_model(at: str, **pinned: Any) -> Any:
     from transformers import CLIPModel
 
     return CLIPModel.from_pretrained(at, dtype=torch.float32, **pinned)
 
 
-def _load_tokenizer(at: str, **pinned: str) -> Any:
+def _load_tokenizer(at: str, **pinned: Any) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(at, **pinned)
@@ -179,7 +179,7 @@ class Hpsv2Reward(ClipReward):
         tokenizer = load("a CLIP tokenizer", processor, _load_tokenizer)
         self.clip = _ClipEmbedder(model, preprocess, tokenizer, device, batch_size)
 
-    def _read(self, at: str, **pinned: str) -> Any:
+    def _read(self, at: str, **pinned: Any) -> Any:
         if Path(at).is_dir():
             return _load_model(at)
         if not Path(at).is_file():
