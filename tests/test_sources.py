@@ -5,9 +5,7 @@ from customized_grpo.sources import explain, locate
 
 
 def test_a_missing_package_is_named_with_what_to_do() -> None:
-    text = (
-        "Qwen2VLVideoProcessor requires the Torchvision library but it was not found. Check out ..."
-    )
+    text = "Qwen2VLVideoProcessor requires the Torchvision library but it was not found. Check out ..."
     assert str(explain("qwen", "a QwenImageEditPlusPipeline", ImportError(text))) == (
         "Could not load a QwenImageEditPlusPipeline from 'qwen': it needs the package torchvision, which is not here; "
         "pip install torchvision, of the build that fits your torch."

@@ -72,7 +72,8 @@ def parse_line(line: str, where: str) -> Record:
             raise UserError(f"{where}: unknown field '{name}'.{nearest(name, Record.model_fields)}") from None
         if first["type"] == "missing":
             raise UserError(f"{where}: there is no field '{name}'.") from None
-        wrong = str(first["ctx"]["error"]) if "error" in first.get("ctx", {}) else f"expected {expectation(first)}"
+        said = first.get("ctx", {}).get("error")
+        wrong = f"expected {expectation(first)}" if said is None else str(said)
         raise UserError(f"{where}: field '{name}': {wrong}.") from None
     if record.masks and len(record.masks) != len(record.references):
         raise UserError(
