@@ -53,7 +53,8 @@ def make(policy: Any, examples: list, folder: Path, **sections: dict[str, Any]) 
 def expected_and_measured(trainer: Trainer) -> tuple[MemoryEstimate, int]:
     """The estimate without the process's libraries, which no profiler counts, and the peak of the run."""
     start = Start()
-    measured = measure(trainer.policy, lambda: trainer.train(start))
+    average = size_of((trainer.update.ema or {}).values()) if trainer.policy.device.type == "cpu" else 0
+    measured = average + measure(trainer.policy, lambda: trainer.train(start))
     return MemoryEstimate({k: v for k, v in start.memory.parts.items() if k != "libraries"}), measured
 
 
