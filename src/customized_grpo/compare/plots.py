@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,6 +54,8 @@ class Point:
 def plane(points: Sequence[Point], base: tuple[float, float], *, xlabel: str, ylabel: str) -> Figure:
     """Where each method ends in the plane of two metrics, with intervals, its way there, and the Pareto front.
 
+    Intervals of few seeds can be many times as long as the methods lie apart: such bars run out of the picture.
+
     Args:
         points: one for each method.
         base: where all of them begin.
@@ -78,8 +81,18 @@ def plane(points: Sequence[Point], base: tuple[float, float], *, xlabel: str, yl
     axes.set_xlabel(f"{xlabel}  \N{RIGHTWARDS ARROW} better")
     axes.set_ylabel(f"{ylabel}  \N{RIGHTWARDS ARROW} better")
     axes.grid(axis="x", color=GRID, lw=0.8)
-    axes.margins(0.08)
+    axes.set_xlim(_limits([p.x for p in points], [base[0], *(x for p in points for x in p.path[:, 0])]))
+    axes.set_ylim(_limits([p.y for p in points], [base[1], *(y for p in points for y in p.path[:, 1])]))
     return figure
+
+
+def _limits(ends: Sequence[Estimate], passed: Sequence[float]) -> tuple[float, float]:
+    """An axis with all that is passed, and with the intervals as far as they leave that readable."""
+    low, high = float(np.nanmin(passed)), float(np.nanmax(passed))
+    room = max(high - low, 1e-3)
+    bounds = [bound for end in ends for bound in (end.low, end.high) if np.isfinite(bound)]
+    low, high = max(min([low, *bounds]), low - room), min(max([high, *bounds]), high + room)
+    return low - 0.08 * (high - low), high + 0.08 * (high - low)
 
 
 def _front(axes: Axes, points: Sequence[Point]) -> None:
@@ -98,8 +111,8 @@ def _labels(axes: Axes, points: Sequence[Point]) -> None:
     places = np.linspace(0.04, 0.96, len(ordered)) if len(ordered) > 1 else [0.5]
     for point, place in zip(ordered, places, strict=True):
         axes.annotate(
-            point.label, (point.x.value, point.y.value), (1.04, place), xycoords="data", textcoords="axes fraction",
-            va="center", fontsize=10, fontweight="bold" if point.style.strong else "normal",
+            textwrap.fill(point.label, 17), (point.x.value, point.y.value), (1.04, place),
+            xycoords="data", textcoords="axes fraction", va="center", fontsize=10, fontweight="bold" if point.style.strong else "normal",
             color=point.style.colour if point.style.strong else INK, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": point.style.colour, "lw": 0.7, "shrinkB": 3, "alpha": 0.7},
         )  # fmt: skip
