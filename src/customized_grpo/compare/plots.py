@@ -112,7 +112,8 @@ def _labels(axes: Axes, points: Sequence[Point]) -> None:
     for point, place in zip(ordered, places, strict=True):
         axes.annotate(
             textwrap.fill(point.label, 17), (point.x.value, point.y.value), (1.04, place),
-            xycoords="data", textcoords="axes fraction", va="center", fontsize=10, fontweight="bold" if point.style.strong else "normal",
+            xycoords="data", textcoords="axes fraction", va="center", fontsize=10,
+            fontweight="bold" if point.style.strong else "normal",
             color=point.style.colour if point.style.strong else INK, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": point.style.colour, "lw": 0.7, "shrinkB": 3, "alpha": 0.7},
         )  # fmt: skip
