@@ -21,7 +21,7 @@ def import_(
     source: Annotated[str, typer.Argument(help="dreambench, folder, syncd or subjects200k.")],
     path: Annotated[Path, typer.Argument(help="Where the data set is: a folder, or SynCD's annotation file.")],
     output: Annotated[Path, typer.Argument(help="The manifest to write, ending in .jsonl.")],
-    prompts: Annotated[Path | None, typer.Option(help="For folder: a text file, one prompt per line with {}.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="For folder: a text file, a prompt with {subject} per line.")] = None,
     references: Annotated[
         Literal["first", "all", "each"], typer.Option(help="Of a subject's pictures: the first, all, or each.")
     ] = "first",
@@ -33,7 +33,7 @@ def import_(
         done = importers.import_dreambench(path, output, references=references)
     elif source == "folder":
         if prompts is None:
-            raise UserError("A folder needs --prompts FILE, one prompt per line with {} for the noun.")
+            raise UserError("A folder needs --prompts FILE, one prompt per line, with {subject} for the noun.")
         done = importers.import_folder(path, output, prompts, references=references)
     elif source == "syncd":
         done = importers.import_syncd(path, output)
