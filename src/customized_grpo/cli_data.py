@@ -21,7 +21,7 @@ def import_(
     source: Annotated[str, typer.Argument(help="dreambench, folder, syncd or subjects200k.")],
     path: Annotated[Path, typer.Argument(help="Where the data set is: a folder, or SynCD's annotation file.")],
     output: Annotated[Path, typer.Argument(help="The manifest to write, ending in .jsonl.")],
-    prompts: Annotated[Path | None, typer.Option(help="For folder: a text file, a prompt with {subject} per line.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="For folder: a text file of prompts with {subject}.")] = None,
     references: Annotated[
         Literal["first", "all", "each"], typer.Option(help="Of a subject's pictures: the first, all, or each.")
     ] = "first",

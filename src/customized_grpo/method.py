@@ -19,7 +19,7 @@ class MethodSettings(Settings):
 
     advantage: Spec = Spec(use="sars", gamma=0.4)  # pyright: ignore[reportCallIssue]
     """sars, weighted_sum, raw_sum, gdpo, minimum, maximum, harmonic, product, identity_gate, log_tamed, conflict_drop,
-    or package.module:name."""
+    sars_recentred, sars_by_conflict, or package.module:name."""
     time_weights: Spec = Spec(use="sigmoid_crossover")
     """sigmoid_crossover (TDW), constant, linear, cosine, reversed_, piecewise, tabulated, from_file, by_loop_index, or
     package.module:name."""

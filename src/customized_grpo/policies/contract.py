@@ -19,10 +19,10 @@ class Policy(ABC):
     """
 
     module: nn.Module
-    """The network that `velocity` calls and whose parameters with `requires_grad` train. The trainer may replace it by
-    a wrapper (DistributedDataParallel) with the same forward."""
+    """The network that `velocity` calls and whose parameters with `requires_grad` train."""
 
     device: torch.device
+    """Where it computes. Conditioning, latents and pictures live there too."""
 
     dtype: torch.dtype
     """Of the forward pass: float32, or bfloat16 under autocast. Latents and velocities are float32 in any case."""
@@ -68,7 +68,7 @@ class Policy(ABC):
 
     @abstractmethod
     def trainable_state(self) -> dict[str, Tensor]:
-        """The trained tensors by name, exact, for a checkpoint."""
+        """The trained tensors by name, exact, for a checkpoint: one for each of `trainable_parameters`."""
 
     @abstractmethod
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
