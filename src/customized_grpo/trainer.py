@@ -41,17 +41,22 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """What a display overrides. All methods do nothing here."""
+    """What a display overrides. All methods do nothing here, and are called on the main process alone."""
 
-    def on_start(self, summary: Summary) -> None: ...
+    def on_start(self, summary: Summary) -> None:
+        """Before the first iteration."""
 
-    def on_stage(self, stage: str) -> None: ...
+    def on_stage(self, stage: str) -> None:
+        """A stage begins: rollout, rewards, update or evaluation."""
 
-    def on_iteration(self, record: Mapping[str, float]) -> None: ...
+    def on_iteration(self, record: Mapping[str, float]) -> None:
+        """An iteration is done. The record is its line in metrics.jsonl; docs/metrics.md explains it."""
 
-    def on_evaluation(self, evaluation: Evaluation) -> None: ...
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """Held-out examples were scored, or their scores taken over from another run."""
 
-    def on_checkpoint(self, path: Path) -> None: ...
+    def on_checkpoint(self, path: Path) -> None:
+        """A checkpoint is complete."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,12 @@ class Result:
     """What came out."""
 
     run: Path
+    """The run folder."""
     changes: list[Change]
+    """Of every metric, from the first evaluation to the last; empty without evaluation."""
     seconds: float
     interrupted: bool
+    """Whether a signal ended it before the last iteration; a checkpoint was left."""
 
 
 class Trainer:
@@ -121,6 +129,10 @@ class Trainer:
             observer: told what happens, for a display.
             resume: a run folder to go on in; None starts a new one at `config.output`.
             config_yaml: text of RUN/config.yaml; None writes the trainer's own settings.
+
+        Raises:
+            UserError: for an output in use, a checkpoint of another model, a reward that fails or a full device.
+            TrainingError: from a guard, because going on would train nothing or nonsense.
         """
         self.observer, started = observer or Observer(), time.monotonic()
         run = self._open_run(resume, config_yaml)

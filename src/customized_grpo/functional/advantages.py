@@ -112,6 +112,9 @@ def synergy(z: Tensor) -> Tensor:
     Returns:
         Shape (P, G), in (-1, 1), the mean over the K(K-1)/2 pairs.
 
+    Raises:
+        ValueError: if K < 2, because a reward alone agrees with nothing.
+
     Source: paper SARS, two rewards. The mean over pairs for K > 2 is ours.
     """
     a, b = _pairs(z)
@@ -144,7 +147,8 @@ def sars_by_conflict(z: Tensor, weights: Tensor, *, gamma: float = 0.4) -> Tenso
 def gdpo(z: Tensor, weights: Tensor, *, eps: float = 1e-8) -> Tensor:
     """Weighted sum, standardized once more over the whole batch, so that its scale is the same in every iteration.
 
-    The batch is all P * G rows given: hand in the rows of all processes, or the result depends on their number.
+    The batch is all P * G rows given: hand in the rows of all processes, or the result depends on their number. Shapes
+    as in `sars`; eps is added to the standard deviation.
 
     Source: GDPO (arXiv 2601.05242), group-wise normalization of each reward, sum, batch-wise normalization.
     """
@@ -153,17 +157,17 @@ def gdpo(z: Tensor, weights: Tensor, *, eps: float = 1e-8) -> Tensor:
 
 
 def minimum(z: Tensor, weights: Tensor) -> Tensor:
-    """The worst reward counts. The weights give only the number of steps."""
+    """The worst reward counts. The weights give only the number of steps. Shapes as in `sars`."""
     return _every_step(z.amin(dim=-1), weights)
 
 
 def maximum(z: Tensor, weights: Tensor) -> Tensor:
-    """The best reward counts. The weights give only the number of steps."""
+    """The best reward counts. The weights give only the number of steps. Shapes as in `sars`."""
     return _every_step(z.amax(dim=-1), weights)
 
 
 def harmonic(z: Tensor, weights: Tensor, *, gamma: float = 0.4, punish_conflict: bool = False) -> Tensor:
-    """Weighted sum plus gamma z_i z_j / (z_i + z_j), the mean over pairs.
+    """Weighted sum plus gamma z_i z_j / (z_i + z_j), the mean over pairs. Shapes as in `sars`.
 
     As released (the default) the bonus is positive for a conflict whose sum is negative, and without bound where the
     two cancel. With `punish_conflict` (ours) it is +-|z_i||z_j| / (|z_i| + |z_j|): the same where the signs agree,
@@ -180,7 +184,7 @@ def harmonic(z: Tensor, weights: Tensor, *, gamma: float = 0.4, punish_conflict:
 
 
 def product(z: Tensor, weights: Tensor) -> Tensor:
-    """prod_k softplus(z_k)^(K w_k), standardized within the group at every step.
+    """prod_k softplus(z_k)^(K w_k), standardized within the group at every step. Shapes as in `sars`.
 
     Source: Customized-GRPO, train_customized_grpo.py, conflict_strategy "product", which standardizes over a single
     image and so returns NaN.
@@ -191,18 +195,32 @@ def product(z: Tensor, weights: Tensor) -> Tensor:
 
 
 def conflict_drop(z: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum, but 0 for an image on which two rewards disagree in sign: what is in conflict teaches nothing."""
+    """Weighted sum, but 0 for an image on which two rewards disagree in sign: what is in conflict teaches nothing.
+
+    Shapes as in `sars`.
+    """
     a, b = _pairs(z)
     return torch.where((a * b < 0).any(dim=-1, keepdim=True), 0.0, weighted_sum(z, weights))
 
 
 def raw_sum(rewards: Tensor, weights: Tensor) -> Tensor:
-    """The field's practice: sum_k weights[s, k] rewards[p, g, k], standardized within the group. Large units win."""
+    """The field's practice: sum_k weights[s, k] rewards[p, g, k], standardized within the group. Large units win.
+
+    Args:
+        rewards: shape (P, G, K), raw units; an image with NaN gets 0 and takes no part in its group's statistics.
+        weights: shape (S, K), one row per trained step.
+
+    Returns:
+        Shape (P, G, S), in standard scores.
+    """
     return standardize(weighted_sum(rewards, weights))
 
 
 def log_tamed(rewards: Tensor, weights: Tensor) -> Tensor:
-    """As `raw_sum`, with sign(r) log(1 + |r|) in place of r, so that one outlier does not rule its group."""
+    """As `raw_sum`, with sign(r) log(1 + |r|) in place of r, so that one outlier does not rule its group.
+
+    Shapes as in `raw_sum`.
+    """
     return standardize(weighted_sum(rewards.sign() * rewards.abs().log1p(), weights))
 
 
@@ -218,7 +236,7 @@ def identity_gate(
     """r_prompt - strength * max(0, threshold - r_identity)^2, standardized within the group.
 
     Identity is a constraint to satisfy, not a reward to raise. The weights give only the number of steps; `prompt` and
-    `identity` are columns, `threshold` is in raw units of the identity reward.
+    `identity` are columns, `threshold` is in raw units of the identity reward. Shapes as in `raw_sum`.
     """
     short = (threshold - rewards[..., identity]).clamp(min=0)
     return standardize(_every_step(rewards[..., prompt] - strength * short**2, weights))

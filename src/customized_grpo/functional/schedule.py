@@ -19,6 +19,9 @@ def shifted_sigmas(num_inference_steps: int, shift: float, *, dtype: torch.dtype
 
     A larger shift spends more steps at high noise; 1 is linear, 3 the paper's recipe.
 
+    Raises:
+        ValueError: for no step, or a shift that is not above 0.
+
     Source: SD3 (arXiv 2403.03206) eq. 23; Customized-GRPO, train_customized_grpo.py:164-165.
     """
     if num_inference_steps < 1 or shift <= 0:

@@ -52,6 +52,9 @@ def cps_step(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tenso
     Returns:
         Gaussian with std = sigma_next * sin(noise_level * pi / 2): 0 in the step that ends at sigma 0.
 
+    Raises:
+        ValueError: as `sde_step`.
+
     Source: Flow-CPS (arXiv 2509.05952).
     """
     sigma, sigma_next = _columns(latents, velocity, sigma, sigma_next)
@@ -62,7 +65,10 @@ def cps_step(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tenso
 
 
 def ode_step(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> Gaussian:
-    """Deterministic Euler step of the flow: std is 0, so it can be sampled but has no log-probability."""
+    """Deterministic Euler step of the flow: std is 0, so it can be sampled but has no log-probability.
+
+    Shapes and errors as in `cps_step`.
+    """
     sigma, sigma_next = _columns(latents, velocity, sigma, sigma_next)
     return Gaussian(latents + (sigma_next - sigma) * velocity, torch.zeros_like(sigma))
 
@@ -81,7 +87,7 @@ def dance_grpo_diffusion(sigma: Tensor, noise_level: float) -> Tensor:
 def dance_sde(
     latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, *, noise_level: float = 0.4
 ) -> Gaussian:
-    """Dynamics of DanceGRPO and Customized-GRPO: `sde_step` with g = noise_level (their eta)."""
+    """Dynamics of DanceGRPO (arXiv 2505.07818) and Customized-GRPO: `sde_step` with g = noise_level, their eta."""
     return sde_step(latents, velocity, sigma, sigma_next, dance_grpo_diffusion(sigma, noise_level))
 
 
@@ -94,7 +100,7 @@ def flow_sde(
     noise_level: float = 0.7,
     sigma_max: float | None = None,
 ) -> Gaussian:
-    """Dynamics of Flow-GRPO: `sde_step` with g = noise_level * sqrt(sigma / (1 - sigma)).
+    """Dynamics of Flow-GRPO (arXiv 2505.05470): `sde_step` with g = noise_level * sqrt(sigma / (1 - sigma)).
 
     At sigma 1, where g is infinite, `sigma_max` stands in; by default sigma_next, which there is the published choice,
     the second value of the schedule.
@@ -104,7 +110,7 @@ def flow_sde(
 
 
 def cps(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, *, noise_level: float = 0.7) -> Gaussian:
-    """Dynamics of Flow-CPS: `cps_step`."""
+    """Dynamics of Flow-CPS (arXiv 2509.05952): `cps_step`, with its shapes."""
     return cps_step(latents, velocity, sigma, sigma_next, noise_level)
 
 
@@ -115,6 +121,9 @@ def sample(step: Gaussian, generator: torch.Generator | None = None, *, noise: T
         step: the Gaussian.
         generator: draws the noise, unless it is given ready-made.
         noise: standard normal, shape (B, N, C); for noise that is keyed per row.
+
+    Raises:
+        ValueError: if there is neither generator nor noise, or the noise has another shape.
     """
     if noise is None:
         if generator is None:

@@ -32,6 +32,9 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) 
         advantages: shape (...), clamped by `advantages.advantages`.
         clip_range: c; ratios of mean log-densities move little, so 1e-4 in the paper's recipe.
 
+    Raises:
+        ValueError: if the shapes differ.
+
     Source: PPO (arXiv 1707.06347) eq. 7; Customized-GRPO, train_customized_grpo.py:815-829.
     """
     if log_ratio.shape != advantages.shape:
@@ -51,7 +54,8 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) 
 def gaussian_kl(step: Gaussian, base: Gaussian) -> Tensor:
     """KL divergence of the policy's step from the base policy's, averaged over latent elements: shape (B,), nats.
 
-    ||mean - mean_base||^2 / (2 std^2): both steps have the same std, because the dynamics alone set it.
+    ||mean - mean_base||^2 / (2 std^2): both steps have the same std, because the dynamics alone set it. Means are
+    (B, N, C); the std must not be 0.
 
     Source: Flow-GRPO (arXiv 2505.05470).
     """

@@ -31,7 +31,16 @@ def sigmoid_crossover(
     end: float = 22 / 25,
     slope: float = 20.0,
 ) -> Tensor:
-    """Paper TDW: prompt reward first, then subject reward, equal at the end. (S,) to (S, 2), rows sum to 1."""
+    """Paper TDW: prompt reward first, then subject reward, equal at the end. (S,) to (S, 2), rows sum to 1.
+
+    Args:
+        progress: shape (S,).
+        high, low, final: weight of the prompt before `start`, after the crossover, and from `end` on.
+        start, centre, end: progress, in the paper's 25 steps 6, 10 and 22.
+        slope: of the sigmoid, per unit of progress; the paper's 0.8 per step.
+
+    Source: Customized-GRPO, train_customized_grpo.py:60-109.
+    """
     falling = low + (high - low) * torch.sigmoid(-slope * (progress - centre))
     prompt = torch.where(progress < start, high, torch.where(progress >= end, final, falling))
     return torch.stack([prompt, 1 - prompt], dim=-1)
