@@ -97,8 +97,8 @@ def main(
 
     quiet_libraries()
     console, overrides = Console(), list(settings or [])
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer, recorder = measure(overrides, iterations + 1, Path(scratch) / "speed")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, recorder = measure(overrides, iterations + 1, Path(folder) / "speed")
         table, other, ratio = stage_table(trainer, recorder)
         console.print(f"{trainer.policy.name}, {trainer.policy.dtype}, {torch.get_num_threads()} threads")
         console.print(table)
@@ -107,7 +107,7 @@ def main(
         if memory:
             small = ["training.prompts_per_iteration=2", "rollout.num_generations=2", "rollout.num_inference_steps=3"]
             # Two groups of two often agree in a reward to the last digit; what is measured here is memory.
-            _, recorder = measure([*overrides, *small], memory, Path(scratch) / "memory")
+            _, recorder = measure([*overrides, *small], memory, Path(folder) / "memory")
             warm = recorder.memory[len(recorder.memory) // 10]
             console.print(
                 f"memory: {warm:.3f} GiB after {len(recorder.memory) // 10} iterations, "
