@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate import PartialState
 
 from customized_grpo.errors import UserError
 from customized_grpo.tracking import RunFolder, TrackingSettings, check_trackers, provenance, write_text
@@ -73,6 +74,7 @@ def test_a_damaged_run_json_is_kept_and_does_not_stop_anything(tmp_path: Path) -
     [("tensorbord", r"Did you mean 'tensorboard'\?"), ("clearml", r"'clearml', which is not installed; pip install")],
 )
 def test_a_tracker_that_is_not_there_is_refused(name: str, sentence: str) -> None:
+    PartialState(cpu=True)  # as in a trainer: accelerate logs only then
     with pytest.raises(UserError, match=sentence):
         check_trackers(TrackingSettings(log_with=name))  # pyright: ignore[reportArgumentType] - one is a list too
 
