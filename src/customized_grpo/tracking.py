@@ -35,6 +35,29 @@ class TrackingSettings(Settings):
         return (value,) if isinstance(value, str) else value
 
 
+def folder_by_time(home: str) -> Path:
+    """A folder in `home` that does not exist yet, named by the time."""
+    stem = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return next(p for i in range(1000) if not (p := Path(home) / (stem + (f"-{i}" if i else ""))).exists())
+
+
+def check_empty(path: Path, is_a_file: str, go_on: str) -> None:
+    """Raise UserError if something new cannot go there: what to say of a file, and of a folder that is in use."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{is_a_file}; name a folder that does not exist yet.")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"The folder '{path}' holds something already; {go_on}")
+
+
+def check_made(mark: Path, kind: str, command: str) -> None:
+    """Raise UserError if a folder has not the file that marks it as a `kind`, which `command` makes."""
+    if not mark.is_file():
+        seen = f"has no {mark.name}" if mark.parent.is_dir() else "does not exist"
+        raise UserError(
+            f"'{mark.parent}' is not a {kind} folder: it {seen}. `{command}` makes one and prints its name."
+        )
+
+
 class RunFolder:
     """RUN/: config.yaml, run.json, metrics.jsonl, evaluations/, samples/, checkpoints/, report.html."""
 
@@ -53,9 +76,7 @@ class RunFolder:
         Raises:
             UserError: if the folder holds anything already, or cannot be written.
         """
-        if path is None:
-            stem = datetime.now().strftime("%Y%m%d-%H%M%S")
-            path = next(p for i in range(1000) if not (p := Path("runs") / (stem + (f"-{i}" if i else ""))).exists())
+        path = path or folder_by_time("runs")
         cls.check_free(path)
         path.mkdir(parents=True, exist_ok=True)
         return cls(path)
@@ -63,13 +84,8 @@ class RunFolder:
     @staticmethod
     def check_free(path: Path) -> None:
         """Raise UserError if a new run cannot go there."""
-        if path.exists() and not path.is_dir():
-            raise UserError(f"output is '{path}', which is a file; name a folder that does not exist yet.")
-        if path.is_dir() and any(path.iterdir()):
-            raise UserError(
-                f"The folder '{path}' holds something already; name another output, "
-                f"or go on with the run in it: cgrpo train --resume {path}"
-            )
+        go_on = f"name another output, or go on with the run in it: cgrpo train --resume {path}"
+        check_empty(path, f"output is '{path}', which is a file", go_on)
 
     @classmethod
     def existing(cls, path: str | Path) -> "RunFolder":
@@ -79,9 +95,7 @@ class RunFolder:
             UserError: if there is none.
         """
         folder = cls(Path(path))
-        if not folder.config.is_file():
-            seen = "has no config.yaml" if folder.path.is_dir() else "does not exist"
-            raise UserError(f"'{path}' is not a run folder: it {seen}. `cgrpo train` makes one and prints its name.")
+        check_made(folder.config, "run", "cgrpo train")
         return folder
 
     def adopt(self, config_yaml: str, iteration: int) -> None:

@@ -13,12 +13,11 @@ from PIL import Image
 from customized_grpo.bench import analysis
 from customized_grpo.bench.protocols import Metric
 from customized_grpo.bench.record import Bench, read_bench
-from customized_grpo.compare.page import Flipped, Plain, Row, Table
-from customized_grpo.compare.pictures import Cell, PictureRow
 from customized_grpo.grids import grid
 from customized_grpo.report import page
 from customized_grpo.report.intervals import Estimate
 from customized_grpo.report.page import Remark
+from customized_grpo.report.tables import Cell, Flipped, PictureRow, Plain, Row, Table
 
 ABSENT = "\N{EN DASH}"
 
@@ -185,9 +184,9 @@ def pictures(bench: Bench, others: Sequence[Bench] = ()) -> tuple[list[str], lis
         references = [p for n in range(8) if (p := bench.folder.reference(task.subject, n)).is_file()]
         shown = max(shown, len(references))
         generated = [(b, n) for b in (bench, *others) for n in range(most if b is bench and not others else 1)]
-        cells = [Cell(_thumbnail(p)) for p in references]
+        cells = [Cell(_thumbnail(p), task.prompt) for p in references]
         for b, n in generated:
-            cells.append(Cell(_thumbnail(b.folder.image((task, n))), _marks(b, t, n)))
+            cells.append(Cell(_thumbnail(b.folder.image((task, n))), task.prompt, _marks(b, t, n)))
         rows.append(PictureRow(task.prompt, f"{task.subject}, rank {place + 1} of {len(order)}", cells))
         sheet.append([Image.open(p).convert("RGB") for p in references])
         sheet[-1] += [Image.open(b.folder.image((task, n))).convert("RGB") for b, n in generated]

@@ -55,6 +55,11 @@ class Analysis:
         self.num_seeds, self.num_subjects = int(scored.any(dim=1).any(dim=1).sum()), len(subjects)
         self.certain = self.num_seeds > 1 or self.num_subjects > 1
 
+    @property
+    def references(self) -> list[str]:
+        """The methods that the others are compared with."""
+        return [m for m in (self.grid.baseline, self.grid.candidate) if m in self.methods]
+
     # ---- the pairs that balance
 
     @cached_property

@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from customized_grpo.compare.findings import findings, headline
 from customized_grpo.compare.grid import budget
 from customized_grpo.compare.markdown import to_markdown
 from customized_grpo.compare.methods import BASE, find_method
-from customized_grpo.compare.pictures import pictures, references
+from customized_grpo.compare.pictures import pictures
 from customized_grpo.compare.plots import Bar, Curve, Point, Style
 from customized_grpo.compare.results import Comparison, read_comparison
 from customized_grpo.config import load_config
@@ -23,28 +22,11 @@ from customized_grpo.report import page
 from customized_grpo.report.intervals import Estimate
 from customized_grpo.report.page import Picture, Remark, words
 from customized_grpo.report.plots import running_mean
+from customized_grpo.report.tables import Flipped, Plain, Row, Table
 
 CONFLICT = {"share": "conflict", "both_positive": "both better", "both_negative": "both worse"}
 PAPER_CONFLICT = (0.502, 0.268, 0.230)
 """Customized-GRPO, section on conflict: shares of samples in conflict, both positive, both negative."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a table of estimates."""
-
-    title: str
-    strong: bool
-    cells: tuple[Any, ...]
-    """Estimates, or text."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of estimates."""
-
-    columns: tuple[str, ...]
-    rows: list[Row]
 
 
 def write_report(folder: Path) -> Path:
@@ -82,7 +64,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "planes": planes(analysis, styles),
         "curves": curves(analysis, styles),
         "summary": summary(analysis),
-        "differences": [differences(analysis, m) for m in references(analysis)],
+        "differences": [differences(analysis, m) for m in analysis.references],
         "forests": forests(analysis, styles),
         "others": other_metrics(analysis),
         "conflict": conflict(analysis),
@@ -161,7 +143,7 @@ def curves(analysis: Analysis, styles: dict[str, Style]) -> list[Picture]:
 def forests(analysis: Analysis, styles: dict[str, Style]) -> list[Picture]:
     """The lesser gain of every method less that of the baseline."""
     title, found = analysis.comparison.title, []
-    for reference in references(analysis):
+    for reference in analysis.references:
         others = [m for m in analysis.methods if m != reference]
         for balance in analysis.balances if others else []:
             bars = [Bar(title(m), analysis.lesser_gain_difference(m, reference, balance), styles[m]) for m in others]
@@ -278,14 +260,6 @@ def other_metrics(analysis: Analysis) -> Table:
     return Table(tuple(columns), rows)
 
 
-class Flipped(Estimate):
-    """An estimate of which less is better: it is coloured as its opposite."""
-
-    @property
-    def tone(self) -> str:
-        return {"rose": "fell", "fell": "rose", "unclear": "unclear"}[self.verdict]
-
-
 def conflict(analysis: Analysis) -> Table:
     """Conflict over training, mean over iterations and seeds."""
     keys = {**CONFLICT, "correlation": "correlation"}
@@ -297,14 +271,6 @@ def conflict(analysis: Analysis) -> Table:
     if rows:
         rows.append(Row("the paper", False, (*PAPER_CONFLICT, "")))
     return Table(tuple(keys.values()), rows)
-
-
-class Plain(Estimate):
-    """An estimate whose sign means nothing."""
-
-    @property
-    def plain(self) -> bool:
-        return True
 
 
 def _plain(estimate: Estimate) -> Plain:

@@ -1,6 +1,5 @@
 """The pictures of a comparison's report: the same tasks and noise drawn by every method, chosen by a rule."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +11,7 @@ from customized_grpo.compare.methods import BASE
 from customized_grpo.grids import grid as picture_grid
 from customized_grpo.report import page
 from customized_grpo.report.page import words
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One picture of the grid, with what the untrained metrics say of it."""
-
-    source: str
-    marks: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class PictureRow:
-    """One task: reference, base and methods, from the same noise."""
-
-    prompt: str
-    rank: str
-    cells: list[Cell]
-
-
-def references(analysis: Analysis) -> list[str]:
-    """The methods that the others are compared with."""
-    return [m for m in (analysis.grid.baseline, analysis.grid.candidate) if m in analysis.methods]
+from customized_grpo.report.tables import Cell, PictureRow
 
 
 def pictures(analysis: Analysis) -> tuple[list[str], list[PictureRow], str]:
@@ -52,19 +30,19 @@ def pictures(analysis: Analysis) -> tuple[list[str], list[PictureRow], str]:
     order, rule = _ranked(analysis, pictured)
     places = sorted({round(i) for i in np.linspace(0, len(order) - 1, min(grid.pictures, len(order)))}) if order else []
     marks = _marks(analysis, seed)
+    headers = ["reference", *(("base" if m == BASE else comparison.title(m)) for m in folders)]
     rows, sheet, captions = [], [], []
     for place in places:
         n = order[place]
         prompt = _text(folders[BASE] / f"{n:03d}-prompt.txt")
         files = [folders[BASE] / f"{n:03d}-reference.png", *(folders[m] / f"{n:03d}-{stems[m]}" for m in folders)]
         cells = [
-            Cell(page.image(f, base=comparison.folder, alt=prompt).source, marks(m, n))
-            for f, m in zip(files, [None, *folders], strict=True)
+            Cell(page.image(f, base=comparison.folder, alt=prompt).source, f"{header}: {prompt}", marks(m, n))
+            for f, m, header in zip(files, [None, *folders], headers, strict=True)
         ]
         rows.append(PictureRow(prompt, f"rank {place + 1} of {len(order)}", cells))
         sheet.append([Image.open(f).convert("RGB") for f in files])
         captions.append(prompt)
-    headers = ["reference", *(("base" if m == BASE else comparison.title(m)) for m in folders)]
     if rows:
         (comparison.folder / "plots").mkdir(exist_ok=True)
         picture_grid(sheet, headers, captions).save(comparison.folder / "plots" / "pictures.png")
@@ -73,7 +51,7 @@ def pictures(analysis: Analysis) -> tuple[list[str], list[PictureRow], str]:
 
 def _ranked(analysis: Analysis, pictured: list[int]) -> tuple[list[int], str]:
     """The pictured tasks from where the candidate helped least against the baseline to where it helped most."""
-    pair = references(analysis)
+    pair = analysis.references
     if len(pair) < 2 or not analysis.balances:
         return pictured, "The first tasks of the held-out data."
     columns = [analysis.metrics.index(metric) for metric in analysis.balances[0].metrics]

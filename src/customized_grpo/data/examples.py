@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, overload
 
 import numpy as np
 from PIL import Image, ImageOps
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from customized_grpo.errors import UserError, nearest
+from customized_grpo.lazy import LazyExamples
 from customized_grpo.settings import Settings, expectation
 from customized_grpo.types import Example
 
@@ -82,7 +82,7 @@ def parse_line(line: str, where: str) -> Record:
     return record
 
 
-class JsonlDataset(Sequence[Example]):
+class JsonlDataset(LazyExamples[Example]):
     """A manifest as a sequence of examples.
 
     Raises:
@@ -130,13 +130,7 @@ class JsonlDataset(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.records)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Example:
         record = self.records[index]
         pictures = [read_picture(self.path.parent / name) for name in record.references]
         masks = [

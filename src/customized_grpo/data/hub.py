@@ -3,15 +3,16 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from PIL import Image
 
 from customized_grpo.errors import UserError, nearest
+from customized_grpo.lazy import LazyExamples
 from customized_grpo.types import Example
 
 
-class HubDataset(Sequence[Example]):
+class HubDataset(LazyExamples[Example]):
     """Columns of a data set as examples, read when asked for.
 
     Args:
@@ -47,13 +48,7 @@ class HubDataset(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Example]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Example:
         row = self.rows[index]
         pictures: list[Any] = []
         for column in self.references:

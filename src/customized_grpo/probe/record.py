@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.evaluation import cluster
 from customized_grpo.policies.contract import Policy
 from customized_grpo.probe.measure import Branches, Probe
-from customized_grpo.tracking import write_text
+from customized_grpo.tracking import check_empty, check_made, folder_by_time, write_text
 
 
 class ProbeFolder:
@@ -37,9 +36,7 @@ class ProbeFolder:
         Raises:
             UserError: if the folder holds anything already.
         """
-        if path is None:
-            stem = datetime.now().strftime("%Y%m%d-%H%M%S")
-            path = next(p for i in range(1000) if not (p := Path("probes") / (stem + (f"-{i}" if i else ""))).exists())
+        path = path or folder_by_time("probes")
         cls.check_free(path)
         folder = cls(path)
         folder.steps.mkdir(parents=True, exist_ok=True)
@@ -48,13 +45,8 @@ class ProbeFolder:
     @staticmethod
     def check_free(path: Path) -> None:
         """Raise UserError if a new probe cannot go there."""
-        if path.exists() and not path.is_dir():
-            raise UserError(f"'{path}' is a file; name a folder that does not exist yet.")
-        if path.is_dir() and any(path.iterdir()):
-            raise UserError(
-                f"The folder '{path}' holds something already; name another --output, "
-                f"or go on with the probe in it: cgrpo probe --resume {path}"
-            )
+        go_on = f"name another --output, or go on with the probe in it: cgrpo probe --resume {path}"
+        check_empty(path, f"'{path}' is a file", go_on)
 
     @classmethod
     def existing(cls, path: str | Path) -> "ProbeFolder":
@@ -64,9 +56,7 @@ class ProbeFolder:
             UserError: if there is none.
         """
         folder = cls(Path(path))
-        if not folder.info.is_file():
-            seen = "has no probe.json" if folder.path.is_dir() else "does not exist"
-            raise UserError(f"'{path}' is not a probe folder: it {seen}. `cgrpo probe` makes one and prints its name.")
+        check_made(folder.info, "probe", "cgrpo probe")
         return folder
 
     def described(self) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """The toy world as a dataset: an endless supply of tasks whose answer is known."""
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import overload
 
 from PIL import Image
 
+from customized_grpo.lazy import LazyExamples
 from customized_grpo.toyworld.draw import render_with_mask
 from customized_grpo.toyworld.world import (
     KINDS,
@@ -32,7 +31,7 @@ class ToyExample(Example):
     """Which creature it is, so that intervals resample creatures and not the eight nouns."""
 
 
-class ToyWorld(Sequence[ToyExample]):
+class ToyWorld(LazyExamples[ToyExample]):
     """`count` tasks of one split; task n is a pure function of (split, seed, n).
 
     Args:
@@ -58,13 +57,7 @@ class ToyWorld(Sequence[ToyExample]):
     def __len__(self) -> int:
         return self.length
 
-    @overload
-    def __getitem__(self, index: int) -> ToyExample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ToyExample]: ...
-    def __getitem__(self, index: int | slice) -> ToyExample | list[ToyExample]:
-        if isinstance(index, slice):
-            return [self._example(n) for n in range(*index.indices(self.length))]
+    def example(self, index: int) -> ToyExample:
         if not -self.length <= index < self.length:
             raise IndexError(f"index {index} is out of range for {self.length} toy examples")
         return self._example(index % self.length)
