@@ -1,3 +1,4 @@
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -82,6 +83,17 @@ def test_an_unfinished_grid_is_reported_as_such(tmp_path: Path) -> None:
     assert "Not yet known." in text
     assert "Customized/seed-0 is damaged (it has no config.yaml) and left out." in text
     assert "Only one seed" in text
+
+
+def test_runs_left_out_for_one_reason_share_a_sentence(tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    fabricate(root, GAINS)
+    for seed in (1, 2):
+        shutil.rmtree(root / "cells" / "customized" / f"seed-{seed}")
+    (root / "cells" / "other" / "seed-0").mkdir(parents=True)
+    text = write_report(root).read_text(encoding="utf-8")
+    assert "2 runs have not begun and are left out: customized/seed-1, customized/seed-2." in text
+    assert "ells/other/seed-0 is not in the grid and is left out." in text
 
 
 def test_a_folder_without_a_comparison_gets_one_sentence(tmp_path: Path) -> None:

@@ -87,9 +87,13 @@ def read_comparison(folder: Path) -> Comparison:
     states: dict[str, State] = {}
     runs: dict[str, dict[int, RunRecord]] = {}
     problems: list[str] = []
+    waiting: list[str] = []
     found = cells(grid, folder)
     for cell in found:
         states[cell.name] = where = state(cell)
+        if where.status == "waiting" and not where.iteration and not where.note:
+            waiting.append(cell.name)
+            continue
         if where.status != "finished":
             reason = f" ({where.note})" if where.note else f" after iteration {where.iteration}"
             problems.append(f"{cell.name} is {where.status}{reason} and left out.")
@@ -104,9 +108,19 @@ def read_comparison(folder: Path) -> Comparison:
         )
     known = {cell.folder for cell in found}
     others = sorted(path for path in (folder / "cells").glob("*/seed-*") if path not in known)
-    problems += [f"{path.relative_to(folder)} is not in the grid and left out." for path in others]
+    problems += _together(waiting, "has not begun", "have not begun")
+    problems += _together(
+        [str(path.relative_to(folder)) for path in others], "is not in the grid", "are not in the grid"
+    )
     ordered = {name: runs[name] for name in grid.methods if name in runs}
     return Comparison(folder, grid, base, ordered, states, tuple(problems))
+
+
+def _together(names: list[str], one: str, many: str) -> list[str]:
+    """One sentence for all runs that are left out for the same reason."""
+    if len(names) < 2:
+        return [f"{name} {one} and is left out." for name in names]
+    return [f"{len(names)} runs {many} and are left out: {', '.join(names)}."]
 
 
 def _read_base(grid: Grid, folder: Path) -> Evaluation:
