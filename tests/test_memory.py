@@ -171,7 +171,7 @@ def test_modules_are_found_inside_what_holds_them() -> None:
 
 def test_what_is_shown() -> None:
     gib = 2**30
-    shown = str(MemoryEstimate({"weights": int(2.1 * gib), "optimizer": 0, "activations": int(0.8 * gib)}))
+    shown = str(MemoryEstimate({"weights": int(2.1 * gib), "optimizer": gib // 25, "activations": int(0.8 * gib)}))
     assert shown == "2.9 GiB: weights 2.1, activations 0.8"
 
 

@@ -48,9 +48,9 @@ class MemoryEstimate:
         return sum(self.parts.values())
 
     def __str__(self) -> str:
-        """`3.2 GiB: weights 2.1, optimizer 0.3, activations 0.8`, without parts below one percent."""
+        """`3.2 GiB: weights 2.1, optimizer 0.3, activations 0.8`, without parts that would read as zero."""
         unit, name, digits = (2**30, "GiB", 1) if self.total >= 2**30 else (2**20, "MiB", 0)
-        parts = [f"{part} {n / unit:.{digits}f}" for part, n in self.parts.items() if n > self.total / 100]
+        parts = [f"{part} {n / unit:.{digits}f}" for part, n in self.parts.items() if round(n / unit, digits)]
         return f"{self.total / unit:.{digits}f} {name}: {', '.join(parts)}"
 
 
