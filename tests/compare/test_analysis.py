@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.testing import assert_close
 
 from compare.fabricate import BASE_LEVELS, METRICS, fabricate, write_evaluation
 from customized_grpo.compare.analysis import Analysis
@@ -146,7 +145,26 @@ def test_unfinished_cells_are_left_out_and_named(tmp_path: Path) -> None:
     assert "sars/seed-1 is failed after iteration 4 and left out." in comparison.problems
     values = Analysis(comparison).values
     assert values[1, :, 2].isnan().all()
-    assert_close(Analysis(comparison).gain("sars", "prompt").value, Analysis(comparison).gain("sars", "prompt").value)
+
+
+def test_methods_are_compared_on_the_seeds_that_both_have(tmp_path: Path) -> None:
+    fabricate(tmp_path / "out", GAINS, noise=0.1)
+    (tmp_path / "out/cells/sars/seed-1/run.json").write_text('{"status": "failed"}')
+    analysis = Analysis(read_comparison(tmp_path / "out"))
+    rewards = analysis.balances[0]
+    m, r = (analysis.methods.index(name) for name in ("sars", "customized"))
+    gains = analysis.gains[[0, 2]][:, :, [m, r], -1, :2].mean(dim=(0, 1)) / analysis.spread[:2]
+    expected = float(gains[0].min() - gains[1].min())
+    assert analysis.lesser_gain_difference("sars", "customized", rewards).value == pytest.approx(expected)
+    assert analysis.seeds_in_favour("sars", "customized", rewards)[1] == 2
+
+    (tmp_path / "out/cells/sars/seed-2/run.json").write_text('{"status": "failed"}')
+    alone = Analysis(read_comparison(tmp_path / "out"))
+    found = alone.gain("sars", "prompt")
+    assert math.isfinite(found.value)
+    assert math.isnan(found.low)  # one of three seeds
+    assert math.isnan(alone.front(rewards)[1]["sars"])
+    assert math.isnan(alone.lesser_gain_difference("sars", "customized", rewards).high)
 
 
 def test_missing_scores_are_counted_and_pair(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -28,25 +29,45 @@ def width(i: Interval) -> float:
 
 
 @pytest.mark.parametrize("missing", [False, True])
-def test_bootstrap_agrees_with_the_plain_loop(missing):
+def test_bootstrap_agrees_with_every_possible_resample(missing):
     scores = torch.rand(3, 8, 2, generator=rng(1), dtype=torch.float64)
     if missing:
         scores[1, 4, 0] = scores[0, 7, 1] = math.nan
     clusters = ["cat", "dog", "cat", "owl", "owl", "owl", "dog", "cat"]
-    mean, draws = bootstrap(scores, clusters, rng(), resamples=4000)
+    mean, draws = bootstrap(scores, clusters, rng(), resamples=20_000)
     assert_close(mean, scores.nanmean(dim=(0, 1)))
 
-    members = {c: [t for t, d in enumerate(clusters) if d == c] for c in clusters}
-    names, g, plain = list(members), rng(9), []
-    for _ in range(2000):
-        seeds = torch.randint(3, (3,), generator=g)
-        tasks = [t for n in torch.randint(3, (3,), generator=g).tolist() for t in members[names[n]]]
-        plain.append(scores[seeds][:, tasks].nanmean(dim=(0, 1)))
-    plain = torch.stack(plain)
-    assert_close(draws.mean(0), plain.mean(0), atol=0.006, rtol=0)
-    assert_close(draws.std(0), plain.std(0), atol=0.004, rtol=0)
+    members = [[t for t, d in enumerate(clusters) if d == c] for c in ("cat", "dog", "owl")]
+    threes = list(itertools.product(range(3), repeat=3))
+    every = torch.stack(
+        [scores[list(s)][:, [t for n in c for t in members[n]]].nanmean(dim=(0, 1)) for s in threes for c in threes]
+    )
+    assert_close(draws.mean(0), every.mean(0), atol=0.003, rtol=0)
+    assert_close(draws.std(0), every.std(0), atol=0.002, rtol=0)
     for q in (0.025, 0.5, 0.975):
-        assert_close(draws.quantile(q, dim=0), plain.quantile(q, dim=0), atol=0.02, rtol=0)
+        assert_close(draws.quantile(q, dim=0), every.quantile(q, dim=0), atol=0.015, rtol=0)  # in leaps
+
+
+@pytest.mark.parametrize("few_seeds", [False, True])
+def test_seeds_that_a_column_lacks_are_not_its_seeds(few_seeds):
+    """As if each column came alone, with its own seeds; and columns of one set of seeds stay paired."""
+    whole = torch.rand(5, 6, 1, generator=rng(1), dtype=torch.float64)
+    three = whole.clone()
+    three[[1, 4]] = math.nan
+    clusters = ["cat", "cat", "dog", "owl", "dog", "owl"]
+    _, draws = bootstrap(torch.cat([whole, three, whole + 1, three + 1], dim=-1), clusters, rng(), few_seeds=few_seeds)
+    alone = [bootstrap(x[..., 0], clusters, rng(), few_seeds=few_seeds)[1] for x in (whole, three[[0, 2, 3]])]
+    assert_close(draws[:, :2], torch.stack(alone, dim=-1))
+    assert_close(draws[:, 2:], draws[:, :2] + 1, atol=1e-6, rtol=0)
+
+
+def test_one_of_several_seeds_has_no_interval():
+    scores = torch.rand(3, 6, 3, generator=rng(1))
+    scores[1:, :, 1] = scores[:, :, 2] = math.nan
+    mean, draws = bootstrap(scores, range(6), rng(), few_seeds=True)
+    assert_close(mean, scores.nanmean(dim=(0, 1)).double(), equal_nan=True)
+    assert draws.isnan().all(dim=0).tolist() == [False, True, True]
+    assert bootstrap(scores[:1], range(6), rng(), few_seeds=True)[1][:, :2].isfinite().all()
 
 
 def test_two_clusters_by_hand():

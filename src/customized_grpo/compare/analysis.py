@@ -105,13 +105,17 @@ class Analysis:
         return self._estimate(*self._lesser(method, balance))
 
     def lesser_gain_difference(self, method: str, reference: str, balance: Balance) -> Estimate:
-        """The lesser gain of one method less that of another."""
-        ours, theirs = self._lesser(method, balance), self._lesser(reference, balance)
-        return self._estimate(ours[0] - theirs[0], ours[1] - theirs[1])
+        """The lesser gain of one method less that of another, on the seeds that both have finished."""
+        pair = self._final([method, reference], balance)  # (seeds, tasks, 2 methods, 2 metrics)
+        both = pair.isfinite().any(dim=1).all(dim=(1, 2))
+        pair = torch.where(both[:, None, None, None], pair, torch.nan)
+        mean, draws = statistics.bootstrap(pair.flatten(2), self._clusters, self._generator(), **BOOTSTRAP)
+        lesser = (x.unflatten(-1, (2, 2)).amin(dim=-1) for x in (mean, draws))
+        return self._estimate(*(x[..., 0] - x[..., 1] for x in lesser))
 
     def seeds_in_favour(self, method: str, reference: str, balance: Balance) -> tuple[int, int]:
         """On how many of the seeds that both have finished the lesser gain of `method` is the larger one."""
-        ours, theirs = (self._lesser_by_seed(m, balance) for m in (method, reference))
+        ours, theirs = self._final([method, reference], balance).nanmean(dim=1).amin(dim=-1).unbind(dim=1)
         both = ours.isfinite() & theirs.isfinite()
         return int((ours > theirs)[both].sum()), int(both.sum())
 
@@ -142,9 +146,9 @@ class Analysis:
         """Area that the method's evaluations over training dominate above the base policy, in spreads squared."""
         m = self.methods.index(method)
         columns = [self.metrics.index(metric) for metric in balance.metrics]
-        scale = self.spread[columns]
+        scale = self._per_spread[columns]
         origin = torch.zeros(2, dtype=scale.dtype)
-        mean, draws = (x[..., m, :, :][..., columns] / scale for x in (self._gain_mean, self._gain_draws))
+        mean, draws = (x[..., m, :, :][..., columns] * scale for x in (self._gain_mean, self._gain_draws))
         return self._estimate(*(statistics.hypervolume(x, origin) for x in (mean, draws)))
 
     def front(self, balance: Balance) -> tuple[list[str], dict[str, float]]:
@@ -152,6 +156,7 @@ class Analysis:
         columns = [self.metrics.index(metric) for metric in balance.metrics]
         mean, draws = (x[..., -1, :][..., columns] for x in (self._gain_mean, self._gain_draws))
         shares = torch.stack([statistics.pareto_front(points) for points in draws]).double().mean(0)
+        shares[draws.isnan().any(dim=-1).all(dim=0)] = torch.nan
         on = statistics.pareto_front(mean)
         return (
             [method for method, best in zip(self.methods, on, strict=True) if best],
@@ -212,25 +217,30 @@ class Analysis:
     def _base(self) -> tuple[Tensor, Tensor]:
         return statistics.bootstrap(self.base[None], self._clusters, self._generator(), **BOOTSTRAP)
 
+    @cached_property
+    def _per_spread(self) -> Tensor:
+        """(metrics,) what turns a gain into spreads of the base policy; negative where less is better."""
+        signs = [-1.0 if metric in self.grid.lower_is_better else 1.0 for metric in self.metrics]
+        return torch.tensor(signs, dtype=self.spread.dtype) / self.spread
+
     def _at(self, method: str, metric: str, iteration: int) -> tuple[int, int, int]:
         i = len(self.iterations) - 1 if iteration == -1 else self.iterations.index(iteration)
         return self.methods.index(method), i, self.metrics.index(metric)
 
     def _in_spreads(self, method: str, metric: str) -> tuple[Tensor, Tensor]:
         index = self._at(method, metric, -1)
-        sign = -1.0 if metric in self.grid.lower_is_better else 1.0
-        scale = sign / self.spread[index[2]]
+        scale = self._per_spread[index[2]]
         return self._gain_mean[index] * scale, self._gain_draws[(slice(None), *index)] * scale
 
     def _lesser(self, method: str, balance: Balance) -> tuple[Tensor, Tensor]:
         a, b = (self._in_spreads(method, metric) for metric in balance.metrics)
         return torch.minimum(a[0], b[0]), torch.minimum(a[1], b[1])
 
-    def _lesser_by_seed(self, method: str, balance: Balance) -> Tensor:
-        """(seeds,), NaN where a seed is not finished."""
+    def _final(self, methods: Sequence[str], balance: Balance) -> Tensor:
+        """(seeds, tasks, methods, 2) gains after training, in spreads; NaN where a seed is not finished."""
         columns = [self.metrics.index(metric) for metric in balance.metrics]
-        gains = self.gains[:, :, self.methods.index(method), -1][..., columns].nanmean(dim=1) / self.spread[columns]
-        return gains.amin(dim=-1)
+        found = self.gains[:, :, [self.methods.index(m) for m in methods], -1]
+        return found[..., columns] * self._per_spread[columns]
 
     def _series_mean(self, series: Sequence[np.ndarray]) -> Estimate:
         length = max((len(values) for values in series), default=0)

@@ -35,7 +35,8 @@ def bootstrap(
     """The mean over seeds and tasks, and what it would have been with other seeds and other subjects.
 
     Seeds and clusters are each resampled with replacement. All M columns share every resample, so differences and other
-    combinations of columns are paired: compute them on the result, then take `interval`.
+    combinations of columns are paired: compute them on the result, then take `interval`. A seed without any score in a
+    column is none of that column's seeds: columns with the same seeds share them, and all columns share the clusters.
 
     Args:
         values: shape (seeds, tasks) or (seeds, tasks, M); NaN is left out.
@@ -43,7 +44,8 @@ def bootstrap(
         generator: on the CPU.
         resamples: R.
         few_seeds: spread the seeds further apart, as much as Student's t asks for at 95 %. Resampling 5 seeds as they
-            are makes intervals that cover the truth 4 times in 5, not 19 in 20, where seeds are what varies. Ours.
+            are makes intervals that cover the truth 4 times in 5, not 19 in 20, where seeds are what varies. A column
+            that has one of several seeds says nothing of how they vary: its resamples are NaN. Ours.
 
     Returns:
         The mean, shape () or (M,), and its resamples, shape (R,) or (R, M). With a single seed only the clusters vary.
@@ -52,9 +54,19 @@ def bootstrap(
         ValueError: if shapes do not fit or there is nothing to resample.
     """
     scores = _scores(values)
-    totals = _by_cluster(scores, _cluster_index(clusters, scores))
-    widening = _student(len(scores)) if few_seeds else 1.0
-    mean, draws = _resample(*totals, [len(scores)], resamples, generator, widening)
+    index = _cluster_index(clusters, scores)
+    mean, draws = (scores.new_full((*shape, scores.shape[-1]), torch.nan) for shape in ((), (resamples,)))
+    scored = scores.isfinite().any(dim=1)
+    shared = _seed(generator)
+    for seeds in {tuple(map(bool, column)): column for column in scored.unbind(dim=1)}.values():
+        n, columns = int(seeds.sum()), (scored == seeds[:, None]).all(dim=0)
+        if n == 0:
+            continue
+        totals = _by_cluster(scores[seeds][:, :, columns], index)
+        random = torch.Generator().manual_seed(shared)
+        mean[columns], found = _resample(*totals, [n], resamples, random, _student(n) if few_seeds else 1.0)
+        if n > 1 or len(scores) == 1 or not few_seeds:
+            draws[:, columns] = found
     return (mean, draws) if values.ndim == 3 else (mean[0], draws[:, 0])
 
 
@@ -130,6 +142,7 @@ def probability_of_improvement(
     pairs = [_by_cluster(_wins(a, b).unsqueeze(0), index) for a in ours for b in theirs]
     sums, counts = (torch.cat([pair[n] for pair in pairs]) for n in (0, 1))
     mean, draws = _resample(sums, counts, [len(ours), len(theirs)], resamples, generator)
+    draws = draws.clamp(0, 1)  # of float32, whose rounding reaches beyond
     return interval(mean, draws, level=level) if values.ndim == 3 else interval(mean[0], draws[:, 0], level=level)
 
 
@@ -224,9 +237,9 @@ def _resample(
     if bool((counts == counts[:1, :, :1]).all()):
         counts = counts[:1, :, :1]  # Nothing is missing: one column of counts serves all.
     counts = counts.float()
-    weights = torch.ones(resamples, 1)
+    weights, of_seeds = torch.ones(resamples, 1), torch.Generator().manual_seed(_seed(generator))
     for n in seeds:
-        weights = (weights.unsqueeze(-1) * _multiplicities(resamples, n, generator).unsqueeze(1)).flatten(1)
+        weights = (weights.unsqueeze(-1) * _multiplicities(resamples, n, of_seeds).unsqueeze(1)).flatten(1)
     num_clusters = sums.shape[1]
     at_once = max(1, 2**24 // num_clusters)  # resamples whose counts fit in 64 MiB
     draws: list[Tensor] = []
@@ -237,6 +250,11 @@ def _resample(
         number = _contract(seed_weights, cluster_weights, counts)
         draws.append(mean + total.double() / number)
     return mean, torch.cat(draws)
+
+
+def _seed(generator: torch.Generator) -> int:
+    """For a generator of its own, so that what one part draws does not depend on how much another did."""
+    return int(torch.randint(2**62, (), generator=generator))
 
 
 def _multiplicities(resamples: int, n: int, generator: torch.Generator) -> Tensor:
