@@ -204,16 +204,18 @@ def probed(comparison: Comparison) -> dict[str, Any] | None:
 
 
 def summary(analysis: Analysis) -> Table:
-    """Every method in a row: its gains, the lesser of them, and what its trade-off is worth."""
+    """Every method in a row: its gains, the lesser of them, what its trade-off is worth; seeds where they differ."""
     rewards = analysis.comparison.rewards
-    columns = [f"{words(reward)}" for reward in rewards]
+    counts = {m: len(seeds) for m, seeds in analysis.comparison.runs.items()}
+    unequal = len(set(counts.values())) > 1
+    columns = ["seeds"] * unequal + [words(reward) for reward in rewards]
     fronts = {balance.name: analysis.front(balance) for balance in analysis.balances}
     for balance in analysis.balances:
         of = "" if balance.name == "rewards" else " (untrained)"
         columns += [f"lesser gain{of}", f"hypervolume{of}", f"on the front{of}"]
     rows = []
     for m in analysis.methods:
-        cells: list[Any] = [analysis.gain(m, reward) for reward in rewards]
+        cells: list[Any] = [str(counts[m])] * unequal + [analysis.gain(m, reward) for reward in rewards]
         for balance in analysis.balances:
             cells += [analysis.lesser_gain(m, balance), _plain(analysis.hypervolume(m, balance))]
             cells.append(f"{page.percent(fronts[balance.name][1][m])}{' ●' if m in fronts[balance.name][0] else ''}")
@@ -281,7 +283,7 @@ def _share(estimate: Estimate) -> str:
     """A probability and its interval."""
     if not np.isfinite(estimate.value):
         return "\N{EN DASH}"
-    value, low, high = (page.percent(min(max(x, 0.0), 1.0)) for x in estimate)
+    value, low, high = map(page.percent, estimate)
     return value if not np.isfinite(estimate.low) else f"{value} ({low.removesuffix(' %')} to {high})"
 
 
