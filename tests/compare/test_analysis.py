@@ -34,7 +34,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     root = tmp_path_factory.mktemp("exact") / "out"
-    fabricate(root, GAINS, noise=0.0)
+    fabricate(root, GAINS, noise=0.0, line=("naive_1to1", "zsum_1to1"))
     return Analysis(read_comparison(root))
 
 
@@ -78,6 +78,23 @@ def test_hypervolume_and_front_by_hand(exact: Analysis) -> None:
     assert "customized" in on
     assert "sars" not in on
     assert shares["naive_1to1"] == 1.0
+
+
+def test_beyond_the_line_by_hand(exact: Analysis, known: Analysis) -> None:
+    """The line is prompt + identity = 0.15; in spreads the gains are divided, and so is the distance."""
+    rewards = exact.balances[0]
+    unit = np.hypot(*np.std(exact.comparison.base_scores(), axis=0)[:2])
+    for method, sum_of_gains in (("customized", 0.2), ("tdw", 0.15), ("sars", 0.14)):
+        found = exact.beyond(method, rewards)
+        assert found.value == pytest.approx((sum_of_gains - 0.15) / unit, abs=1e-5)
+        assert found.low == pytest.approx(found.value, abs=1e-4)
+    assert exact.beyond("customized", rewards, "sars").value == pytest.approx(0.06 / unit, abs=1e-5)
+    assert exact.beyond("naive_1to1", rewards, "sars").value == pytest.approx(0.01 / unit, abs=1e-5)
+    assert math.isnan(exact.beyond("naive_1to1", rewards).value)
+    said = {f.question: f for f in findings(exact)}["Is a method better, or does it only weigh otherwise?"]
+    assert said.verdict == "Better: Customized"
+    assert math.isnan(known.beyond("customized", rewards).value)
+    assert "Is a method better, or does it only weigh otherwise?" not in {f.question for f in findings(known)}
 
 
 def test_probability_of_improvement_and_differences(exact: Analysis) -> None:

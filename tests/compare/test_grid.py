@@ -86,6 +86,8 @@ def test_merging_replaces_what_is_named_anew() -> None:
         ({"methods": ["costumized"]}, "There is no method 'costumized'. Did you mean 'customized'"),
         ({"seeds": [0, 1, 1]}, "seeds lists 1 twice"),
         ({"methods": ["tdw", "tdw"]}, "methods lists tdw twice"),
+        ({"candidate": "custmized"}, "customized"),
+        ({"line": ["zsum_1to1", "zsum_1to1"]}, "line names zsum_1to1 twice"),
         ({"seeds": []}, "seeds is empty"),
         ({"seed": [0]}, "There is no setting 'seed'. Did you mean 'seeds'"),
         ({"config": {**CONFIG, "seed": 3}}, "config.seed is set by the grid"),

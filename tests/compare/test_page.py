@@ -74,14 +74,17 @@ def test_the_report_shows_the_probe_that_the_grid_names(tmp_path: Path) -> None:
         write_report(root)
 
 
-def test_seeds_are_counted_where_methods_have_different_ones(tmp_path: Path) -> None:
+def test_columns_that_some_grids_need(tmp_path: Path) -> None:
     root = tmp_path / "out"
-    fabricate(root, GAINS)
+    fabricate(root, GAINS, line=("naive_1to1", "naive_1to1.5"))
     (root / "cells" / "customized" / "seed-0" / "run.json").write_text('{"status": "failed"}')
     write_report(root)
     tables = (root / "report.md").read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| ")]
     assert [row[1] for row in rows[:5]] == ["seeds", "---", "3", "3", "2"]
+    assert rows[0].count("beyond the line") == 1
+    assert rows[2][rows[0].index("beyond the line")] == "\N{EN DASH}"  # naive 1:1 lies on it
+    assert sum("beyond" in row for row in rows) == 2
 
 
 def test_an_unfinished_grid_is_reported_as_such(tmp_path: Path) -> None:

@@ -106,12 +106,25 @@ class Analysis:
 
     def lesser_gain_difference(self, method: str, reference: str, balance: Balance) -> Estimate:
         """The lesser gain of one method less that of another, on the seeds that both have finished."""
-        pair = self._final([method, reference], balance)  # (seeds, tasks, 2 methods, 2 metrics)
-        both = pair.isfinite().any(dim=1).all(dim=(1, 2))
-        pair = torch.where(both[:, None, None, None], pair, torch.nan)
-        mean, draws = statistics.bootstrap(pair.flatten(2), self._clusters, self._generator(), **BOOTSTRAP)
-        lesser = (x.unflatten(-1, (2, 2)).amin(dim=-1) for x in (mean, draws))
+        lesser = (x.amin(dim=-1) for x in self._together([method, reference], balance))
         return self._estimate(*(x[..., 0] - x[..., 1] for x in lesser))
+
+    @property
+    def line(self) -> tuple[str, str] | None:
+        """The two methods of the grid's `line`, if both have finished runs."""
+        line = self.grid.line
+        return line if line and set(line) <= set(self.methods) else None
+
+    def beyond(self, method: str, balance: Balance, reference: str | None = None) -> Estimate:
+        """How far a method lies beyond the line, or beyond `reference` in the same direction, in spreads.
+
+        The direction is at right angles to the line, towards more of both metrics. Along the line weights trade one
+        metric for the other; a method on it does what some constant weights would have done. NaN without a line, and
+        for its own ends. Ours.
+        """
+        if self.line is None or (reference is None and method in self.line):
+            return _nothing()
+        return self._estimate(*map(_across, self._together([*self.line, method, reference or self.line[0]], balance)))
 
     def seeds_in_favour(self, method: str, reference: str, balance: Balance) -> tuple[int, int]:
         """On how many of the seeds that both have finished the lesser gain of `method` is the larger one."""
@@ -242,6 +255,14 @@ class Analysis:
         found = self.gains[:, :, [self.methods.index(m) for m in methods], -1]
         return found[..., columns] * self._per_spread[columns]
 
+    def _together(self, methods: Sequence[str], balance: Balance) -> tuple[Tensor, Tensor]:
+        """Mean (methods, 2) and draws (R, methods, 2) of the final gains in spreads, on the seeds that all have."""
+        gains = self._final(methods, balance)
+        shared = gains.isfinite().any(dim=1).all(dim=(1, 2))
+        gains = torch.where(shared[:, None, None, None], gains, torch.nan)
+        mean, draws = statistics.bootstrap(gains.flatten(2), self._clusters, self._generator(), **BOOTSTRAP)
+        return mean.unflatten(-1, (-1, 2)), draws.unflatten(-1, (-1, 2))
+
     def _series_mean(self, series: Sequence[np.ndarray]) -> Estimate:
         length = max((len(values) for values in series), default=0)
         if not length or not any(np.isfinite(values).any() for values in series):
@@ -263,6 +284,14 @@ class Analysis:
     def _clear(self, estimate: Estimate) -> Estimate:
         """Without its interval where there is only one seed of one subject to resample."""
         return estimate if self.certain else Estimate(estimate.value, np.nan, np.nan)
+
+
+def _across(points: Tensor) -> Tensor:
+    """(..., 4, 2) to (...): from the fourth point to the third, across the line through the first two."""
+    along = points[..., 1, :] - points[..., 0, :]
+    normal = torch.stack([along[..., 1], -along[..., 0]], dim=-1)
+    normal = normal * normal.sum(dim=-1, keepdim=True).sign() / normal.norm(dim=-1, keepdim=True)
+    return ((points[..., 2, :] - points[..., 3, :]) * normal).sum(dim=-1)
 
 
 def _nothing() -> Estimate:

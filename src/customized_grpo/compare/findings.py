@@ -48,8 +48,8 @@ def headline(analysis: Analysis) -> Finding:
 def findings(analysis: Analysis) -> list[Finding]:
     """Everything else that the methods of the grid allow to ask."""
     made = [
-        _degrades(analysis), _halves(analysis), _timing(analysis), _better(analysis), _hacking(analysis),
-        _copying(analysis),
+        _degrades(analysis), _halves(analysis), _timing(analysis), _better(analysis), _beyond(analysis),
+        _hacking(analysis), _copying(analysis),
     ]  # fmt: skip
     return [finding for finding in made if finding is not None]
 
@@ -115,6 +115,22 @@ def _better(analysis: Analysis) -> Finding | None:
     numbers = tuple((title(m), found[m]) for m in best)
     verdict = f"Yes, {listed(better)}" if better else "Nothing clearly is"
     return Finding(f"Is anything better than {title(candidate)}?", verdict, f"{text}:", numbers)
+
+
+def _beyond(analysis: Analysis) -> Finding | None:
+    """Does a method do what no constant weights would have done?"""
+    title, line = analysis.comparison.title, analysis.line
+    others = [m for m in analysis.methods if line and m not in line]
+    if not line or not others or not analysis.balances:
+        return None
+    found = {m: analysis.beyond(m, analysis.balances[0]) for m in others}
+    beyond = [title(m) for m in others if found[m].verdict == "rose"]
+    best = sorted(others, key=lambda m: -np.nan_to_num(found[m].value, nan=-np.inf))[:3]
+    shown = dict.fromkeys([m for m in (analysis.grid.candidate, analysis.grid.baseline) if m in others] + best)
+    verdict = f"Better: {listed(beyond)}" if beyond else "None is clearly better"
+    text = f"How far, in spreads, beyond the line through {title(line[0])} and {title(line[1])}:"
+    numbers = tuple((title(m), found[m]) for m in shown)
+    return Finding("Is a method better, or does it only weigh otherwise?", verdict, text, numbers)
 
 
 def _hacking(analysis: Analysis) -> Finding | None:

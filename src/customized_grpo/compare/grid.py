@@ -34,6 +34,9 @@ class Grid(Settings):
     """The method that the others have to beat."""
     candidate: str = "customized"
     """The method in question."""
+    line: tuple[str, str] | None = None
+    """Two methods that differ in constant weights alone. Another one is better, and does not only weigh otherwise, by
+    how far it lies beyond the straight line through the two."""
     checks: dict[str, str] = Field(default={"prompt": "oracle_prompt", "identity": "oracle_subject"})
     """Reward to the metric that measures the same and is not trained on: the gap between their gains is reward
     hacking. Pairs whose names are not measured do not count."""
@@ -91,8 +94,10 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
             raise UserError(f"{name} lists {twice[0]} twice, which would count one run as two; list it once.")
         if not values:
             raise UserError(f"{name} is empty; list at least one.")
-    for name in grid.methods:
+    for name in (*grid.methods, grid.baseline, grid.candidate, *(grid.line or ())):
         find_method(name, grid.own_methods)
+    if grid.line and grid.line[0] == grid.line[1]:
+        raise UserError(f"line names {grid.line[0]} twice, and one point makes no line; name two methods.")
     for key in ("seed", "output"):
         if key in grid.config:
             raise UserError(f"config.{key} is set by the grid for each cell; take it out.")

@@ -64,6 +64,7 @@ def contents(comparison: Comparison) -> dict[str, Any]:
         "planes": planes(analysis, styles),
         "curves": curves(analysis, styles),
         "summary": summary(analysis),
+        "line": [comparison.title(m) for m in analysis.line or ()],
         "differences": [differences(analysis, m) for m in analysis.references],
         "forests": forests(analysis, styles),
         "others": other_metrics(analysis),
@@ -213,12 +214,14 @@ def summary(analysis: Analysis) -> Table:
     for balance in analysis.balances:
         of = "" if balance.name == "rewards" else " (untrained)"
         columns += [f"lesser gain{of}", f"hypervolume{of}", f"on the front{of}"]
+        columns += [f"beyond the line{of}"] * bool(analysis.line)
     rows = []
     for m in analysis.methods:
         cells: list[Any] = [str(counts[m])] * unequal + [analysis.gain(m, reward) for reward in rewards]
         for balance in analysis.balances:
             cells += [analysis.lesser_gain(m, balance), _plain(analysis.hypervolume(m, balance))]
             cells.append(f"{page.percent(fronts[balance.name][1][m])}{' ●' if m in fronts[balance.name][0] else ''}")
+            cells += [analysis.beyond(m, balance)] * bool(analysis.line)
         rows.append(_row(analysis, m, cells))
     return Table(tuple(columns), rows)
 
@@ -230,6 +233,8 @@ def differences(analysis: Analysis, reference: str) -> tuple[str, Table]:
         metrics += balance.metrics
     columns = [words(metric) for metric in metrics]
     columns += ["lesser gain", "lesser gain (untrained)"][: len(analysis.balances)]
+    if analysis.line:
+        columns += ["beyond", "beyond (untrained)"][: len(analysis.balances)]
     columns += [f"P({words(reward)} better)" for reward in analysis.comparison.rewards]
     if analysis.balances:
         columns.append("seeds in favour")
@@ -237,6 +242,8 @@ def differences(analysis: Analysis, reference: str) -> tuple[str, Table]:
     for m in (m for m in analysis.methods if m != reference):
         cells: list[Any] = [analysis.difference(m, reference, metric) for metric in metrics]
         cells += [analysis.lesser_gain_difference(m, reference, balance) for balance in analysis.balances]
+        if analysis.line:
+            cells += [analysis.beyond(m, balance, reference) for balance in analysis.balances]
         for reward in analysis.comparison.rewards:
             cells.append(_share(analysis.probability_of_improvement(m, reference, reward)))
         if analysis.balances:
