@@ -121,7 +121,8 @@ def planes(analysis: Analysis, styles: dict[str, Style]) -> list[Picture]:
         base = (analysis.base_level(across).value, analysis.base_level(up).value)
         if not points or not np.isfinite(base).all():
             continue
-        figure = plots.plane(points, base, xlabel=words(across), ylabel=words(up))
+        line = [title(m) for m in analysis.line or ()]
+        figure = plots.plane(points, base, line, xlabel=words(across), ylabel=words(up))
         name = "Trained rewards" if balance.name == "rewards" else "Not trained on"
         found.append(page.plot(figure, analysis.comparison.folder, f"plane-{balance.name}", title=name))
     return found

@@ -51,7 +51,9 @@ class Point:
     style: Style
 
 
-def plane(points: Sequence[Point], base: tuple[float, float], *, xlabel: str, ylabel: str) -> Figure:
+def plane(
+    points: Sequence[Point], base: tuple[float, float], line: Sequence[str] = (), *, xlabel: str, ylabel: str
+) -> Figure:
     """Where each method ends in the plane of two metrics, with intervals, its way there, and the Pareto front.
 
     Intervals of few seeds can be many times as long as the methods lie apart: such bars run out of the picture.
@@ -59,6 +61,7 @@ def plane(points: Sequence[Point], base: tuple[float, float], *, xlabel: str, yl
     Args:
         points: one for each method.
         base: where all of them begin.
+        line: labels of the two points to draw a straight line through, if any.
     """
     figure, axes = canvas(6.4, max(4.2, 0.26 * len(points) + 1.2))
     axes.axvline(base[0], color=FAINT, lw=1, ls=(0, (4, 3)))
@@ -77,6 +80,9 @@ def plane(points: Sequence[Point], base: tuple[float, float], *, xlabel: str, yl
     axes.plot([base[0]], [base[1]], "s", ms=8, color=INK, zorder=6)
     axes.annotate("base", base, (-7, -7), textcoords="offset points", ha="right", va="top", color=INK)
     _front(axes, points)
+    ends = [(p.x.value, p.y.value) for p in points if p.label in line]
+    if len(set(ends)) == 2:
+        axes.axline(*ends, color=INK, lw=0.8, ls=(0, (8, 4)), alpha=0.6, zorder=1)
     _labels(axes, points)
     axes.set_xlabel(f"{xlabel}  \N{RIGHTWARDS ARROW} better")
     axes.set_ylabel(f"{ylabel}  \N{RIGHTWARDS ARROW} better")
