@@ -54,6 +54,7 @@ class Analysis:
         subjects = {s for s, kept in zip(comparison.base.subjects, scored.any(dim=2).any(dim=0), strict=True) if kept}
         self.num_seeds, self.num_subjects = int(scored.any(dim=1).any(dim=1).sum()), len(subjects)
         self.certain = self.num_seeds > 1 or self.num_subjects > 1
+        self._made: dict[tuple[bool, ...], tuple[Tensor, Tensor]] = {}
 
     @property
     def references(self) -> list[str]:
@@ -102,7 +103,7 @@ class Analysis:
 
     def lesser_gain(self, method: str, balance: Balance) -> Estimate:
         """The smaller of two gains, in spreads: what a balanced method raises."""
-        return self._estimate(*self._lesser(method, balance))
+        return self._estimate(*(x[..., 0, :].amin(dim=-1) for x in self._together([method], balance)))
 
     def lesser_gain_difference(self, method: str, reference: str, balance: Balance) -> Estimate:
         """The lesser gain of one method less that of another, on the seeds that both have finished."""
@@ -210,21 +211,22 @@ class Analysis:
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
 
-    @cached_property
-    def _gain_bootstrap(self) -> tuple[Tensor, Tensor]:
-        """Mean (methods, iterations, metrics) and draws (R, ...) of the gains."""
-        flat = self.gains.flatten(2)
-        mean, draws = statistics.bootstrap(flat, self._clusters, self._generator(), **BOOTSTRAP)
-        shape = self.gains.shape[2:]
-        return mean.view(shape), draws.view(-1, *shape)
+    def _bootstrap(self, seeds: tuple[bool, ...]) -> tuple[Tensor, Tensor]:
+        """Mean (methods, iterations, metrics) and draws (R, ...) of the gains on some of the seeds; made once."""
+        if seeds not in self._made:
+            gains = torch.where(torch.tensor(seeds)[:, None, None, None, None], self.gains, torch.nan)
+            mean, draws = statistics.bootstrap(gains.flatten(2), self._clusters, self._generator(), **BOOTSTRAP)
+            shape = gains.shape[2:]
+            self._made[seeds] = mean.view(shape), draws.view(-1, *shape)
+        return self._made[seeds]
 
     @property
     def _gain_mean(self) -> Tensor:
-        return self._gain_bootstrap[0]
+        return self._bootstrap((True,) * len(self.gains))[0]
 
     @property
     def _gain_draws(self) -> Tensor:
-        return self._gain_bootstrap[1]
+        return self._bootstrap((True,) * len(self.gains))[1]
 
     @cached_property
     def _base(self) -> tuple[Tensor, Tensor]:
@@ -245,10 +247,6 @@ class Analysis:
         scale = self._per_spread[index[2]]
         return self._gain_mean[index] * scale, self._gain_draws[(slice(None), *index)] * scale
 
-    def _lesser(self, method: str, balance: Balance) -> tuple[Tensor, Tensor]:
-        a, b = (self._in_spreads(method, metric) for metric in balance.metrics)
-        return torch.minimum(a[0], b[0]), torch.minimum(a[1], b[1])
-
     def _final(self, methods: Sequence[str], balance: Balance) -> Tensor:
         """(seeds, tasks, methods, 2) gains after training, in spreads; NaN where a seed is not finished."""
         columns = [self.metrics.index(metric) for metric in balance.metrics]
@@ -257,11 +255,10 @@ class Analysis:
 
     def _together(self, methods: Sequence[str], balance: Balance) -> tuple[Tensor, Tensor]:
         """Mean (methods, 2) and draws (R, methods, 2) of the final gains in spreads, on the seeds that all have."""
-        gains = self._final(methods, balance)
-        shared = gains.isfinite().any(dim=1).all(dim=(1, 2))
-        gains = torch.where(shared[:, None, None, None], gains, torch.nan)
-        mean, draws = statistics.bootstrap(gains.flatten(2), self._clusters, self._generator(), **BOOTSTRAP)
-        return mean.unflatten(-1, (-1, 2)), draws.unflatten(-1, (-1, 2))
+        shared = self._final(methods, balance).isfinite().any(dim=1).all(dim=(1, 2))
+        rows, columns = [self.methods.index(m) for m in methods], [self.metrics.index(m) for m in balance.metrics]
+        mean, draws = (x[..., rows, -1, :][..., columns] for x in self._bootstrap(tuple(map(bool, shared))))
+        return mean * self._per_spread[columns], draws * self._per_spread[columns]
 
     def _series_mean(self, series: Sequence[np.ndarray]) -> Estimate:
         length = max((len(values) for values in series), default=0)

@@ -108,11 +108,10 @@ def _better(analysis: Analysis) -> Finding | None:
         return None
     found = {m: _lesser(analysis, m, candidate) for m in others}
     better = [title(m) for m in others if found[m].verdict == "rose"]
-    best = sorted(others, key=lambda m: -np.nan_to_num(found[m].value, nan=-np.inf))[:3]
     text = f"Lesser gain, less that of {title(candidate)}; the best of {len(others)}"
     if len(others) > 1:
         text += f", of which {0.025 * len(others):.1f} would be better by chance alone"
-    numbers = tuple((title(m), found[m]) for m in best)
+    numbers = tuple((title(m), found[m]) for m in _best(found))
     verdict = f"Yes, {listed(better)}" if better else "Nothing clearly is"
     return Finding(f"Is anything better than {title(candidate)}?", verdict, f"{text}:", numbers)
 
@@ -120,13 +119,13 @@ def _better(analysis: Analysis) -> Finding | None:
 def _beyond(analysis: Analysis) -> Finding | None:
     """Does a method do what no constant weights would have done?"""
     title, line = analysis.comparison.title, analysis.line
-    others = [m for m in analysis.methods if line and m not in line]
-    if not line or not others or not analysis.balances:
+    if line is None or not analysis.balances:
         return None
-    found = {m: analysis.beyond(m, analysis.balances[0]) for m in others}
-    beyond = [title(m) for m in others if found[m].verdict == "rose"]
-    best = sorted(others, key=lambda m: -np.nan_to_num(found[m].value, nan=-np.inf))[:3]
-    shown = dict.fromkeys([m for m in (analysis.grid.candidate, analysis.grid.baseline) if m in others] + best)
+    found = {m: analysis.beyond(m, analysis.balances[0]) for m in analysis.methods if m not in line}
+    if not found:
+        return None
+    beyond = [title(m) for m, estimate in found.items() if estimate.verdict == "rose"]
+    shown = dict.fromkeys([m for m in reversed(analysis.references) if m in found] + _best(found))
     verdict = f"Better: {listed(beyond)}" if beyond else "None is clearly better"
     text = f"How far, in spreads, beyond the line through {title(line[0])} and {title(line[1])}:"
     numbers = tuple((title(m), found[m]) for m in shown)
@@ -136,7 +135,7 @@ def _beyond(analysis: Analysis) -> Finding | None:
 def _hacking(analysis: Analysis) -> Finding | None:
     """Do the rewards rise further than what they stand for?"""
     title = analysis.comparison.title
-    shown = [m for m in (analysis.grid.candidate, analysis.grid.baseline) if m in analysis.methods]
+    shown = analysis.references[::-1]
     gaps = {(m, r): analysis.hacking_gap(m, r) for m in shown for r in analysis.comparison.rewards}
     gaps = {key: gap for key, gap in gaps.items() if np.isfinite(gap.value)}
     if not gaps:
@@ -154,7 +153,7 @@ def _copying(analysis: Analysis) -> Finding | None:
     """Is the reference pasted?"""
     title = analysis.comparison.title
     metrics = [metric for metric in analysis.metrics if metric in analysis.grid.lower_is_better]
-    shown = [m for m in (analysis.grid.candidate, analysis.grid.baseline) if m in analysis.methods]
+    shown = analysis.references[::-1]
     if not metrics or not shown:
         return None
     gains = {(m, k): analysis.gain(m, k) for m in shown for k in metrics}
@@ -162,6 +161,11 @@ def _copying(analysis: Analysis) -> Finding | None:
     numbers = tuple((f"{words(k)}, {title(m)}", gain) for (m, k), gain in gains.items())
     verdict = f"More than before by {listed(rose)}" if rose else "Not clearly more than before"
     return Finding("Is the reference copied?", verdict, "Change since the base policy:", numbers)
+
+
+def _best(found: dict[str, Estimate]) -> list[str]:
+    """The three methods with the most, best first."""
+    return sorted(found, key=lambda m: -np.nan_to_num(found[m].value, nan=-np.inf))[:3]
 
 
 def _lesser(analysis: Analysis, method: str, reference: str) -> Estimate:

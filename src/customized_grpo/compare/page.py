@@ -110,6 +110,7 @@ def choose_styles(analysis: Analysis) -> dict[str, Style]:
 def planes(analysis: Analysis, styles: dict[str, Style]) -> list[Picture]:
     """Where the methods end in the plane of the rewards, and in that of their untrained twins."""
     title, found = analysis.comparison.title, []
+    line = [title(m) for m in analysis.line or ()]
     for balance in analysis.balances:
         up, across = balance.metrics
         points = []
@@ -121,7 +122,6 @@ def planes(analysis: Analysis, styles: dict[str, Style]) -> list[Picture]:
         base = (analysis.base_level(across).value, analysis.base_level(up).value)
         if not points or not np.isfinite(base).all():
             continue
-        line = [title(m) for m in analysis.line or ()]
         figure = plots.plane(points, base, line, xlabel=words(across), ylabel=words(up))
         name = "Trained rewards" if balance.name == "rewards" else "Not trained on"
         found.append(page.plot(figure, analysis.comparison.folder, f"plane-{balance.name}", title=name))
