@@ -63,7 +63,7 @@ def plane(
         base: where all of them begin.
         line: labels of the two points to draw a straight line through, if any.
     """
-    figure, axes = canvas(6.4, max(4.2, 0.26 * len(points) + 1.2))
+    figure, axes = canvas(6.4, max(4.2, 0.24 * sum(map(_height, points)) + 0.8))
     axes.axvline(base[0], color=FAINT, lw=1, ls=(0, (4, 3)))
     axes.axhline(base[1], color=FAINT, lw=1, ls=(0, (4, 3)))
     for point in sorted(points, key=lambda p: p.style.strong):
@@ -95,7 +95,7 @@ def plane(
 def _limits(ends: Sequence[Estimate], passed: Sequence[float]) -> tuple[float, float]:
     """An axis with all that is passed, and with the intervals as far as they leave that readable."""
     low, high = float(np.nanmin(passed)), float(np.nanmax(passed))
-    room = max(high - low, 1e-3)
+    room = max(high - low, 1e-3) / 2
     bounds = [bound for end in ends for bound in (end.low, end.high) if np.isfinite(bound)]
     low, high = max(min([low, *bounds]), low - room), min(max([high, *bounds]), high + room)
     return low - 0.08 * (high - low), high + 0.08 * (high - low)
@@ -111,13 +111,23 @@ def _front(axes: Axes, points: Sequence[Point]) -> None:
         axes.step(*zip(*corners, strict=True), where="post", color=INK, lw=0.9, ls=":", zorder=2)
 
 
+def _name(point: Point) -> str:
+    return textwrap.fill(point.label, 17)
+
+
+def _height(point: Point) -> float:
+    """Of a point's name, with the room between two, in lines."""
+    return 0.3 + 0.7 * (1 + _name(point).count("\n"))
+
+
 def _labels(axes: Axes, points: Sequence[Point]) -> None:
     """Names in a column beside the plot, each tied to its point, so that none covers another."""
     ordered = sorted(points, key=lambda p: p.y.value)
-    places = np.linspace(0.04, 0.96, len(ordered)) if len(ordered) > 1 else [0.5]
+    heights = np.array([_height(point) for point in ordered])
+    places = (np.cumsum(heights) - heights / 2) / heights.sum()
     for point, place in zip(ordered, places, strict=True):
         axes.annotate(
-            textwrap.fill(point.label, 17), (point.x.value, point.y.value), (1.04, place),
+            _name(point), (point.x.value, point.y.value), (1.04, place),
             xycoords="data", textcoords="axes fraction", va="center", fontsize=10,
             fontweight="bold" if point.style.strong else "normal",
             color=point.style.colour if point.style.strong else INK, annotation_clip=False,
