@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from customized_grpo.errors import UserError
+from customized_grpo.masks import subject_mask
 from customized_grpo.sources import explain
 from customized_grpo.types import Example
 
@@ -131,6 +132,8 @@ def segmented(example: Example) -> list[Image.Image]:
     """The references with everything outside their masks painted white; unchanged where there is no mask."""
     masks = example.masks or (None,) * len(example.references)
     return [
-        image if mask is None else Image.composite(image.convert("RGB"), Image.new("RGB", image.size, "white"), mask)
+        image
+        if mask is None
+        else Image.composite(image.convert("RGB"), Image.new("RGB", image.size, "white"), subject_mask(mask))
         for image, mask in zip(example.references, masks, strict=True)
     ]

@@ -102,6 +102,35 @@ def test_masks(clean):
     assert report.usable
 
 
+def test_masks_that_say_nothing_or_the_opposite(clean):
+    root = clean.parent
+    hole = Image.new("L", (32, 24), 255)
+    hole.paste(0, (4, 4, 28, 20))
+    hole.save(root / "hole.png")
+    labels = Image.new("L", (32, 24), 0)
+    labels.paste(1, (8, 4, 16, 20))
+    labels.paste(2, (16, 4, 24, 20))
+    labels.save(root / "labels.png")
+    Image.new("RGBA", (32, 24), (255, 255, 255, 0)).save(root / "clear.png")
+    masks = [{"masks": [f"{name}.png"]} for name in ("hole", "labels", "clear")]
+    change(clean, *masks, masks[1] | {"mask_labels": [2]}, {"masks": []}, {"masks": []})
+    report, findings = found(clean)
+    assert findings == [
+        ("empty mask", "clear.png"), ("unclear mask", "labels.png"), ("inverted mask", "hole.png"),
+        ("no mask", "dog2/0.png"),
+    ]  # fmt: skip
+    assert "name the one of the subject in mask_labels" in report.findings[1].message
+
+
+def test_a_mask_shared_by_pictures_of_two_sizes(clean):
+    picture(20, 24, seed=3).save(clean.parent / "dog1" / "0.png")
+    Image.new("L", (20, 24), 255).save(clean.parent / "shared.png")
+    change(clean, *[{"masks": ["shared.png"]}] * 6)
+    report, findings = found(clean)
+    assert findings == [("mask size", "shared.png")] * 2
+    assert "is 20 x 24, its picture 32 x 24" in report.findings[0].message
+
+
 def test_leaks_between_splits(clean):
     change(clean, {"split": "eval"}, {}, {}, {}, {"split": "eval"}, {"split": "eval"})
     report, findings = found(clean)

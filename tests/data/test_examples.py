@@ -131,6 +131,34 @@ def test_splits_that_the_manifest_names(folder):
         dataset.split("test")
 
 
+@pytest.mark.parametrize("name", ["validation", "valid", "val", "dev", "test", "Eval", " TEST "])
+def test_other_names_of_the_held_out_split_are_held_out(name, folder):
+    train, held_out = JsonlDataset(write(folder, line("0", split="training"), line("1", split=name))).held_out()
+    assert ([r.id for r in train.records], [r.id for r in held_out.records]) == (["0"], ["1"])
+
+
+@pytest.mark.parametrize("name", ["held-out", "evla", "train2", "none"])
+def test_an_unknown_split_is_refused_not_trained_on(name, folder):
+    with pytest.raises(
+        UserError, match=f"line 2: field 'split': '{name}' is not a known split; write train, or one of"
+    ):
+        JsonlDataset(write(folder, line("0"), line("1", split=name)))
+
+
+def test_the_label_of_the_subject(folder):
+    labels = Image.new("L", (6, 4), 0)
+    labels.paste(1, (0, 0, 3, 4))
+    labels.paste(2, (3, 0, 6, 4))
+    labels.save(folder / "labels.png")
+    (example,) = JsonlDataset(write(folder, line(masks=["labels.png"], mask_labels=[2])))
+    assert [example.masks[0].getpixel((x, 0)) for x in (0, 5)] == [0, 255]
+    for labels, sentence in (([7], "has no pixel with the label 7"), (["no"], "neither a number nor a colour")):
+        with pytest.raises(UserError, match=sentence):
+            JsonlDataset(write(folder, line(masks=["labels.png"], mask_labels=labels)))[0]
+    with pytest.raises(UserError, match="line 1: 2 mask_labels for 1 masks; give one each, or null"):
+        JsonlDataset(write(folder, line(masks=["labels.png"], mask_labels=[1, 2])))
+
+
 # ---- pictures of every kind
 
 

@@ -38,7 +38,7 @@ def test_every_reference_gets_a_mask(manifest):
     assert done[-1] == (3, 3)
     a, _, b, _, c, _, d, _ = JsonlDataset(output)
     assert [a.masks[0].getpixel((x, 0)) for x in (0, 7)] == [255, 0]
-    assert b.masks[0].getextrema() == (200, 200)
+    assert b.masks[0].getextrema() == (255, 255)
     assert [c.masks[0].getpixel((x, 0)) for x in (0, 7)] == [255, 0]
     assert d.masks == ()
     assert len(list((manifest.parent / "other" / "masked").iterdir())) == 1

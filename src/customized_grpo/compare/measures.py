@@ -11,6 +11,7 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from customized_grpo.images import to_pil, to_tensor
+from customized_grpo.masks import subject_mask
 from customized_grpo.rewards.contract import once_per_example
 from customized_grpo.types import Example
 
@@ -128,7 +129,7 @@ def _layers(reference: Image, mask: Image | None, size: torch.Size) -> Tensor:
     colours = to_tensor(reference.convert("RGB").resize(wide, Resampling.LANCZOS))
     if mask is None:
         return torch.cat([colours, torch.full((1, *size), torch.nan)])
-    return torch.cat([colours, to_tensor(mask.convert("L").resize(wide, Resampling.BILINEAR))[:1]])
+    return torch.cat([colours, to_tensor(subject_mask(mask).resize(wide, Resampling.BILINEAR))[:1]])
 
 
 def _place_stays(example: Example) -> bool:

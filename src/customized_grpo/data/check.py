@@ -25,6 +25,8 @@ SEVERITY: dict[str, Severity] = {
     "corrupt": "error",
     "mask size": "error",
     "empty mask": "error",
+    "unclear mask": "error",
+    "inverted mask": "warning",
     "leaked picture": "error",
     "leaked subject": "warning",
     "tiny": "warning",
@@ -109,7 +111,7 @@ def check_data(
     findings: list[Finding] = []
     records = dict(_records(path, findings))
     files = sorted({name for record in records.values() for name in record.references})
-    masks = sorted({mask: reference for record in records.values() for reference, mask in _masked(record)}.items())
+    masks = sorted({pair for record in records.values() for pair in _masked(record)}, key=str)
     workers, done, total = workers or min(16, os.cpu_count() or 1), 0, len(files) + len(masks)
 
     seen: dict[str, _Seen] = {}
@@ -119,8 +121,8 @@ def check_data(
             done += 1
             if progress:
                 progress(done, total)
-        read = pool.map(lambda pair: _look_at_mask(path.parent, pair[0], pair[1], seen), masks)
-        for (name, _), finding in zip(masks, read, strict=True):
+        read = pool.map(lambda mask: _look_at_mask(path.parent, mask, seen), masks)
+        for (_, name, _), finding in zip(masks, read, strict=True):
             findings += [Finding(finding[0], name, finding[1])] if finding else []
             done += 1
             if progress:
@@ -173,8 +175,10 @@ def _prompt_is_blank(line: str) -> bool:
         return False
 
 
-def _masked(record: Record) -> list[tuple[str, str]]:
-    return [(reference, mask) for reference, mask in zip(record.references, record.masks, strict=False) if mask]
+def _masked(record: Record) -> list[tuple[str, str, int | str | None]]:
+    """(reference, mask, label of the subject) of the references that have a mask."""
+    labels = record.mask_labels or (None,) * len(record.masks)
+    return [some for some in zip(record.references, record.masks, labels, strict=False) if some[1]]  # pyright: ignore[reportReturnType]
 
 
 def _look(path: Path) -> _Seen:
@@ -190,18 +194,21 @@ def _look(path: Path) -> _Seen:
     return _Seen(picture.size, mode, rotated, digest, alpha is not None)
 
 
-def _look_at_mask(root: Path, mask: str, reference: str, seen: dict[str, _Seen]) -> tuple[str, str] | None:
+def _look_at_mask(
+    root: Path, masked: tuple[str, str, int | str | None], seen: dict[str, _Seen]
+) -> tuple[str, str] | None:
+    reference, mask, label = masked
     if not (root / mask).is_file():
         return "missing mask", f"the mask of {reference} is not there"
     if seen[reference].error:
         return None
+    said: list[str] = []
     try:
-        picture = read_mask(root / mask, seen[reference].size)
+        read_mask(root / mask, seen[reference].size, label, said.append)
     except UserError as error:
-        return "mask size" if " x " in str(error) else "corrupt", str(error)
-    if picture.getextrema() == (0, 0):
-        return "empty mask", f"the mask of {reference} leaves nothing of it"
-    return None
+        kinds = {" x ": "mask size", "cannot be read": "corrupt", "everywhere": "empty mask"}
+        return next((kind for words, kind in kinds.items() if words in str(error)), "unclear mask"), str(error)
+    return ("inverted mask", said[0]) if said else None
 
 
 def _of_pictures(seen: dict[str, _Seen], smallest: int) -> Iterator[Finding]:
@@ -223,7 +230,7 @@ def _of_pictures(seen: dict[str, _Seen], smallest: int) -> Iterator[Finding]:
 
 def _of_masks(records: dict[int, Record], seen: dict[str, _Seen]) -> Iterator[Finding]:
     """If some references are masked, those that are not are segmented by nobody."""
-    masked = {reference for record in records.values() for reference, _ in _masked(record)}
+    masked = {reference for record in records.values() for reference, _, _ in _masked(record)}
     masked |= {name for name, picture in seen.items() if picture.has_alpha}
     if masked:
         for name in sorted(seen.keys() - masked):

@@ -1,6 +1,7 @@
 """Examples from a JSONL manifest, pictures read when asked for.
 
-One object per line: {"id", "prompt", "references": [paths], "subject"?, "masks"?: [paths or null], "split"?}. Paths are
+One object per line: {"id", "prompt", "references": [paths], "subject"?, "masks"?: [paths or null],
+"mask_labels"?, "split"?}. Paths are
 relative to the manifest.
 """
 
@@ -16,8 +17,12 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.lazy import LazyExamples
+from customized_grpo.masks import Warn, hides, subject_mask
 from customized_grpo.settings import Settings, expectation
 from customized_grpo.types import Example
+
+EVAL = frozenset({"eval", "evaluation", "validation", "valid", "val", "dev", "test", "testing"})
+"""Names of the split that is held out."""
 
 
 class Record(Settings):
@@ -30,6 +35,7 @@ class Record(Settings):
     references: tuple[str, ...] = Field(min_length=1)
     subject: str = ""
     masks: tuple[str | None, ...] = ()
+    mask_labels: tuple[int | str | None, ...] = ()
     split: str = ""
 
     @field_validator("prompt")
@@ -38,6 +44,17 @@ class Record(Settings):
         if not prompt.strip():
             raise ValueError("the prompt is empty")
         return prompt
+
+    @field_validator("split")
+    @classmethod
+    def _known_split(cls, split: str) -> str:
+        """A split that is not known must not be trained on."""
+        name = split.strip().lower()
+        if name in EVAL:
+            return "eval"
+        if name not in ("", "train", "training"):
+            raise ValueError(f"'{split}' is not a known split; write train, or one of {', '.join(sorted(EVAL))}")
+        return "train" if name else ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,10 @@ def parse_line(line: str, where: str) -> Record:
     if record.masks and len(record.masks) != len(record.references):
         raise UserError(
             f"{where}: {len(record.masks)} masks for {len(record.references)} references; give one each, or null."
+        )
+    if record.mask_labels and len(record.mask_labels) != len(record.masks):
+        raise UserError(
+            f"{where}: {len(record.mask_labels)} mask_labels for {len(record.masks)} masks; give one each, or null."
         )
     return record
 
@@ -133,9 +154,12 @@ class JsonlDataset(LazyExamples[Example]):
     def example(self, index: int) -> Example:
         record = self.records[index]
         pictures = [read_picture(self.path.parent / name) for name in record.references]
+        none = (None,) * len(pictures)
         masks = [
-            read_mask(self.path.parent / name, picture.size) if name else alpha
-            for name, (picture, alpha) in zip(record.masks or (None,) * len(pictures), pictures, strict=True)
+            read_mask(self.path.parent / name, picture.size, label) if name else alpha
+            for name, label, (picture, alpha) in zip(
+                record.masks or none, record.mask_labels or none, pictures, strict=True
+            )
         ]
         return PhotoExample(
             id=record.id,
@@ -207,34 +231,34 @@ def read_picture(path: Path) -> tuple[Image.Image, Image.Image | None]:
         alpha = rgba.getchannel("A")
         white = Image.new("RGB", rgba.size, "white")
         white.paste(rgba, mask=alpha)
-        return white, alpha if alpha.getextrema() != (255, 255) else None
+        return white, subject_mask(alpha, f"The alpha channel of '{path}'") if hides(alpha) else None
     return image.convert("RGB"), None
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> Image.Image:
-    """An "L" picture, 255 on the subject, of the given (width, height).
+def read_mask(
+    path: Path, size: tuple[int, int], label: int | str | None = None, warn: Warn | None = None
+) -> Image.Image:
+    """An "L" image, 255 on the subject, of the given (width, height). See `subject_mask`.
 
     Raises:
-        UserError: if it cannot be read, or is of another size.
+        UserError: if it cannot be read, does not say what the subject is, or is of another size.
     """
-    mask = _eight_bit(_open(path))
-    transparent = mask.mode in ("RGBA", "LA") and mask.getchannel("A").getextrema() != (255, 255)
-    mask = mask.getchannel("A") if transparent else mask.convert("L")
-    if mask.getextrema()[1] == 1:  # labels 0 and 1
-        mask = mask.point(lambda value: 255 * value)
-    if mask.size != size:
+    image = _open(path)
+    if image.size != size:
         raise UserError(
-            f"The mask '{path}' is {mask.size[0]} x {mask.size[1]}, its picture {size[0]} x {size[1]}; "
+            f"The mask '{path}' is {image.size[0]} x {image.size[1]}, its picture {size[0]} x {size[1]}; "
             f"make them one size."
         )
-    return mask
+    return subject_mask(image, f"The mask '{path}'", label, warn)
 
 
 def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             file.load()
-            return ImageOps.exif_transpose(file)
+            image = ImageOps.exif_transpose(file)
+            image.format = file.format
+            return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"The picture '{path}' cannot be read ({type(error).__name__}: {error}); replace it or drop its line."
