@@ -78,7 +78,7 @@ def _values(image: Image.Image, name: str) -> NDArray[Any]:
 def _counts_by_index(indices: NDArray[Any], colours: NDArray[Any]) -> bool:
     """Whether the colours of a palette do not tell its labels apart, or not which one is the background."""
     found = np.unique(indices)
-    different = len(np.unique(colours.reshape(-1, 3), axis=0))
+    different = len(np.unique(colours @ (65536, 256, 1)))
     return different < len(found) or (len(found) == 2 and found[0] == 0 and bool(colours.any(-1).all()))
 
 
