@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,25 +10,14 @@ import pytest
 PACKAGE = "customized_grpo"
 ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 
-TOP = {
-    *(
-        "build",
-        "config",
-        "method",
-        "update",
-        "preflight",
-        "trainer",
-        "assemble",
-        "generation",
-        "display",
-        "terminal",
-        "benchmark",
-    ),
-    *("bench", "compare", "probe", "cli", "cli_data", "cli_rewards", "__main__"),
-}
-"""The rooms that put the others together: only they import each other. A room that is not named here is below."""
-NESTED_SPECS = {("data", "build")}
-"""Rooms whose settings hold names to resolve, and so ask the only resolver."""
+TOP = (
+    *("method", "update", "config", "preflight", "trainer", "assemble", "terminal", "display", "generation"),
+    *("benchmark", "probe", "compare", "bench", "cli_data", "cli_rewards", "cli", "__main__"),
+)
+"""The rooms that put the others together, each above those before it. A room that is not named here is below them."""
+HOMES = {"customized_grpo.build"}
+"""Modules whose strings are no imports: the only resolver lists where bare names are looked up, and looks them up only
+when a configuration asks for one."""
 SHARED = {
     "rewards": {"contract"},
     "policies": {"contract", "lora", "pipeline", "encodings", "tokens", "flux_model", "flux_names", "quantization"},
@@ -48,9 +36,10 @@ MODULES = {module_name(file) for file in FILES}
 
 
 def imports(source: str, module: str, is_package: bool = False) -> set[str]:
-    """Modules of this package that run-time imports anywhere in `source` name; type-checking blocks are skipped."""
+    """Modules of this package that anything in `source` names: imports, those for type checkers too, and strings that
+    are an import path such as "package.module:name". The packages that a module lies in are not counted."""
     found = set()
-    for node in _runtime_nodes(ast.parse(source)):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -58,14 +47,10 @@ def imports(source: str, module: str, is_package: bool = False) -> set[str]:
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             base = ".".join(part for part in (base, node.module) if part)
             found |= {name if (name := f"{base}.{alias.name}") in MODULES else base for alias in node.names}
-    return {name for name in found if name.split(".")[0] == PACKAGE}
-
-
-def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
-            yield from _runtime_nodes(child)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and module not in HOMES:
+            found |= {node.value.split(":")[0]} & MODULES
+    around = {module.rsplit(".", n)[0] for n in range(module.count(".") + 1)}
+    return {name for name in found if name.split(".")[0] == PACKAGE} - around
 
 
 def room(module: str) -> str:
@@ -77,21 +62,56 @@ def violations(module: str, imported: set[str]) -> list[str]:
     """What a module imports and must not."""
     own = room(module)
     bad = [name for name in imported if own == "functional" and room(name) != "functional"]
-    if own not in TOP:
-        bad += [name for name in imported if room(name) in TOP and (own, room(name)) not in NESTED_SPECS]
+    if own:  # the package itself names what it offers
+        above = TOP[TOP.index(own) + 1 :] if own in TOP else TOP
+        bad += [name for name in imported if room(name) in above]
     if own in SHARED:
         bad += [name for name in imported if room(name) in SHARED.keys() - {own}]
         family = module.split(".")[2:3]
         allowed = SHARED[own] | set(family)
-        bad += [name for name in imported if room(name) == own and not set(name.split(".")[2:3]) <= allowed]
+        bad += [name for name in imported if family and room(name) == own and not set(name.split(".")[2:3]) <= allowed]
     return bad
 
 
-@pytest.mark.parametrize("file", FILES, ids=module_name)
-def test_imports_point_downward(file):
-    module = module_name(file)
-    imported = imports(file.read_text(), module, is_package=file.name == "__init__.py")
-    assert violations(module, imported) == []
+def circles(graph: dict[str, set[str]]) -> set[str]:
+    """What remains after removing, again and again, all that imports nothing that remains or that nothing imports."""
+    left = set(graph)
+    while left:
+        imported = set().union(*(graph[name] for name in left))
+        kept = {name for name in left if graph[name] & left and name in imported}
+        if kept == left:
+            break
+        left = kept
+    return left
+
+
+GRAPH = {
+    module_name(file): imports(file.read_text(), module_name(file), is_package=file.name == "__init__.py")
+    for file in FILES
+}
+
+
+@pytest.mark.parametrize("module", GRAPH)
+def test_imports_point_downward(module):
+    assert violations(module, GRAPH[module]) == []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circles({module: names & MODULES for module, names in GRAPH.items()}) == set()
+
+
+def test_no_room_imports_itself_by_way_of_others():
+    rooms = {room(module): set() for module in GRAPH if room(module)}
+    for module, names in GRAPH.items():
+        if room(module):
+            rooms[room(module)] |= {room(name) for name in names} - {room(module)}
+    assert circles(rooms) == set()
+
+
+def test_a_circle_is_found():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}
+    assert circles(graph) == {"b", "c"}
+    assert circles(graph | {"c": {"d"}}) == set()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +122,16 @@ def test_imports_point_downward(file):
         ("customized_grpo.functional.sde", "from .. import types", True),
         ("customized_grpo.functional.sde", "from . import schedule\nimport torch", False),
         ("customized_grpo.rollout", "def f():\n    from customized_grpo import trainer", True),
-        ("customized_grpo.rollout", "if TYPE_CHECKING:\n    import customized_grpo.trainer", False),
+        ("customized_grpo.rollout", "if TYPE_CHECKING:\n    import customized_grpo.trainer", True),
+        ("customized_grpo.rollout", "use = 'customized_grpo.trainer:Trainer'", True),
+        ("customized_grpo.rollout", "homes = {'x': ('customized_grpo.compare.cells',)}", True),
+        ("customized_grpo.rollout", "use = 'customized_grpo.functional.sde:cps'", False),
+        ("customized_grpo.build", "homes = {'x': ('customized_grpo.trainer',)}", False),
+        ("customized_grpo.build", "import customized_grpo.trainer", True),
+        ("customized_grpo.preflight", "if TYPE_CHECKING:\n    from customized_grpo.trainer import Trainer", True),
+        ("customized_grpo.trainer", "from customized_grpo.preflight import Summary", False),
+        ("customized_grpo.compare.page", "from customized_grpo import bench", True),
+        ("customized_grpo.compare.page", "files('customized_grpo.compare')", False),
         ("customized_grpo.rewards.dino", "from customized_grpo.rewards.contract import Reward", False),
         ("customized_grpo.rewards.dino", "from customized_grpo.rewards.clip import ClipReward", True),
         ("customized_grpo.rewards.dino", "from customized_grpo.policies.contract import Policy", True),
@@ -117,7 +146,8 @@ def test_the_rules_catch_what_they_should(module, source, caught):
 
 def test_every_room_named_here_exists():
     rooms = {room(module) for module in MODULES}
-    assert SHARED.keys() | {"functional", "build", "config", "trainer"} <= rooms
+    assert SHARED.keys() | {"functional", *TOP} <= rooms
+    assert HOMES <= MODULES
 
 
 def test_the_package_imports_no_heavy_library():

@@ -103,7 +103,7 @@ def test_checkpointing_shows_and_weights_are_left_alone(tmp_path: Path) -> None:
     for checkpointing in (False, True):
         policy = policies.FluxKontextPolicy(tiny.kontext_pipeline(), gradient_checkpointing=checkpointing, device="cpu")
         before = {name: tensor.clone() for name, tensor in policy.trainable_state().items()}
-        needed.append(expected_memory(make(policy, KONTEXT.examples(), tmp_path)))
+        needed.append(expected_memory(make(policy, KONTEXT.examples(), tmp_path).job()))
         assert all(torch.equal(tensor, before[name]) for name, tensor in policy.trainable_state().items())
     assert needed[1].parts["activations"] < 0.7 * needed[0].parts["activations"]
     assert needed[1].parts["weights"] == needed[0].parts["weights"]
@@ -154,7 +154,7 @@ def test_optimizer_state_is_what_it_keeps() -> None:
 def test_a_resumed_optimizer_counts_once(tmp_path: Path) -> None:
     trainer = make(fakes.LinearPolicy(), fakes.examples(), tmp_path)
     trainer.train()
-    assert expected_memory(trainer).parts["optimizer"] == 2 * 12 * 4 + 2 * 4
+    assert expected_memory(trainer.job()).parts["optimizer"] == 2 * 12 * 4 + 2 * 4
 
 
 def test_modules_are_found_inside_what_holds_them() -> None:

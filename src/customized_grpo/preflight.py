@@ -1,7 +1,7 @@
 """Before a run: what stops it at once, and what it will cost."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from customized_grpo.types import Example
 
 if TYPE_CHECKING:
     from customized_grpo.config import TrainerConfig
-    from customized_grpo.trainer import Trainer
 
 
 def check_sizes(config: "TrainerConfig", examples: int, processes: int) -> None:
@@ -79,6 +78,25 @@ def _named_after(setting: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What a run will work with."""
+
+    config: "TrainerConfig"
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    example: Example
+    """Stands for all."""
+    rewards: Mapping[str, object]
+    metrics: Mapping[str, object]
+    held_out: int
+    """Examples in one evaluation."""
+    trained_steps: int
+    processes: int
+    iteration: int
+    """Iterations that are done already."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """What is about to run."""
 
@@ -97,21 +115,21 @@ class Summary:
     """Of the device, at the fullest moment."""
 
 
-def summarize(trainer: "Trainer", run: RunFolder) -> Summary:
+def summarize(job: Job, run: RunFolder) -> Summary:
     """What is about to run, measured with a few passes; written into the run folder too."""
-    config, policy = trainer.config, trainer.policy
+    config, policy = job.config, job.policy
     with explain_full_device(policy.device):
-        memory = expected_memory(trainer)
+        memory = expected_memory(job)
     with explain_full_device(policy.device, memory):
-        seconds = expected_seconds(trainer)
+        seconds = expected_seconds(job)
     summary = Summary(
         run=run.path,
         model=policy.name,
-        trainable_parameters=sum(p.numel() for p in trainer.update.parameters),
+        trainable_parameters=sum(p.numel() for p in policy.trainable_parameters()),
         total_parameters=sum(p.numel() for p in policy.module.parameters()),
-        rewards=tuple(trainer.rewards),
+        rewards=tuple(job.rewards),
         samples_per_iteration=config.training.prompts_per_iteration * config.rollout.num_generations,
-        start_iteration=trainer.iteration,
+        start_iteration=job.iteration,
         iterations=config.training.iterations,
         device=str(policy.device),
         expected_seconds=seconds,
@@ -123,39 +141,39 @@ def summarize(trainer: "Trainer", run: RunFolder) -> Summary:
     return summary
 
 
-def expected_memory(trainer: "Trainer") -> MemoryEstimate:
+def expected_memory(job: Job) -> MemoryEstimate:
     """Of the device, at the fullest moment of encoding, sampling, decoding and updating."""
-    mine, chunk, size = _batches(trainer)
-    held_out, method = trainer.config.evaluation, trainer.config.method
+    mine, chunk, size = _batches(job)
+    held_out, method = job.config.evaluation, job.config.method
     work = Workload(
         rows=mine,
         micro_batch=size,
-        sampled=max(chunk, min(held_out.batch, len(trainer.eval_examples) * held_out.replicates)),
-        trained_steps=trainer.trained_steps,
+        sampled=max(chunk, min(held_out.batch, job.held_out * held_out.replicates)),
+        trained_steps=job.trained_steps,
         kept=3 if method.ratio_norm else 2,
         base=method.beta > 0,
-        average=trainer.update.ema is not None,
+        average=job.config.training.ema_decay > 0,
     )
-    others = [*trainer.rewards.values(), *trainer.metrics.values()]
-    return estimate_memory(trainer.policy, trainer.update.optimizer, trainer.train_dataset[0], work, others)
+    others = [*job.rewards.values(), *job.metrics.values()]
+    return estimate_memory(job.policy, job.optimizer, job.example, work, others)
 
 
-def expected_seconds(trainer: "Trainer") -> float:
+def expected_seconds(job: Job) -> float:
     """Transformer passes still to come, at the cost of one forward and one forward with backward measured now."""
-    settings, training, held_out = trainer.config.rollout, trainer.config.training, trainer.config.evaluation
-    mine, _, size = _batches(trainer)
-    forward, learning = pass_seconds(trainer.policy, trainer.train_dataset[0], size)
-    trained, left = trainer.trained_steps * training.inner_epochs, training.iterations - trainer.iteration
+    settings, training, held_out = job.config.rollout, job.config.training, job.config.evaluation
+    mine, _, size = _batches(job)
+    forward, learning = pass_seconds(job.policy, job.example, size)
+    trained, left = job.trained_steps * training.inner_epochs, training.iterations - job.iteration
     iteration = mine / size * (settings.num_inference_steps * forward + trained * learning)
-    pictures = len(trainer.eval_examples) * held_out.replicates / trainer.accelerator.num_processes
-    times = (left // held_out.every if held_out.every else 1) + (trainer.iteration == 0)
+    pictures = job.held_out * held_out.replicates / job.processes
+    times = (left // held_out.every if held_out.every else 1) + (job.iteration == 0)
     return left * iteration + times * pictures / size * settings.num_inference_steps * forward
 
 
-def _batches(trainer: "Trainer") -> tuple[int, int, int]:
+def _batches(job: Job) -> tuple[int, int, int]:
     """Rows of this process: in an iteration, in a chunk of its rollout, and in a pass of its update."""
-    settings, training = trainer.config.rollout, trainer.config.training
-    mine = training.prompts_per_iteration // trainer.accelerator.num_processes * settings.num_generations
+    settings, training = job.config.rollout, job.config.training
+    mine = training.prompts_per_iteration // job.processes * settings.num_generations
     chunk = min(mine, (settings.chunk_prompts or mine) * settings.num_generations)
     return mine, chunk, min(training.micro_batch or chunk, chunk)
 
