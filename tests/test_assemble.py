@@ -1,10 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from customized_grpo.assemble import finished_iterations, open_run, resume_run
+from customized_grpo.assemble import build_rewards, finished_iterations, open_run, resume_run
 from customized_grpo.config import load_config, to_yaml
 from customized_grpo.errors import UserError
+from customized_grpo.settings import Spec
 from customized_grpo.tracking import RunFolder
 
 CLIP, DINO = "{use: ClipReward, path: 'toyworld:clip'}", "{use: DinoReward, path: 'toyworld:dino'}"
@@ -37,6 +39,23 @@ def test_the_rest_may_change_and_everything_before_the_first_checkpoint(tmp_path
     assert resume_run(folder.path, ["training.iterations=9"])[1].training.iterations == 9
     assert resume_run(folder.path, ["policy.gradient_checkpointing=true", "rewards.prompt.device=cpu"])
     assert resume_run(run(tmp_path / "new", checkpoints=0).path, ["policy.trainable=lora"])
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("import sys; sys.exit(0)", r"reward: harmful_\d:Mine called sys.exit\(0\)"),
+        ("import torch; torch.set_grad_enabled(False)", r"reward: harmful_\d:Mine changed whether gradients"),
+        ("class Mine:\n    def __init__(self):\n        exit()", r"reward: harmful_\d:Mine called sys.exit\(None\)"),
+    ],
+)
+def test_making_a_reward_is_contained_as_well(tmp_path, monkeypatch, code, sentence) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"harmful_{len(code) % 10}"
+    (tmp_path / f"{name}.py").write_text(f"{code}\n" if "Mine" in code else f"{code}\nclass Mine: ...\n")
+    with pytest.raises(UserError, match=sentence):
+        build_rewards({"mine": Spec(use=f"{name}:Mine")})
+    assert torch.is_grad_enabled()
 
 
 def test_a_finished_run_has_nothing_left_to_do_unless_more_is_asked_for(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from customized_grpo import checkpoint
 from customized_grpo.build import construct
@@ -10,6 +11,7 @@ from customized_grpo.config import Config, load_config
 from customized_grpo.data import load_datasets
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy
+from customized_grpo.rewards.contract import contained
 from customized_grpo.scoring import RewardFunction
 from customized_grpo.settings import Spec
 from customized_grpo.tracking import RunFolder
@@ -27,7 +29,13 @@ def build_policy(config: Config) -> Policy:
 
 def build_rewards(specs: dict[str, Spec], slot: str = "reward") -> dict[str, RewardFunction]:
     """Rewards (or metrics) by name, in the order of the configuration."""
-    return {name: construct(spec, slot) for name, spec in specs.items()}
+    return {name: build_reward(spec, slot) for name, spec in specs.items()}
+
+
+def build_reward(spec: Spec, slot: str = "reward") -> Any:
+    """The reward (or metric) that a spec names; importing and making it is contained, as its calls are."""
+    with contained(f"{slot}: {spec.use}"):
+        return construct(spec, slot)
 
 
 def build_trainer(config: Config) -> Trainer:

@@ -312,8 +312,11 @@ def main() -> None:
             raise
         place = f"'{error.filename}'" if error.filename else "a file"
         _fail(f"{os.strerror(error.errno)} for {place}; {REFUSED[error.errno]}.", debug)
-    except KeyboardInterrupt:
-        _fail("Interrupted.", debug, status=130)
+    except SystemExit as error:  # an interrupt too, by the time it comes through typer
+        cause = getattr(error.__context__, "__cause__", None)
+        if not isinstance(cause, KeyboardInterrupt):
+            raise
+        _fail(str(cause) or "Interrupted.", debug, status=130)
 
 
 def _fail(sentence: str, debug: bool, status: int = 2, advice: str = "") -> None:

@@ -23,7 +23,7 @@ def check(
     count: Annotated[int, typer.Option(min=2, help="Pictures to score.")] = 4,
 ) -> None:
     """Score a handful of pictures with each reward and metric: values, seconds, device, memory."""
-    from customized_grpo.build import construct
+    from customized_grpo.assemble import build_reward
     from customized_grpo.config import load_config
     from customized_grpo.data import load_datasets
     from customized_grpo.rewards.check import check_rewards
@@ -33,7 +33,7 @@ def check(
     train, _ = load_datasets(config.data)
     specs = [(name, spec, "reward") for name, spec in config.rewards.items()]
     specs += [(name, spec, "metric") for name, spec in config.metrics.items()]
-    makers = {name: partial(construct, spec, slot) for name, spec, slot in specs}
+    makers = {name: partial(build_reward, spec, slot) for name, spec, slot in specs}
     trials = check_rewards(makers, [train[i] for i in range(min(count, len(train)))])
     table = Table(title="Each reference scored against its own prompt", title_justify="left")
     for column in ("reward", "is", "scores", "s / picture", "device", "memory (MiB)", "contract"):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
-from customized_grpo.rewards.contract import check_scores, import_path, reward_name
+from customized_grpo.rewards.contract import call_reward, reward_name
 from customized_grpo.types import Example, Rewards
 
 RewardFunction = Callable[[Tensor, Sequence[Example]], Tensor]
@@ -40,25 +40,12 @@ def score(images: Tensor, examples: Sequence[Example], rewards: Mapping[str, Rew
         rewards: K of them.
 
     Returns:
-        Shape (B, K), float32 on CPU; NaN where a reward could not score. An infinite score counts as NaN.
+        Shape (B, K), float32 on the CPU; NaN where a reward could not score.
 
     Raises:
-        UserError: if a reward fails or returns another shape, naming its import path and the first example.
+        UserError: from `call_reward`, naming the reward.
     """
-    columns = []
-    for reward in rewards.values():
-        try:
-            scores = reward(images, examples)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"The reward {import_path(reward)} failed on {len(examples)} images, the first for example "
-                f"'{examples[0].id}': {type(error).__name__}: {error}. Return NaN for an image it cannot score."
-            ) from error
-        columns.append(check_scores(scores, reward, len(examples)).cpu())
-    values = torch.stack(columns, dim=-1)
-    return torch.where(values.isfinite(), values, torch.nan)
+    return torch.stack([call_reward(reward, images, examples) for reward in rewards.values()], dim=-1)
 
 
 def score_groups(

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
+from customized_grpo.assemble import build_reward
 from customized_grpo.bench.protocols import Metric
 from customized_grpo.bench.record import BenchFolder, Job
 from customized_grpo.bench.suites import Suite
-from customized_grpo.build import construct
 from customized_grpo.data.examples import read_picture
 from customized_grpo.images import to_pil, to_tensor
 from customized_grpo.policies.contract import Policy
@@ -112,7 +112,7 @@ def score_oracle(
 @contextmanager
 def loaded(metric: Metric) -> Iterator[RewardFunction]:
     """The metric's model, in memory only inside: a large judge then has the machine for itself."""
-    reward: Any = construct(metric.spec, "metric")
+    reward = build_reward(metric.spec, "metric")
     try:
         yield reward
     finally:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.images import to_tensor
-from customized_grpo.rewards.contract import Reward, check_reward, check_scores
+from customized_grpo.rewards.contract import Reward, call_reward, check_reward
 from customized_grpo.types import Example
 
 
@@ -82,9 +82,9 @@ def references_as_images(examples: Sequence[Example], side: int) -> Tensor:
 def _try(name: str, reward: Reward, images: Tensor, examples: Sequence[Example]) -> RewardTrial:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    reward(images, examples)
+    call_reward(reward, images, examples)
     start = time.perf_counter()
-    scores = check_scores(reward(images, examples), reward, len(examples)).tolist()
+    scores = call_reward(reward, images, examples).tolist()
     seconds = (time.perf_counter() - start) / len(examples)
     try:
         check_reward(reward, images, examples)

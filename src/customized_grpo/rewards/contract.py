@@ -1,9 +1,14 @@
 """What a reward must be, `check_reward` that proves it is, and what the rewards that hold a model share."""
 
+import copy
 import inspect
-from collections.abc import Callable, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from PIL.Image import Image
@@ -21,17 +26,17 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Reward(Protocol):
-    """A plain function, or an object that holds a model."""
+    """A plain function, or an object that holds a model. `call_reward` calls it."""
 
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         """Score images.
 
         Args:
-            images: shape (B, 3, H, W), float32 in [0, 1].
-            examples: B of them, row by row; the rows of a group hold the same object.
+            images: shape (B, 3, H, W), float32 in [0, 1]; a copy, which may be changed.
+            examples: B of them, row by row, also copies; the rows of a group hold the same object.
 
         Returns:
-            Shape (B,), higher is better, in the reward's own units; NaN where it cannot score.
+            Shape (B,), real and dense, higher is better, in the reward's own units; NaN where it cannot score.
         """
         ...
 
@@ -42,14 +47,21 @@ class RewardUnavailable(UserError):
 
 def reward_name(reward: Callable[..., Tensor]) -> str:
     """`reward.name` if it has one, else the name of the function or class."""
+    reward = _unbound(reward)
     name = getattr(reward, "name", None) or getattr(reward, "__name__", None)
     return str(name or type(reward).__name__)
 
 
 def import_path(reward: Callable[..., Tensor]) -> str:
     """module:name, to say in an error whose code failed."""
+    reward = _unbound(reward)
     owner = reward if inspect.isroutine(reward) else type(reward)
     return f"{owner.__module__}:{getattr(owner, '__qualname__', type(reward).__name__)}"
+
+
+def _unbound(reward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function to which the configuration bound arguments."""
+    return _unbound(reward.func) if isinstance(reward, partial) else reward
 
 
 def once_per_example(examples: Sequence[Example], compute: Callable[[list[Example]], Tensor]) -> Tensor:
@@ -135,15 +147,127 @@ def frozen(model: torch.nn.Module, device: str | None) -> torch.nn.Module:
     return model.eval().requires_grad_(False).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def check_scores(scores: Tensor, reward: Callable[..., Tensor], count: int) -> Tensor:
-    """`scores` as float32 (count,), or a UserError that names the reward."""
-    if not isinstance(scores, Tensor) or scores.shape != (count,):
-        seen = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+def call_reward(reward: Callable[..., Tensor], images: Tensor, examples: Sequence[Example]) -> Tensor:
+    """The scores of a reward, which cannot disturb the run or the other rewards.
+
+    It gets its own copy of the images and the examples, so it may work in place. It is called inside `contained`.
+
+    Args:
+        reward: obeys `Reward`.
+        images: shape (B, 3, H, W), float32 in [0, 1].
+        examples: B of them, row by row.
+
+    Returns:
+        Shape (B,), float32 on the CPU; NaN where it could not score. An infinite score counts as NaN.
+
+    Raises:
+        UserError: naming the reward, if it fails, returns something else, or breaks a rule of `contained`.
+    """
+    path, count = import_path(reward), len(examples)
+    try:
+        with contained(f"The reward {path}"):
+            scores = check_scores(reward(images.detach().clone(), _copies(examples)), reward, count)
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(
-            f"The reward {import_path(reward)} returned {seen} for {count} images; "
-            f"it must return a tensor of shape ({count},), one number per image (NaN if it cannot score)."
+            f"The reward {path} failed on {count} images, the first for example '{examples[0].id}': "
+            f"{type(error).__name__}: {error}. Return NaN for an image it cannot score."
+        ) from error
+    return torch.where(scores.isfinite(), scores, torch.nan)
+
+
+def _copies(examples: Sequence[Example]) -> list[Example]:
+    """Copies with pictures of their own, one object for each distinct example."""
+    copies = {id(example): copy.copy(example) for example in {id(example): example for example in examples}.values()}
+    for example in copies.values():
+        pictures = {"references": example.references, "masks": example.masks}
+        for name, some in pictures.items():
+            object.__setattr__(example, name, tuple(picture and picture.copy() for picture in some))
+    return [copies[id(example)] for example in examples]
+
+
+def _directory() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:  # it was removed
+        return ""
+
+
+def _set_autocast(state: tuple[bool, ...]) -> None:
+    for device, enabled in zip(_AUTOCAST, state, strict=True):
+        torch.set_autocast_enabled(device, enabled)
+
+
+_AUTOCAST = ("cpu", "cuda")
+_KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "the working directory": (_directory, os.chdir),
+    "whether gradients are recorded": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "the default device": (
+        torch.get_default_device,
+        lambda device: torch.set_default_device(None if device.type == "cpu" else device),
+    ),
+    "autocast": (lambda: tuple(map(torch.is_autocast_enabled, _AUTOCAST)), _set_autocast),
+}
+"""State of the process that the run depends on: how to read it and how to set it."""
+
+
+@contextmanager
+def contained(who: str) -> Iterator[None]:
+    """Run code of a reward, then put back what it changed in the process.
+
+    A changed warnings filter is put back without a word, because libraries change it when they are imported.
+
+    Args:
+        who: the beginning of the error's sentence.
+
+    Raises:
+        UserError: if the code exits, or leaves the working directory, the recording of gradients, the default dtype or
+            device, or autocast other than it found them.
+        KeyboardInterrupt: with a sentence, if it was interrupted.
+    """
+    before = {what: read() for what, (read, _) in _KEPT.items()}
+    filters = list(warnings.filters)
+    changed: list[str] = []
+    try:
+        yield
+    except SystemExit as error:
+        raise UserError(f"{who} called sys.exit({error.code!r}); raise an exception instead.") from error
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{who} was interrupted.") from error
+    finally:
+        for what, (read, write) in _KEPT.items():
+            if read() != before[what]:
+                changed.append(what)
+                with suppress(OSError):  # a directory that is gone
+                    write(before[what])
+        if list(warnings.filters) != filters:
+            warnings.resetwarnings()  # so that Python notices
+            warnings.filters = filters
+    if changed:
+        raise UserError(
+            f"{who} changed {' and '.join(changed)} for the whole process, which the run depends on; "
+            f"put it back before returning, as a `with` block does."
         )
-    return scores.detach().float()
+
+
+def check_scores(scores: Tensor, reward: Callable[..., Tensor], count: int) -> Tensor:
+    """`scores` as float32 (count,) on the CPU, or a UserError that names the reward."""
+    if not isinstance(scores, Tensor):
+        seen = type(scores).__name__
+    elif scores.is_meta or scores.is_quantized or scores.is_nested or scores.layout != torch.strided:
+        seen = f"a {'meta' if scores.is_meta else 'quantized' if scores.is_quantized else 'sparse or nested'} tensor"
+    elif scores.is_complex():
+        seen = "complex numbers"
+    elif scores.shape != (count,):
+        seen = f"shape {tuple(scores.shape)}"
+    else:
+        return scores.detach().to("cpu", torch.float32)
+    raise UserError(
+        f"The reward {import_path(reward)} returned {seen} for {count} images; "
+        f"it must return a tensor of shape ({count},), one real number per image (NaN if it cannot score)."
+    )
 
 
 def check_reward(reward: Callable[..., Tensor], images: Tensor, examples: Sequence[Example]) -> None:
@@ -157,11 +281,10 @@ def check_reward(reward: Callable[..., Tensor], images: Tensor, examples: Sequen
     count = len(examples)
     if count < 2 or len(images) != count:
         raise UserError(f"check_reward needs two images or more and as many examples, got {len(images)} and {count}.")
-    first = check_scores(reward(images, examples), reward, count)
-    again = check_scores(reward(images, examples), reward, count)
+    first, again = (call_reward(reward, images, examples) for _ in range(2))
     path = import_path(reward)
     if not torch.allclose(first, again, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise UserError(f"The reward {path} gave different scores for the same images: it must be deterministic.")
-    flipped = check_scores(reward(images.flip(0), list(examples)[::-1]), reward, count).flip(0)
+    flipped = call_reward(reward, images.flip(0), list(examples)[::-1]).flip(0)
     if not torch.allclose(first, flipped, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise UserError(f"The reward {path} scores an image by its place in the batch: rows must not mix.")

@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200, {"scores": self.scorer.score(request)})
         except BadRequest as error:
             self._answer(400, {"error": str(error)})
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             traceback.print_exc()
             self._answer(500, {"error": f"{type(error).__name__}: {error}"})
 
