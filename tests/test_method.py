@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.method import Method, MethodSettings, SpreadGuard, describe_rewards
+from customized_grpo.method import Method, MethodSettings, SpreadGuard, describe_advantages, describe_rewards
 from customized_grpo.settings import Spec
 
 NAMES = ("prompt", "identity")
@@ -48,6 +48,57 @@ def test_the_record_counts_what_could_not_be_scored() -> None:
     assert record["reward/prompt/spread"] == 1
     assert record["reward/identity/unscored"] == 1
     assert record["reward/identity/mean"] == pytest.approx(8 / 3)
+
+
+def test_the_record_is_of_what_could_be_scored() -> None:
+    nan = math.nan
+    rewards = torch.tensor([[[1.0, 3e38], [3.0, 3e38], [nan, nan]], [[nan, 1e38], [5.0, nan], [nan, -1e38]]])
+    record = describe_rewards(rewards, NAMES)
+    assert record["reward/prompt/mean"] == 3
+    assert record["reward/prompt/spread"] == 1  # the second group has one scored picture, and so no spread
+    assert record["reward/prompt/unscored"] == 3
+    assert record["reward/identity/mean"] == pytest.approx(1.5e38)
+    assert record["reward/identity/spread"] == pytest.approx(0.5e38)
+    assert record["reward/identity/unscored"] == 2
+    nothing = describe_rewards(torch.full((1, 2, 2), nan), NAMES)
+    assert {name for name, value in nothing.items() if math.isnan(value)} == nothing.keys() - {
+        "reward/prompt/unscored", "reward/identity/unscored",
+    }  # fmt: skip
+
+
+def test_pictures_that_nobody_scored_leave_the_statistics_of_the_advantages() -> None:
+    rewards = torch.tensor([[[1.0, math.nan], [3.0, 4.0], [math.nan, math.nan]]])
+    everyone = torch.tensor([[[1.0], [-5.0], [0.0]]])
+    record = describe_advantages(everyone, rewards, 5.0)
+    assert record == {"advantage/std": pytest.approx(math.sqrt(18)), "advantage/clamped": 0.5}
+    nothing = describe_advantages(everyone, rewards * math.nan, 5.0)
+    assert all(map(math.isnan, nothing.values()))
+
+
+def test_the_spread_guard_names_the_reward_that_is_to_blame() -> None:
+    fine = torch.rand(2, 4, 2)
+    for value in (1e38, 3e38, -3e38):
+        SpreadGuard().check(fine * value, NAMES, 1)
+    unscored, flat = fine.clone(), fine.clone()
+    unscored[..., 1] = math.nan
+    flat[..., 1] = torch.tensor([7.0, 7.0, math.nan, 7.0])
+    for rewards, fault in (
+        (unscored, r"^The reward 'identity' could not score any picture in iteration 1 \(8 of 8 pictures unscored\),"),
+        (flat, r"^The reward 'identity' is the same for all .* in iteration 1 \(2 of 8 pictures unscored\), which"),
+    ):
+        with pytest.raises(TrainingError, match=fault):
+            SpreadGuard().check(rewards, NAMES, 1)
+    with pytest.raises(TrainingError, match=r"reward 'prompt' could not .* and the reward 'identity' could not"):
+        SpreadGuard().check(fine * math.nan, NAMES, 1)
+
+
+def test_the_spread_guard_counts_each_reward_on_its_own() -> None:
+    guard, fine = SpreadGuard(), torch.rand(2, 4, 2)
+    prompt, identity = (torch.where(torch.tensor(flat), 1.0, fine) for flat in ([True, False], [False, True]))
+    for iteration, rewards in enumerate([fine, prompt, identity, prompt, identity, identity], start=1):
+        guard.check(rewards, NAMES, iteration)
+    with pytest.raises(TrainingError, match="reward 'identity' is the same"):
+        guard.check(identity, NAMES, 7)
 
 
 def test_the_spread_guard_is_strict_first_and_patient_later() -> None:

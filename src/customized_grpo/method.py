@@ -1,6 +1,7 @@
 """From rewards to advantages: which aggregation, which time weights, and what to say about the rewards."""
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,49 +73,61 @@ class Method:
 
 
 def describe_rewards(rewards: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """What metrics.jsonl says about raw rewards (P, G, K): mean, spread within groups, unscored, conflict."""
+    """What metrics.jsonl says about raw rewards (P, G, K): mean, spread within groups, unscored, conflict.
+
+    Each number is over the images that the reward scored; a group with fewer than two of them has no spread.
+    """
     record: dict[str, float] = {}
+    scored = rewards.isfinite()
     for k, name in enumerate(names):
-        column = rewards[..., k]
+        column = rewards[..., k].double()
         spread = (column - column.nanmean(1, keepdim=True)).square().nanmean(1).sqrt()
         record[f"reward/{name}/mean"] = float(column.nanmean())
-        record[f"reward/{name}/spread"] = float(spread.nanmean())
-        record[f"reward/{name}/unscored"] = int(column.isnan().sum())
+        record[f"reward/{name}/spread"] = float(spread[scored[..., k].sum(1) > 1].nanmean())
+        record[f"reward/{name}/unscored"] = int((~scored[..., k]).sum())
     if len(names) > 1:
-        conflict = conflict_statistics(standardize(rewards))
+        conflict = conflict_statistics(standardize(rewards), scored)
         record |= {f"conflict/{'share' if k == 'conflict' else k}": float(v) for k, v in conflict._asdict().items()}
     return record
 
 
-def describe_advantages(everyone: Tensor, clamp: float) -> dict[str, float]:
-    """Spread of the advantages (P, G, S), and the share that the clamp holds."""
+def describe_advantages(everyone: Tensor, rewards: Tensor, clamp: float) -> dict[str, float]:
+    """Spread of the advantages (P, G, S), and the share that the clamp holds, of images that any reward scored."""
+    counted = everyone[rewards.isfinite().any(dim=-1)]
     return {
-        "advantage/std": float(everyone.std()),
-        "advantage/clamped": float((everyone.abs() >= clamp).float().mean()),
+        "advantage/std": float(counted.std()) if counted.numel() > 1 else math.nan,
+        "advantage/clamped": float((counted.abs() >= clamp).float().mean()),
     }
 
 
 class SpreadGuard:
-    """Stops a run whose rewards teach nothing: at once in the first iteration, later after three in a row."""
+    """Stops a run with a reward that teaches nothing: at once in the first iteration, later after three in a row."""
 
     PATIENCE = 3
 
     def __init__(self) -> None:
-        self.streak = 0
+        self.streak: dict[str, int] = {}
+        """Iterations in a row, of each reward that taught nothing in the last one."""
 
     def check(self, rewards: Tensor, names: Sequence[str], iteration: int) -> None:
         """rewards: (P, G, K).
 
         Raises:
-            TrainingError: naming the reward that is the same for all pictures of every group.
+            TrainingError: naming each reward that could not score, or is the same for all pictures of every group.
         """
-        z = standardize(rewards)
-        flat = [name for k, name in enumerate(names) if not bool((z[..., k] != 0).any())]
-        self.streak = self.streak + 1 if flat else 0
-        if flat and (iteration == 1 or self.streak >= self.PATIENCE):
-            unscored = int(rewards.isnan().any(-1).sum())
+        taught = (standardize(rewards) != 0).flatten(0, 1).any(dim=0).tolist()
+        self.streak = {name: self.streak.get(name, 0) + 1 for name, some in zip(names, taught, strict=True) if not some}
+        faults: list[str] = []
+        for name, length in self.streak.items():
+            if iteration == 1 or length >= self.PATIENCE:
+                column = rewards[..., names.index(name)]
+                unscored, count = int((~column.isfinite()).sum()), column.numel()
+                fault = f"is the same for all pictures of every group in iteration {iteration}"
+                if unscored == count:
+                    fault = f"could not score any picture in iteration {iteration}"
+                faults.append(f"'{name}' {fault} ({unscored} of {count} pictures unscored)")
+        if faults:
             raise TrainingError(
-                f"The reward '{flat[0]}' is the same for all pictures of every group in iteration {iteration} "
-                f"({unscored} of {rewards.shape[0] * rewards.shape[1]} pictures unscored), so it teaches nothing; "
+                f"The reward {' and the reward '.join(faults)}, which teaches nothing; "
                 f"check the reward, raise the noise level of the rollout, or remove it."
             )

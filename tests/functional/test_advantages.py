@@ -156,18 +156,30 @@ def test_an_unscored_image_teaches_nothing_and_moves_no_other(bad):
     rewards = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0))
     spoilt = rewards.clone()
     spoilt[0, 2, 1] = bad
-    z = adv.standardize(spoilt)
-    assert (z[0, 2] == 0).all()
+    z, whole = adv.standardize(spoilt), adv.standardize(rewards)
+    assert z[0, 2, 1] == 0
     kept = [0, 1, 3, 4]
-    assert_close(z[0, kept], adv.standardize(rewards[:1, kept])[0])
-    assert_close(z[1], adv.standardize(rewards)[1])
+    assert_close(z[0, kept, 1], adv.standardize(rewards[:1, kept])[0, :, 1])
+    assert_close(z[0, :, 0], whole[0, :, 0])  # the other reward scored all five
+    assert_close(z[1], whole[1])
 
 
 @pytest.mark.parametrize("scored", [0, 1])
 def test_a_group_with_at_most_one_scored_image_is_all_zero(scored):
     rewards = torch.full((1, 3, 2), math.nan)
-    rewards[0, :scored] = 3.0
-    assert (adv.standardize(rewards) == 0).all()
+    rewards[0, :, 1] = torch.arange(3.0)
+    rewards[0, :scored, 0] = 3.0
+    z = adv.standardize(rewards)
+    assert (z[..., 0] == 0).all()
+    assert_close(z[0, :, 1], torch.tensor([-1.0, 0.0, 1.0]))
+
+
+@pytest.mark.parametrize("unit", [1e38, -1e38, 1e-30])
+def test_huge_values_are_standardized_exactly(unit):
+    rewards = torch.tensor([[[-3.0], [1.0], [2.0], [3.0]]])
+    eps = 1e-8 if abs(unit) > 1 else 0.0
+    z = adv.standardize(rewards * unit, eps)
+    assert_close(z, math.copysign(1, unit) * adv.standardize(rewards, eps))
 
 
 def test_synergy_by_hand():
@@ -192,12 +204,14 @@ def test_sars_recentred_by_hand():
     assert_close(adv.sars_recentred(z, torch.tensor([[0.5, 0.5]]), gamma=0.5), expected)
 
 
-def test_sars_recentred_leaves_unscored_images_out_of_the_mean():
-    z = torch.tensor([[[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]]])
-    bonus = adv.sars_recentred(z, torch.tensor([[0.5, 0.5]]), gamma=1.0) - adv.weighted_sum(
-        z, torch.tensor([[0.5, 0.5]])
-    )
-    assert_close(bonus.flatten(), math.tanh(1) * torch.tensor([1.0, -1.0, 0.0]))
+def test_sars_recentred_takes_the_mean_of_each_pair_over_the_images_that_both_scored():
+    z = torch.tensor([[[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0], [0.0, 1.0, -1.0]]])
+    scored = torch.tensor([[[True] * 3, [True] * 3, [False, True, True]]])
+    none = torch.zeros(1, 3)
+    bonus = adv.sars_recentred(z, none, gamma=1.0, scored=scored).flatten()
+    # pairs 01: t, -t, out; 02: t, -t, out; 12: t, -t, -t with mean -t/3
+    expected = torch.tensor([2 + 4 / 3, -2 - 2 / 3, -2 / 3]) / 3
+    assert_close(bonus, math.tanh(1) * expected)
 
 
 def test_sars_as_published_has_a_negative_mean_that_recentring_takes_away(random):
@@ -280,7 +294,8 @@ def test_identity_gate_by_hand():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_aggregation_through_the_door(aggregation, dtype):
     rewards = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    rewards[1, 4, 0] = math.nan
+    rewards[0, 1, 0] = math.nan
+    rewards[1, 4] = math.nan
     rewards[2] = 1.7
     a = adv.advantages(aggregation, rewards, TWO_STEPS.to(dtype))
     assert a.shape == (3, 6, 2)
@@ -306,10 +321,122 @@ def test_prompts_do_not_touch_each_other(aggregation):
     assert_close(together, apart)
 
 
-def test_the_door_closes_on_unscored_images_whatever_the_aggregation_says():
-    rewards = torch.tensor([[[1.0, 4.0], [3.0, math.nan], [2.0, 5.0]]])
+def test_the_door_closes_on_images_nobody_scored_whatever_the_aggregation_says():
+    rewards = torch.tensor([[[1.0, 4.0], [3.0, math.nan], [math.nan, math.inf]]])
     a = adv.advantages(lambda z, weights: torch.ones(1, 3, 2), rewards, TWO_STEPS)
-    assert a[0, :, 0].tolist() == [1.0, 0.0, 1.0]
+    assert a[0, :, 0].tolist() == [1.0, 1.0, 0.0]
+
+
+def test_an_aggregation_is_told_what_is_scored_if_it_asks():
+    def mine(z: Tensor, weights: Tensor, *, scored: Tensor) -> Tensor:
+        return scored.sum(dim=-1, keepdim=True).to(z).expand(-1, -1, len(weights))
+
+    a = adv.advantages(mine, UNSCORED, TWO_STEPS)
+    assert a[0, :, 0].tolist() == [1, 2, 2, 0]
+
+
+def test_raw_values_that_cannot_be_combined_drop_the_image():
+    whole = torch.tensor([[[1.0, 4.0], [3.0, math.nan]]])
+    expected = {"drops": [5.0, 0.0], "knows better": [5.0, 3.0]}
+    for name, total in {"drops": Tensor.sum, "knows better": Tensor.nansum}.items():
+        a = adv.advantages(
+            lambda rewards, weights, total=total: total(rewards, -1, True).expand(-1, -1, 2), whole, TWO_STEPS
+        )
+        assert a[0, :, 1].tolist() == expected[name]
+
+
+@pytest.mark.parametrize("aggregation", [lambda z, weights: z / z, lambda rewards, weights: rewards * math.nan])
+def test_nan_for_a_scored_image_is_refused(aggregation):
+    with pytest.raises(ValueError, match="returned NaN for an image that was scored"):
+        adv.advantages(aggregation, torch.ones(1, 3, 2), TWO_STEPS)
+
+
+UNSCORED = torch.tensor([[[1.0, math.nan], [3.0, 4.0], [2.0, 6.0], [math.nan, math.nan]]])
+"""One image that the second reward could not score, and one that nobody could: z is (-1, 0), (1, -s), (0, s), (0, 0)
+with s = 1 / sqrt 2."""
+S, T = math.sqrt(0.5), math.tanh(math.sqrt(0.5))
+SOFTPLUS = [math.log1p(math.exp(x)) for x in (-1.0, 1.0, 0.0, -S, S)]
+
+
+def standard(values: list[float]) -> list[float]:
+    x = torch.tensor(values, dtype=torch.float64)
+    return ((x - x.mean()) / x.std()).tolist()
+
+
+BY_HAND = [
+    (adv.weighted_sum, [-0.7, 0.7 - 0.3 * S, 0.3 * S]),
+    (adv.sars, [-0.7, 0.7 - 0.3 * S - 0.4 * T, 0.3 * S]),
+    # The bonus of the second and third image is -t and 0, with mean -t/2. Half of the two are in conflict.
+    (adv.sars_recentred, [-0.7, 0.7 - 0.3 * S - 0.2 * T, 0.3 * S + 0.2 * T]),
+    (adv.sars_by_conflict, [-0.7, 0.7 - 0.3 * S - 0.2 * T, 0.3 * S + 0.2 * T]),
+    (adv.gdpo, standard([-0.7, 0.7 - 0.3 * S, 0.3 * S])),
+    (adv.minimum, [-1.0, -S, 0.0]),
+    (adv.maximum, [-1.0, 1.0, S]),
+    (adv.harmonic, [-0.7, 0.7 - 0.3 * S - 0.4 * S / (1 - S + 1e-6), 0.3 * S]),
+    (partial(adv.harmonic, punish_conflict=True), [-0.7, 0.7 - 0.3 * S - 0.4 * S / (1 + S), 0.3 * S]),
+    (
+        adv.product,
+        standard(
+            [
+                SOFTPLUS[0] ** 1.4 * SOFTPLUS[2] ** 0.6,
+                SOFTPLUS[1] ** 1.4 * SOFTPLUS[3] ** 0.6,
+                SOFTPLUS[2] ** 1.4 * SOFTPLUS[4] ** 0.6,
+            ]
+        ),
+    ),
+    (adv.conflict_drop, [-0.7, 0.0, 0.3 * S]),
+    # What combines raw values has only the second and third image: 3.3 and 3.2, the same order in logs and at the gate.
+    (adv.raw_sum, [0.0, S, -S]),
+    (adv.log_tamed, [0.0, S, -S]),
+    (adv.identity_gate, [0.0, S, -S]),
+]
+
+
+def test_every_aggregation_is_worked_by_hand():
+    assert {name(f) for f, _ in BY_HAND} == {name(f) for f in ON_Z + ON_REWARDS}
+
+
+@pytest.mark.parametrize(("aggregation", "expected"), BY_HAND, ids=[name(f) for f, _ in BY_HAND])
+def test_an_image_that_one_reward_cannot_score_by_hand(aggregation, expected):
+    a = adv.advantages(aggregation, UNSCORED, torch.tensor([[0.7, 0.3]]))
+    assert_close(a.flatten(), torch.tensor([*expected, 0.0]), atol=1e-5, rtol=0)
+    if aggregation not in ON_REWARDS:  # 2e38 and 3e38, whose squares and sums are no float32
+        huge = adv.advantages(aggregation, UNSCORED * torch.tensor([1.0, 0.5e38]), torch.tensor([[0.7, 0.3]]))
+        assert_close(huge, a)
+
+
+def test_raw_values_near_the_largest_float():
+    huge = UNSCORED * 0.5e38
+    for aggregation, rewards in (
+        (adv.raw_sum, huge),
+        (adv.log_tamed, huge * torch.tensor([1.0, -1.0])),
+        (adv.identity_gate, huge * torch.tensor([1.0, -1.0])),
+    ):
+        a = adv.advantages(aggregation, rewards, torch.tensor([[7.0, 3.0]]))
+        assert_close(a.flatten(), torch.tensor([0.0, S, -S, 0.0]))
+
+
+@pytest.mark.parametrize("aggregation", ON_Z + ON_REWARDS, ids=name)
+def test_images_that_nobody_scored_leave_the_statistics(aggregation):
+    rewards = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(5))
+    nobody = torch.full((2, 3, 2), math.nan)
+    a = adv.advantages(aggregation, torch.cat([rewards, nobody], dim=1), TWO_STEPS)
+    assert_close(a[:, :5], adv.advantages(aggregation, rewards, TWO_STEPS))
+    assert (a[:, 5:] == 0).all()
+    assert (adv.advantages(aggregation, nobody, TWO_STEPS) == 0).all()
+
+
+@pytest.mark.parametrize("aggregation", [f for f in ON_Z if f not in (adv.gdpo, adv.product)], ids=name)
+@pytest.mark.parametrize("known", [0, 1])
+def test_a_reward_with_at_most_one_scored_image_leaves_the_other_as_it_is(aggregation, known):
+    rewards = torch.tensor([[[1.0, math.nan], [3.0, math.nan], [2.0, math.nan]]])
+    rewards[0, :known, 1] = 7.0
+    a = adv.advantages(aggregation, rewards, torch.tensor([[0.7, 0.3]]))
+    share = 1.0 if aggregation in (adv.minimum, adv.maximum) else 0.7
+    expected = torch.tensor([-share, share, 0.0])
+    if known and aggregation is adv.maximum:
+        expected[0] = 0.0  # its one scored image is neither better nor worse
+    assert_close(a.flatten(), expected)
 
 
 def test_the_door_clamps_and_passes_settings_on():
@@ -371,7 +498,21 @@ def test_conflict_statistics_correlation_is_pearsons():
 
 def test_conflict_statistics_leave_unscored_images_out():
     rewards = torch.tensor([[[0.0, 0.0], [1.0, 1.0], [math.nan, 1.0]]])
-    assert [float(x) for x in adv.conflict_statistics(adv.standardize(rewards))] == [0.0, 0.5, 0.5, 1.0]
+    z = adv.standardize(rewards)
+    assert_close(adv.conflict_statistics(z, rewards.isfinite()).correlation, torch.tensor(1.0))
+    assert [float(x) for x in adv.conflict_statistics(z, rewards.isfinite())[:3]] == [0.0, 0.5, 0.5]
+
+
+def test_conflict_statistics_of_a_pair_are_of_the_images_that_both_scored():
+    rewards = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(6))
+    rewards[0, :3, 2] = math.nan
+    rewards[1, 5:, 1] = math.nan
+    got = adv.conflict_statistics(adv.standardize(rewards), rewards.isfinite()).correlation
+    pairs = [(rewards[p, :, i], rewards[p, :, j]) for i, j in ((0, 1), (0, 2), (1, 2)) for p in (0, 1)]
+    kept = [(a[~(a + b).isnan()], b[~(a + b).isnan()]) for a, b in pairs]
+    assert_close(got, torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in kept]).mean())
+    two = rewards.masked_fill(torch.arange(8).view(1, 8, 1) > 0, math.nan)  # nothing left to compare
+    assert all(x.isnan() for x in adv.conflict_statistics(adv.standardize(two), two.isfinite()))
 
 
 def test_conflict_statistics_without_any_group():

@@ -3,8 +3,9 @@
 Notation: P prompts, G generations per prompt, K rewards, S trained steps.
 
 An aggregation is `(z, weights, **settings)` or `(rewards, weights, **settings)`, (P, G, K) and (S, K) to (P, G, S). The
-name of its first parameter says what it wants: `z` standard scores, `rewards` raw values with NaN where a reward
-could not score. `advantages` reads that name and is the one door to all of them.
+name of its first parameter says what it wants: `z` standard scores, 0 where a reward could not score, or `rewards` raw
+values, NaN there. An aggregation with a parameter named `scored` is also given the mask, bool (P, G, K). `advantages`
+reads these names and is the one door to all of them.
 """
 
 import inspect
@@ -29,10 +30,12 @@ def advantages(
         clamp: bound on the magnitude, in standard scores.
 
     Returns:
-        Shape (P, G, S), within +-clamp; 0 for an unscored image.
+        Shape (P, G, S), within +-clamp. 0 for an image that no reward could score, and where an aggregation of raw
+        values returns NaN for an image with an unscored reward.
 
     Raises:
-        ValueError: if the shapes do not fit or the aggregation's first parameter is neither `z` nor `rewards`.
+        ValueError: if the shapes do not fit, the aggregation's first parameter is neither `z` nor `rewards`, or it
+            returns NaN for any other image.
     """
     check_shape(rewards, "P G K")
     check_shape(weights, "S K")
@@ -40,14 +43,25 @@ def advantages(
         raise ValueError(
             f"got {rewards.shape[-1]} rewards but {weights.shape[-1]} weights per step; give one per reward."
         )
-    wants = next(iter(inspect.signature(aggregation).parameters), None)
+    parameters = inspect.signature(aggregation).parameters
+    wants = next(iter(parameters), None)
     if wants not in ("z", "rewards"):
         raise ValueError(f"an aggregation's first parameter must be named z or rewards, got {wants!r}; rename it.")
-    result = aggregation(standardize(rewards) if wants == "z" else rewards, weights, **settings)
+    scored = rewards.isfinite()
+    if "scored" in parameters:
+        settings["scored"] = scored
+    values = standardize(rewards) if wants == "z" else torch.where(scored, rewards, torch.nan)
+    result = aggregation(values, weights, **settings)
     expected = (*rewards.shape[:2], len(weights))
     if result.shape != expected:
         raise ValueError(f"the aggregation returned shape {tuple(result.shape)}, expected (P, G, S) = {expected}.")
-    return torch.where(_scored(rewards), result, 0.0).clamp(-clamp, clamp)
+    dropped = ~scored.any(dim=-1, keepdim=True)
+    if wants == "rewards":
+        dropped = dropped | (result.isnan() & ~scored.all(dim=-1, keepdim=True))
+    result = torch.where(dropped, 0.0, result)
+    if bool(result.isnan().any()):
+        raise ValueError("the aggregation returned NaN for an image that was scored; it must return a number.")
+    return result.clamp(-clamp, clamp)
 
 
 def standardize(rewards: Tensor, eps: float = 1e-8) -> Tensor:
@@ -58,8 +72,9 @@ def standardize(rewards: Tensor, eps: float = 1e-8) -> Tensor:
         eps: added to the standard deviation, in reward units.
 
     Returns:
-        Shape (P, G, K), unitless, mean 0 over G. An unscored image gets 0 in every column, so it teaches nothing. So
-        does a group whose values differ by a few units in the last place: that is rounding, not reward.
+        Shape (P, G, K), unitless, mean 0 over the images of the group that the reward scored; 0 where it could not
+        score, and for a group in which it scored fewer than two images. So is a group whose values differ by a few
+        units in the last place: that is rounding, not reward. Computed in float64, so that no value overflows.
 
     Raises:
         ValueError: if G < 2, because a group of one has no spread.
@@ -71,20 +86,28 @@ def standardize(rewards: Tensor, eps: float = 1e-8) -> Tensor:
         raise ValueError(
             f"standardize needs G >= 2 generations per prompt, got {rewards.shape[1]}; raise num_generations."
         )
-    scored = _scored(rewards)
+    return _standardize(rewards.double(), rewards.dtype, eps)
+
+
+def _standardize(values: Tensor, dtype: torch.dtype, eps: float = 1e-8) -> Tensor:
+    """`standardize` of float64 values that came of `dtype`: to its rounding, and back to it."""
+    scored = values.isfinite()
     count = scored.sum(dim=1, keepdim=True)
-    low = torch.where(scored, rewards, torch.inf).amin(dim=1, keepdim=True)
-    high = torch.where(scored, rewards, -torch.inf).amax(dim=1, keepdim=True)
-    rounding = 8 * torch.finfo(rewards.dtype).eps * torch.maximum(low.abs(), high.abs())
+    low = torch.where(scored, values, torch.inf).amin(dim=1, keepdim=True)
+    high = torch.where(scored, values, -torch.inf).amax(dim=1, keepdim=True)
+    rounding = 8 * torch.finfo(dtype).eps * torch.maximum(low.abs(), high.abs())
     # From the group's lowest value up, so that the mean of a narrow group far from 0 keeps its digits.
-    above = torch.where(scored, rewards - low, 0.0)
+    above = torch.where(scored, values - low, 0.0)
     deviation = above - above.sum(dim=1, keepdim=True) / count.clamp(min=1)
     variance = torch.where(scored, deviation**2, 0.0).sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
-    return torch.where(scored & (high - low > rounding), deviation / (variance.sqrt() + eps), 0.0)
+    return torch.where(scored & (high - low > rounding), deviation / (variance.sqrt() + eps), 0.0).to(dtype)
 
 
 def weighted_sum(z: Tensor, weights: Tensor) -> Tensor:
-    """The baseline: sum_k weights[s, k] z[p, g, k]. Shapes as in `sars`."""
+    """The baseline: sum_k weights[s, k] z[p, g, k]. Shapes as in `sars`.
+
+    A reward that could not score an image adds nothing to its sum; the other weights stay as they are.
+    """
     check_shape(weights, "S K")
     return torch.einsum("pgk,sk->pgs", z, weights)
 
@@ -93,7 +116,7 @@ def sars(z: Tensor, weights: Tensor, *, gamma: float = 0.4) -> Tensor:
     """Weighted sum plus `gamma` times `synergy`.
 
     Args:
-        z: shape (P, G, K).
+        z: shape (P, G, K); 0 where a reward could not score, which adds nothing and has no synergy.
         weights: shape (S, K), one row per trained step.
         gamma: strength of the synergy term, in standard scores.
 
@@ -117,61 +140,68 @@ def synergy(z: Tensor) -> Tensor:
 
     Source: paper SARS, two rewards. The mean over pairs for K > 2 is ours.
     """
-    a, b = _pairs(z)
-    return (_agreement(a, b) * (a * b).abs().tanh()).mean(dim=-1)
+    return _pair_synergy(z).mean(dim=-1)
 
 
-def sars_recentred(z: Tensor, weights: Tensor, *, gamma: float = 0.4) -> Tensor:
-    """`sars` with its bonus moved to mean 0 over the scored images of each group.
+def sars_recentred(z: Tensor, weights: Tensor, *, gamma: float = 0.4, scored: Tensor | None = None) -> Tensor:
+    """`sars` with the bonus of each pair of rewards moved to mean 0 over the images of a group that both scored.
 
     As published the bonus has a negative mean, -0.16 at correlation -0.8: on average every sample is pushed away from,
-    the better ones too, which is no preference between the images of a group. Shapes as in `sars`.
+    the better ones too, which is no preference between the images of a group. Shapes as in `sars`; an image that one
+    of a pair could not score has no bonus of that pair. `scored`: bool (P, G, K); None is everywhere.
 
     Ours: what is left of the bonus is its order within the group.
     """
-    return weighted_sum(z, weights) + gamma * _recentred(synergy(z), z).unsqueeze(-1)
+    bonus, both = _pair_synergy(z), _both(z, scored)
+    mean = (bonus * both).sum(dim=1, keepdim=True) / both.sum(dim=1, keepdim=True).clamp(min=1)
+    return weighted_sum(z, weights) + gamma * torch.where(both, bonus - mean, 0.0).mean(dim=-1, keepdim=True)
 
 
-def sars_by_conflict(z: Tensor, weights: Tensor, *, gamma: float = 0.4) -> Tensor:
+def sars_by_conflict(z: Tensor, weights: Tensor, *, gamma: float = 0.4, scored: Tensor | None = None) -> Tensor:
     """`sars_recentred` with gamma in proportion to the conflict measured in the batch.
 
     gamma holds at the share that unrelated rewards have, 1/2; it doubles where every image is in conflict and is 0
-    where none is. The batch is all P * G rows given: hand in the rows of all processes. Shapes as in `sars`.
+    where none is. The batch is all P * G rows given: hand in the rows of all processes. Shapes as in `sars_recentred`.
 
     Ours: shape the rewards only as much as they compete.
     """
-    share = conflict_statistics(z).conflict.nan_to_num()
-    return sars_recentred(z, weights, gamma=2 * gamma * float(share))
+    share = conflict_statistics(z, scored).conflict.nan_to_num()
+    return sars_recentred(z, weights, gamma=2 * gamma * float(share), scored=scored)
 
 
-def gdpo(z: Tensor, weights: Tensor, *, eps: float = 1e-8) -> Tensor:
+def gdpo(z: Tensor, weights: Tensor, *, eps: float = 1e-8, scored: Tensor | None = None) -> Tensor:
     """Weighted sum, standardized once more over the whole batch, so that its scale is the same in every iteration.
 
     The batch is all P * G rows given: hand in the rows of all processes, or the result depends on their number. Shapes
-    as in `sars`; eps is added to the standard deviation.
+    as in `sars`; eps is added to the standard deviation. An image that no reward could score (`scored`, bool
+    (P, G, K); None is everywhere) takes no part in the statistics of the batch and gets 0.
 
     Source: GDPO (arXiv 2601.05242), group-wise normalization of each reward, sum, batch-wise normalization.
     """
-    total = weighted_sum(z, weights)
+    total = _if_any(scored, weighted_sum(z, weights), torch.nan)
     return standardize(total.flatten(0, 1).unsqueeze(0), eps).view_as(total)
 
 
-def minimum(z: Tensor, weights: Tensor) -> Tensor:
-    """The worst reward counts. The weights give only the number of steps. Shapes as in `sars`."""
-    return _every_step(z.amin(dim=-1), weights)
+def minimum(z: Tensor, weights: Tensor, *, scored: Tensor | None = None) -> Tensor:
+    """The worst reward counts, of those that scored the image. The weights give only the number of steps.
+
+    Shapes as in `sars`. `scored`: bool (P, G, K); None is everywhere. An image that no reward could score gets 0.
+    """
+    known = z if scored is None else z.masked_fill(~scored, torch.inf)
+    return _if_any(scored, _every_step(known.amin(dim=-1), weights), 0.0)
 
 
-def maximum(z: Tensor, weights: Tensor) -> Tensor:
-    """The best reward counts. The weights give only the number of steps. Shapes as in `sars`."""
-    return _every_step(z.amax(dim=-1), weights)
+def maximum(z: Tensor, weights: Tensor, *, scored: Tensor | None = None) -> Tensor:
+    """The best reward counts, of those that scored the image. Otherwise as `minimum`."""
+    return -minimum(-z, weights, scored=scored)
 
 
 def harmonic(z: Tensor, weights: Tensor, *, gamma: float = 0.4, punish_conflict: bool = False) -> Tensor:
-    """Weighted sum plus gamma z_i z_j / (z_i + z_j), the mean over pairs. Shapes as in `sars`.
+    """Weighted sum plus gamma z_i z_j / (z_i + z_j), the mean over pairs; 0 for a pair with an unscored reward.
 
     As released (the default) the bonus is positive for a conflict whose sum is negative, and without bound where the
     two cancel. With `punish_conflict` (ours) it is +-|z_i||z_j| / (|z_i| + |z_j|): the same where the signs agree,
-    negative in every conflict, never larger than either.
+    negative in every conflict, never larger than either. Shapes as in `sars`.
 
     Source: Customized-GRPO, train_customized_grpo.py, conflict_strategy "harmonic".
     """
@@ -183,21 +213,25 @@ def harmonic(z: Tensor, weights: Tensor, *, gamma: float = 0.4, punish_conflict:
     return weighted_sum(z, weights) + gamma * bonus.mean(dim=-1, keepdim=True)
 
 
-def product(z: Tensor, weights: Tensor) -> Tensor:
+def product(z: Tensor, weights: Tensor, *, scored: Tensor | None = None) -> Tensor:
     """prod_k softplus(z_k)^(K w_k), standardized within the group at every step. Shapes as in `sars`.
+
+    A reward that could not score an image counts as average there, z_k = 0: its factor is softplus(0), not 1, which
+    would be better than average. An image that no reward could score (`scored`, bool (P, G, K); None is everywhere)
+    takes no part in the statistics of its group and gets 0.
 
     Source: Customized-GRPO, train_customized_grpo.py, conflict_strategy "product", which standardizes over a single
     image and so returns NaN.
     """
     check_shape(weights, "S K")
     powers = weights.shape[-1] * torch.einsum("pgk,sk->pgs", torch.nn.functional.softplus(z).log(), weights)
-    return standardize(powers.exp())
+    return standardize(_if_any(scored, powers.exp(), torch.nan))
 
 
 def conflict_drop(z: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum, but 0 for an image on which two rewards disagree in sign: what is in conflict teaches nothing.
 
-    Shapes as in `sars`.
+    Shapes as in `sars`. A reward that could not score an image disagrees with none.
     """
     a, b = _pairs(z)
     return torch.where((a * b < 0).any(dim=-1, keepdim=True), 0.0, weighted_sum(z, weights))
@@ -207,21 +241,23 @@ def raw_sum(rewards: Tensor, weights: Tensor) -> Tensor:
     """The field's practice: sum_k weights[s, k] rewards[p, g, k], standardized within the group. Large units win.
 
     Args:
-        rewards: shape (P, G, K), raw units; an image with NaN gets 0 and takes no part in its group's statistics.
+        rewards: shape (P, G, K), raw units. An image with NaN in any column is dropped, because its sum is not known:
+            it gets 0 and takes no part in its group's statistics.
         weights: shape (S, K), one row per trained step.
 
     Returns:
         Shape (P, G, S), in standard scores.
     """
-    return standardize(weighted_sum(rewards, weights))
+    return _standardize(weighted_sum(rewards.double(), weights.double()), rewards.dtype)
 
 
 def log_tamed(rewards: Tensor, weights: Tensor) -> Tensor:
     """As `raw_sum`, with sign(r) log(1 + |r|) in place of r, so that one outlier does not rule its group.
 
-    Shapes as in `raw_sum`.
+    Shapes as in `raw_sum`, which drops the same images.
     """
-    return standardize(weighted_sum(rewards.sign() * rewards.abs().log1p(), weights))
+    raw = rewards.double()
+    return _standardize(weighted_sum(raw.sign() * raw.abs().log1p(), weights.double()), rewards.dtype)
 
 
 def identity_gate(
@@ -236,10 +272,12 @@ def identity_gate(
     """r_prompt - strength * max(0, threshold - r_identity)^2, standardized within the group.
 
     Identity is a constraint to satisfy, not a reward to raise. The weights give only the number of steps; `prompt` and
-    `identity` are columns, `threshold` is in raw units of the identity reward. Shapes as in `raw_sum`.
+    `identity` are columns, `threshold` is in raw units of the identity reward. Shapes as in `raw_sum`; an image with
+    NaN in one of the two columns is dropped as there, and other columns do not matter.
     """
-    short = (threshold - rewards[..., identity]).clamp(min=0)
-    return standardize(_every_step(rewards[..., prompt] - strength * short**2, weights))
+    raw = rewards.double()
+    short = (threshold - raw[..., identity]).clamp(min=0)
+    return _standardize(_every_step(raw[..., prompt] - strength * short**2, weights), rewards.dtype)
 
 
 class ConflictStatistics(NamedTuple):
@@ -253,18 +291,25 @@ class ConflictStatistics(NamedTuple):
     """Within groups, mean over groups."""
 
 
-def conflict_statistics(z: Tensor) -> ConflictStatistics:
-    """How much the rewards disagree. z: shape (P, G, K), from `standardize`; groups without spread do not count."""
-    check_shape(z, "P G K")
+def conflict_statistics(z: Tensor, scored: Tensor | None = None) -> ConflictStatistics:
+    """How much the rewards disagree.
+
+    Args:
+        z: shape (P, G, K), from `standardize`. A group in which one of two rewards has no spread does not count.
+        scored: bool (P, G, K); None is everywhere. An image counts for the pairs of rewards that both scored it.
+    """
+    both = _both(z, scored)
+    # The images that both scored have a mean and a spread of their own.
+    u, v = (standardize(x.masked_fill(~both, torch.nan)) for x in _pairs(z))
+    spread = (u != 0).any(dim=1, keepdim=True) & (v != 0).any(dim=1, keepdim=True)
     a, b = _pairs(z)
-    spread = ((a != 0).any(dim=1) & (b != 0).any(dim=1)).to(z)
-    scored = (z != 0).any(dim=-1)[..., None].to(z) * spread[:, None]
+    counted = both & spread
 
     def share(which: Tensor) -> Tensor:
-        return ((which * scored).sum(dim=(0, 1)) / scored.sum(dim=(0, 1))).nanmean()
+        return ((which & counted).sum(dim=(0, 1)) / counted.sum(dim=(0, 1))).nanmean()
 
-    norm = ((a**2).sum(dim=1) * (b**2).sum(dim=1)).sqrt()
-    correlation = torch.where(spread > 0, (a * b).sum(dim=1) / norm, torch.nan).nanmean()
+    norm = ((u**2).sum(dim=1) * (v**2).sum(dim=1)).sqrt()
+    correlation = torch.where(spread[:, 0], (u * v).sum(dim=1) / norm, torch.nan).nanmean()
     return ConflictStatistics(share(a * b < 0), share((a > 0) & (b > 0)), share((a < 0) & (b < 0)), correlation)
 
 
@@ -273,10 +318,6 @@ def check_shape(x: Tensor, axes: str) -> None:
     names = axes.split()
     if x.ndim != len(names):
         raise ValueError(f"expected shape ({', '.join(names)}), got {tuple(x.shape)}")
-
-
-def _scored(rewards: Tensor) -> Tensor:
-    return rewards.isfinite().all(dim=-1, keepdim=True)
 
 
 def _pairs(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,11 +329,20 @@ def _pairs(z: Tensor) -> tuple[Tensor, Tensor]:
     return z[..., i], z[..., j]
 
 
-def _recentred(bonus: Tensor, z: Tensor) -> Tensor:
-    """(P, G) less its mean over the scored images, which are those not 0 in every column of z; 0 for the others."""
-    scored = (z != 0).any(dim=-1)
-    count = scored.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.where(scored, bonus - (bonus * scored).sum(dim=1, keepdim=True) / count, 0.0)
+def _both(z: Tensor, scored: Tensor | None) -> Tensor:
+    """Where both rewards of a pair scored the image: bool (P, G, K(K-1)/2)."""
+    i, j = _pairs(torch.ones_like(z, dtype=torch.bool) if scored is None else scored)
+    return i & j
+
+
+def _if_any(scored: Tensor | None, value: Tensor, otherwise: float) -> Tensor:
+    """(P, G, S), with `otherwise` for the images that no reward could score."""
+    return value if scored is None else torch.where(scored.any(dim=-1, keepdim=True), value, otherwise)
+
+
+def _pair_synergy(z: Tensor) -> Tensor:
+    a, b = _pairs(z)
+    return _agreement(a, b) * (a * b).abs().tanh()
 
 
 def _agreement(a: Tensor, b: Tensor) -> Tensor:
