@@ -146,7 +146,8 @@ def test_the_users_own_photos_train(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
     small = [word for word in SMALL if "evaluation.examples" not in word]
     text = cgrpo("train", "data.train=data.jsonl", *small, "training.iterations=1", "output=run", cwd=tmp_path)
-    assert "oracle" not in text.split("Held-out")[-1] or "nan" in text or "-" in text
+    assert "Held-out" in text
+    assert "oracle" not in text
     evaluation = json.loads((tmp_path / "run" / "evaluations" / "iteration-000001.json").read_text())
     assert [task["prompt"] for task in evaluation["tasks"]] == ["a cup on the beach"]
 

@@ -11,6 +11,8 @@ import torch
 import fakes
 from customized_grpo.config import TrainerConfig, parse_config
 from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.evaluation import evaluate
+from customized_grpo.report.record import read_evaluation
 from customized_grpo.tracking import RunFolder
 from customized_grpo.trainer import Observer, Result, Trainer
 
@@ -135,20 +137,163 @@ def test_each_prompt_is_encoded_once_per_iteration(tmp_path: Path) -> None:
     assert made.policy.encoded - before[0] == 3 * 2
 
 
-@pytest.mark.parametrize("extra", [{"beta": 0.1}, {"ratio_norm": True}], ids=["KL", "RatioNorm"])
-def test_variants_of_the_loss_train(tmp_path: Path, extra: dict) -> None:
-    made = trainer(tmp_path, method=extra)
-    before = weights(made.policy)
-    lines = records(made.train())
-    assert not torch.equal(before, weights(made.policy))
-    if "beta" in extra:
-        assert lines[0]["update/kl"] == pytest.approx(0, abs=1e-4)
-        assert lines[-1]["update/kl"] > lines[0]["update/kl"]
+def test_the_kl_term_is_zero_at_first_and_grows(tmp_path: Path) -> None:
+    lines = records(trainer(tmp_path, method={"beta": 0.1}).train())
+    assert lines[0]["update/kl"] == pytest.approx(0, abs=1e-4)
+    assert lines[-1]["update/kl"] > lines[0]["update/kl"]
 
 
 def test_recomputed_log_probs_hide_the_batching(tmp_path: Path) -> None:
-    made = trainer(tmp_path, training={**QUICK["training"], "micro_batch": 2, "old_log_probs": "recompute"})
+    class Rounding(fakes.LinearPolicy):
+        def velocity(self, latents, sigma, conditioning):
+            return super().velocity(latents, sigma, conditioning) * (1 + 1e-3 * len(latents))
+
+    training = {**QUICK["training"], "micro_batch": 2}
+    with pytest.raises(TrainingError, match="first ratio"):
+        trainer(tmp_path / "a", policy=Rounding(), training=training).train()
+    made = trainer(tmp_path / "b", policy=Rounding(), training={**training, "old_log_probs": "recompute"})
     assert [line["update/first_ratio_error"] for line in records(made.train())] == [0.0] * 3
+
+
+# ---- what trains what
+
+
+class Table(fakes.LinearPolicy):
+    """velocity = latents / 2 - weights[example, step]. A larger weight gives a redder picture; the blue of a picture
+    tells which example it is of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = torch.nn.Embedding(6, 5)
+        torch.nn.init.zeros_(self.module.weight)
+
+    def encode(self, examples):
+        return {"number": torch.tensor([int(example.id[1:]) for example in examples])}
+
+    def velocity(self, latents, sigma, conditioning):
+        step = (self.sigmas(5, conditioning)[:5] - sigma[:, None]).abs().argmin(1)
+        return latents / 2 - self.module.weight[conditioning["number"], step].view(-1, 1, 1)
+
+    def decode(self, latents, conditioning):
+        red = latents.detach().mean((1, 2)) / 20 + 0.5
+        blue = conditioning["number"] / 10
+        return torch.stack([red, torch.zeros_like(red), blue], 1)[..., None, None].expand(-1, 3, 2, 2)
+
+
+WANTED = torch.tensor([1.0, -1.0, 0.0, 1.0, 0.0, -1.0])
+"""Whether an example wants red, none of it, or does not care."""
+
+
+def wanted(images, examples):
+    numbers = [int(example.id[1:]) for example in examples]
+    assert (images[:, 2, 0, 0] * 10).round().int().tolist() == numbers, "pictures of other examples"
+    return images[:, 0].mean((1, 2)) * WANTED[numbers]
+
+
+ONE_REWARD = {"advantage": "weighted_sum", "time_weights": {"use": "constant", "weights": [1.0]}}
+SGD = {"optimizer": {"use": "SGD", "lr": 1.0}}
+
+
+def train_table(tmp_path: Path, rollout: dict, method: dict, training: dict, reward=wanted, **sections):
+    """Weights (examples, steps) after iterations in each of which all examples are drawn."""
+    made = trainer(
+        tmp_path, policy=Table(), rewards={"wanted": reward}, evaluation={"examples": 0},
+        rollout={**QUICK["rollout"], "steps": "all_steps", **rollout}, method={**ONE_REWARD, **method},
+        training={**QUICK["training"], **SGD, "prompts_per_iteration": 6, **training}, **sections,
+    )  # fmt: skip
+    lines = records(made.train())
+    return made.policy.module.weight.detach(), lines
+
+
+PAPER = {"clip_range": 1e-4, "ratio_norm": False}
+DANCE = {"dynamics": {"use": "dance_sde", "noise_level": 0.4}}
+
+
+@pytest.mark.parametrize(
+    ("rollout", "method", "training"),
+    [
+        ({}, {}, {}),
+        ({"chunk_prompts": 4}, {}, {"micro_batch": 6}),
+        ({"chunk_prompts": 1, "share_initial_noise": False}, {}, {"inner_epochs": 2}),
+        (DANCE, PAPER, {}),
+        ({**DANCE, "chunk_prompts": 2}, PAPER, {"inner_epochs": 2, "updates_per_epoch": 4}),
+    ],
+    ids=["defaults", "chunks and micro-batches", "single prompts", "the paper's recipe", "the same, off-policy"],
+)
+def test_each_example_is_trained_by_its_own_rewards(tmp_path: Path, rollout, method, training) -> None:
+    weights, _ = train_table(tmp_path, rollout, method, training)
+    assert torch.equal(weights.mean(1).sign(), WANTED)
+    assert bool((weights[WANTED == 0] == 0).all())
+
+
+@pytest.mark.parametrize("steps", ["all_steps", {"use": "random_fraction", "fraction": 0.5}], ids=["all", "half"])
+@pytest.mark.parametrize("step", range(4))
+def test_each_step_is_trained_with_its_own_time_weight(tmp_path: Path, step: int, steps) -> None:
+    only = {"use": "piecewise", "boundaries": [step / 5 - 0.1, step / 5 + 0.1], "weights": [[0.0], [1.0], [0.0]]}
+    weights, _ = train_table(tmp_path, {"steps": steps}, {"time_weights": only}, {"iterations": 4})
+    assert bool((weights[WANTED != 0, step] != 0).all())
+    weights[:, step] = 0
+    assert bool((weights == 0).all())
+
+
+def test_prompts_are_shuffled_in_every_epoch_and_chunks_keep_their_order(tmp_path: Path) -> None:
+    def drawn(**rollout) -> list[str]:
+        seen: list[str] = []
+
+        def remember(images, examples):
+            seen.extend(example.id for example in examples[::4])
+            return wanted(images, examples)
+
+        folder = tmp_path / str(rollout.get("chunk_prompts"))
+        train_table(folder, rollout, {}, {"prompts_per_iteration": 3, "iterations": 6}, remember)
+        return seen
+
+    order = drawn()
+    epochs = [order[i : i + 6] for i in range(0, 18, 6)]
+    names = [f"e{i}" for i in range(6)]
+    assert [sorted(epoch) for epoch in epochs] == [names] * 3
+    assert len({tuple(epoch) for epoch in [names, *epochs]}) == 4
+    assert drawn(chunk_prompts=1) == drawn(chunk_prompts=2) == order
+
+
+def test_gradients_are_scaled_down_to_their_bound(tmp_path: Path) -> None:
+    one = {"iterations": 1, "updates_per_epoch": 1}
+    weights, lines = train_table(tmp_path / "free", {}, {}, {**one, "max_grad_norm": 100.0})
+    norm = lines[0]["update/grad_norm"]
+    assert float(weights.norm()) == pytest.approx(norm, rel=1e-4)
+    bound = norm / 10
+    bounded, _ = train_table(tmp_path / "bound", {}, {}, {**one, "max_grad_norm": bound})
+    torch.testing.assert_close(bounded, weights / 10, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ({"lr_schedule": "linear"}, [5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]),
+        ({"lr_schedule": "constant_with_warmup", "warmup_updates": 4}, [1 / 4, 2 / 4, 3 / 4, 1, 1, 1]),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(tmp_path: Path, schedule: dict, rates: list[float]) -> None:
+    """The rate in the record is that of the next optimizer step."""
+    _, lines = train_table(tmp_path, {}, {}, {"iterations": 6, "updates_per_epoch": 1, **schedule})
+    assert [line["update/learning_rate"] for line in lines] == pytest.approx(rates)
+
+
+def test_evaluation_uses_the_averaged_weights_and_training_goes_on_with_its_own(tmp_path: Path) -> None:
+    made = trainer(tmp_path, training={**QUICK["training"], "ema_decay": 0.9})
+    result = made.train()
+    own = weights(made.policy)
+    measured = read_evaluation(RunFolder(result.run).evaluation(3)).values
+
+    def evaluated() -> torch.Tensor:
+        found = evaluate(made.policy, made.eval_examples, made.rewards, {}, made.config.evaluation, 5, 3)
+        return found.values
+
+    with made.update.averaged_weights():
+        assert float((weights(made.policy) - own).abs().max()) > 1e-3
+        assert torch.equal(evaluated(), torch.from_numpy(measured).float())
+    assert torch.equal(weights(made.policy), own)
+    assert float((evaluated() - torch.from_numpy(measured)).abs().max()) > 1e-4
 
 
 # ---- guards

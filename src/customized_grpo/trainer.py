@@ -26,7 +26,7 @@ from customized_grpo.grids import copy_grid, save_grid, save_history
 from customized_grpo.meters import Clock
 from customized_grpo.method import Method, SpreadGuard, describe_advantages, describe_rewards
 from customized_grpo.policies.contract import Policy
-from customized_grpo.preflight import Summary, check_noise, check_plan, check_sizes, summarize
+from customized_grpo.preflight import Job, Summary, check_noise, check_plan, check_sizes, summarize
 from customized_grpo.randomness import generator
 from customized_grpo.report.intervals import Change
 from customized_grpo.report.record import read_evaluation
@@ -118,6 +118,14 @@ class Trainer:
         check_plan(self.plan, self.method, self.config.rollout)
         check_trackers(self.config.tracking)
 
+    def job(self) -> Job:
+        """What preflight counts from."""
+        return Job(
+            self.config, self.policy, self.update.optimizer, self.train_dataset[0], self.rewards, self.metrics,
+            held_out=len(self.eval_examples), trained_steps=len(self._step_plan(1).trained),
+            processes=self.accelerator.num_processes, iteration=self.iteration,
+        )  # fmt: skip
+
     # ---- the loop
 
     def train(
@@ -137,7 +145,7 @@ class Trainer:
         self.observer, started = observer or Observer(), time.monotonic()
         run = self._open_run(resume, config_yaml)
         if self.accelerator.is_main_process:
-            self.observer.on_start(summarize(self, run))
+            self.observer.on_start(summarize(self.job(), run))
         with self._signals():
             try:
                 first = last = self._evaluate(run) if self.iteration == 0 else None
@@ -195,11 +203,6 @@ class Trainer:
             for epoch in {epoch for epoch, _ in places}
         }
         return slots, [self.train_dataset[int(orders[epoch][place])] for epoch, place in places]
-
-    @property
-    def trained_steps(self) -> int:
-        """S, the trained steps of a rollout."""
-        return len(self._step_plan(1).trained)
 
     def _step_plan(self, iteration: int) -> StepPlan:
         draw = generator("steps", self.config.seed, iteration)

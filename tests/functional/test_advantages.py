@@ -336,7 +336,7 @@ def test_an_aggregation_is_told_what_is_scored_if_it_asks():
 
 
 def test_raw_values_that_cannot_be_combined_drop_the_image():
-    whole = torch.tensor([[[1.0, 4.0], [3.0, math.nan]]])
+    whole = torch.tensor([[[1.0, 4.0], [3.0, math.inf]]])
     expected = {"drops": [5.0, 0.0], "knows better": [5.0, 3.0]}
     for name, total in {"drops": Tensor.sum, "knows better": Tensor.nansum}.items():
         a = adv.advantages(
