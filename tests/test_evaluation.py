@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import fakes
 from customized_grpo import evaluation as evaluations
+from customized_grpo.display import show_changes
 from customized_grpo.evaluation import Evaluation, EvaluationSettings, evaluate
 
 REWARDS = {"red": fakes.red}
@@ -34,6 +36,24 @@ def test_scores_are_saved_and_loaded_with_what_is_missing(tmp_path: Path) -> Non
     torch.testing.assert_close(loaded.values, made.values, equal_nan=True, rtol=0, atol=0)
     assert loaded.metrics == ("red", "dark")
     assert loaded.rewards == ("red",)
+
+
+def test_what_could_not_be_scored_is_counted_and_is_no_zero() -> None:
+    def some(images, examples):
+        return torch.where(torch.tensor([example.id == "e1" for example in examples]), math.nan, 0.5)
+
+    settings = EvaluationSettings(replicates=2, grid_rows=0)
+    never = {"some": some, "none": lambda images, examples: torch.full((len(images),), math.nan)}
+    found = evaluate(fakes.LinearPolicy(), fakes.examples(5), REWARDS, never, settings, 4, 0)
+    assert found.means()["some"] == 0.5
+    red = found.means()["red"]
+    assert found.summary() == f"red {red:.3f}  some 0.500 (2 of 10 unscored)  none nan (10 of 10 unscored)"
+    changes = evaluations.changes(found.scores(), found.scores())
+    assert [(change.metric, change.tasks, change.unscored) for change in changes] == [("red", 5, 0), ("some", 4, 1)]
+    assert changes[1].before.value == 0.5
+    console = Console(record=True, width=200)
+    show_changes(console, changes, ["red"])
+    assert "some (not trained on) (1 of 5 tasks unscored)" in console.export_text()
 
 
 def test_changes_pair_tasks_and_know_their_sign() -> None:

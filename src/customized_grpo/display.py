@@ -70,8 +70,7 @@ class Display(Observer):
             )
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        means = "  ".join(f"{name} {value:.3f}" for name, value in evaluation.means().items())
-        self.console.print(f"held-out, iteration {evaluation.iteration:>3}: {means}", highlight=False)
+        self.console.print(f"held-out, iteration {evaluation.iteration:>3}: {evaluation.summary()}", highlight=False)
 
     def stop(self) -> None:
         if self.progress is not None:
@@ -117,8 +116,10 @@ def show_changes(console: Console, changes: Sequence[Change], rewards: Sequence[
     for change in changes:
         moved, name = change.difference, change.metric
         tone = {"rose": "bold green", "fell": "bold red"}.get(moved.verdict, "dim")
+        name += "" if name in rewards else " (not trained on)"
+        name += f" ({change.unscored} of {change.tasks + change.unscored} tasks unscored)" if change.unscored else ""
         table.add_row(
-            name if name in rewards else f"{name} (not trained on)",
+            name,
             f"{change.before.value:.3f}", f"{change.after.value:.3f}", f"[{tone}]{moved.value:+.3f}[/]",
             f"{moved.low:+.3f} to {moved.high:+.3f}" if moved.low == moved.low else "one subject",
         )  # fmt: skip

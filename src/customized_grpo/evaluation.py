@@ -75,7 +75,16 @@ class Evaluation:
 
     def means(self) -> dict[str, float]:
         """Mean of each metric over what could be scored."""
-        return {name: float(self.values[..., k].nanmean()) for k, name in enumerate(self.metrics)}
+        return {name: float(self.values[..., k].double().nanmean()) for k, name in enumerate(self.metrics)}
+
+    def summary(self) -> str:
+        """The means in one line, each with how many pictures could not be scored."""
+        missing = self.values.isnan().flatten(0, 1).sum(dim=0).tolist()
+        total = self.values[..., 0].numel()
+        return "  ".join(
+            f"{name} {value:.3f}" + (f" ({count} of {total} unscored)" if count else "")
+            for (name, value), count in zip(self.means().items(), missing, strict=True)
+        )
 
     def save(self, path: Path) -> None:
         """JSON with every score: {"iteration", "metrics", "rewards", "tasks", "values": [replicate][task][metric]}."""

@@ -96,8 +96,7 @@ def evaluate_command(
 
     def measure(step: int) -> evaluations.Evaluation:
         result = evaluations.evaluate(policy, examples, rewards, metrics, config.evaluation, steps, step)
-        means = "  ".join(f"{name} {value:.3f}" for name, value in result.means().items())
-        console.print(f"{'base' if step == 0 else f'iteration {step}'}: {means}", highlight=False)
+        console.print(f"{'base' if step == 0 else f'iteration {step}'}: {result.summary()}", highlight=False)
         if output is not None:
             result.save(output / f"iteration-{step:06d}.json")
             save_grid(result, output)

@@ -256,3 +256,14 @@ def draws_of_wrong_shape() -> tuple[Tensor, Tensor]:
 def test_errors_say_what_was_expected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("unit", [2.0**126, 2.0**-140])
+def test_intervals_do_not_depend_on_the_unit(unit):
+    scores = torch.randn(2, 12, 2, generator=torch.Generator().manual_seed(0)).double()
+    clusters = [n // 2 for n in range(12)]
+    plain, scaled = (
+        mean_interval(values, clusters, torch.Generator().manual_seed(1)) for values in (scores, scores * unit)
+    )
+    for ours, theirs in zip(plain, scaled, strict=True):
+        assert torch.equal(ours * unit, theirs)

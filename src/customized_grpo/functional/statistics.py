@@ -233,7 +233,10 @@ def _resample(
         group = torch.randperm(sums.shape[1], generator=generator) % MOST_CLUSTERS
         sums, counts = (x.new_zeros(len(x), MOST_CLUSTERS, x.shape[-1]).index_add(1, group, x) for x in (sums, counts))
     # From the mean, so that float32, at half the time, costs digits of the spread and not of the value.
-    sums = (sums - counts * mean).float()
+    sums = sums - counts * mean
+    # A power of two, which changes no digit: float32 ends at 3e38.
+    scale = torch.ldexp(torch.ones_like(mean), torch.frexp(sums.abs().amax(dim=(0, 1))).exponent)
+    sums = (sums / scale).float()
     if bool((counts == counts[:1, :, :1]).all()):
         counts = counts[:1, :, :1]  # Nothing is missing: one column of counts serves all.
     counts = counts.float()
@@ -248,7 +251,7 @@ def _resample(
         cluster_weights = _multiplicities(len(seed_weights), num_clusters, generator)
         total = _contract(1 + widening * (seed_weights - 1), cluster_weights, sums)
         number = _contract(seed_weights, cluster_weights, counts)
-        draws.append(mean + total.double() / number)
+        draws.append(mean + scale * total.double() / number)
     return mean, torch.cat(draws)
 
 
