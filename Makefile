@@ -1,7 +1,7 @@
-# make train | make test | make bench | make clean
+# make train | make test | make bench | make mutants | make clean
 #
 #   PYTHON=python3.12                  the Python that the environment is made from (3.10 or newer)
-#   ARGS="training.iterations=5"       settings for `make train`, options for `make bench`
+#   ARGS="training.iterations=5"       settings for `make train`, options for `make bench` and `make mutants`
 #   TORCH_ARGS="--index-url URL"       where pip finds torch, such as a CPU-only build on Linux
 
 PYTHON ?= python3
@@ -14,14 +14,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_MUTANTS := $(VENV)/.installed-mutants
 
-.PHONY: help train test bench install install-dev clean
+.PHONY: help train test bench mutants install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train   train the embedded model and write a report (ARGS=\"training.iterations=5\" changes settings)"
 	@echo "make test    the whole test suite, the linter and the type checker"
 	@echo "make bench   seconds per iteration, stage by stage"
+	@echo "make mutants can the tests fail? they are run on a sample of small changes of the source (about an hour)"
 	@echo "make clean   remove $(VENV) and caches; runs/ stays"
 
 train: $(INSTALLED)
@@ -35,6 +37,9 @@ test: $(INSTALLED_DEV)
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m customized_grpo.benchmark $(ARGS)
+
+mutants: $(INSTALLED_MUTANTS)
+	@$(BIN)/python tools/mutants $(ARGS)
 
 install: $(INSTALLED)
 
@@ -66,4 +71,9 @@ $(INSTALLED): pyproject.toml constraints.txt | $(CREATED)
 $(INSTALLED_DEV): $(INSTALLED)
 	@echo "Installing the test tools"
 	@$(PIP) install -qq --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(INSTALLED_MUTANTS): $(INSTALLED_DEV)
+	@echo "Installing mutmut"
+	@$(PIP) install -qq --constraint constraints.txt --editable '.[dev,mutants]'
 	@touch $@

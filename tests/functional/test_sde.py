@@ -164,6 +164,15 @@ def test_flow_sde_takes_the_schedules_second_sigma_where_sigma_is_one():
     by_default = flow_sde(latents, velocity, sigma, sigma_next)
     assert_close(by_default.mean, flow_sde(latents, velocity, sigma, sigma_next, sigma_max=0.9).mean)
     assert by_default.std.isfinite().all()
+    # 0.7 sqrt(1 / (1 - 0.75)) sqrt(1 - 0.9)
+    given = flow_sde(latents, velocity, sigma, sigma_next, sigma_max=0.75)
+    assert given.std[0].item() == pytest.approx(1.4 * math.sqrt(0.1))
+
+
+@pytest.mark.parametrize(("dynamics", "published"), [(dance_sde, 0.4), (flow_sde, 0.7), (cps, 0.7)])
+def test_the_published_noise_level_is_the_default(dynamics, published):
+    inputs = step_inputs()
+    assert torch.equal(dynamics(*inputs).std, dynamics(*inputs, noise_level=published).std)
 
 
 @pytest.mark.parametrize("dynamics", STOCHASTIC)
@@ -233,6 +242,11 @@ def test_sample_uses_the_generator_or_the_noise():
     noise = torch.randn(step.mean.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     assert torch.equal(sample(step, torch.Generator().manual_seed(5)), sample(step, noise=noise))
     assert_close(sample(step, noise=0 * noise), step.mean)
+
+
+def test_noise_is_drawn_on_the_device_of_the_step():
+    step = Gaussian(torch.zeros(1, 2, 3, device="meta"), torch.ones(1, 1, 1, device="meta"))
+    assert sample(step, torch.Generator()).device.type == "meta"
 
 
 def test_sampling_has_the_stated_mean_and_std():

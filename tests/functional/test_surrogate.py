@@ -50,6 +50,10 @@ def test_surrogate_by_hand():
     assert_close(result.approx_kl.item(), ((up - 1 - 0.3) + (down - 1 + 0.3)) / 2)
 
 
+def test_without_advantage_there_is_no_gradient_to_stop():
+    assert clipped_surrogate(torch.tensor([0.3, -0.3]), torch.zeros(2), 0.2).clip_share == 0
+
+
 @given(
     log_ratio=st.lists(st.floats(-1, 1), min_size=1, max_size=8),
     advantage=st.floats(-5, 5),

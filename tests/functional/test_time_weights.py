@@ -99,7 +99,29 @@ def test_schedules_by_hand():
     assert_close(rows[:, 0], torch.tensor([1.0, 0.5, 0.5, 0.0]))
     table = tabulated(p, grid=(0.25, 0.75), weights=((1.0, 0.0), (0.0, 1.0)))
     assert_close(table[:, 0], torch.tensor([1.0, 1.0, 0.5, 0.0]))
+    three = tabulated(p, grid=(0.0, 0.5, 1.0), weights=((1.0, 0.0), (0.0, 1.0), (0.6, 0.4)))
+    assert_close(three[:, 0], torch.tensor([1.0, 0.5, 0.0, 0.6]))
     assert_close(tabulated(p, grid=(0.3,), weights=((0.2, 0.8),)), constant(p, weights=(0.2, 0.8)))
+
+
+def test_the_paper_changes_over_at_its_steps_6_and_22():
+    just_before_and_at = torch.tensor([0.2399, 0.24, 0.8799, 0.88], dtype=torch.float64)
+    crossover = 0.3 + 0.4 * torch.sigmoid(-20 * (just_before_and_at - 0.4))
+    expected = torch.tensor([0.7, crossover[1], crossover[2], 0.5], dtype=torch.float64)
+    assert_close(sigmoid_crossover(just_before_and_at)[:, 0], expected)
+    rows = torch.tensor([[0.7, 0.3], [0.3, 0.7], [0.3, 0.7], [0.5, 0.5]], dtype=torch.float64)
+    assert_close(piecewise(just_before_and_at), rows)
+    ends = torch.tensor([[0.7, 0.3], [0.3, 0.7]], dtype=torch.float64)
+    for schedule in (linear, cosine):
+        assert_close(schedule(torch.tensor([0.0, 1.0], dtype=torch.float64)), ends)
+
+
+def test_by_loop_index_hands_settings_on():
+    place = torch.tensor([2, 0, 1])
+    looked_up = by_loop_index(
+        PROGRESS[:3], num_inference_steps=4, schedule=linear, permutation=place, first=(1.0,), last=(0.0,)
+    )
+    assert_close(looked_up[:, 0], torch.tensor([0.5, 1.0, 0.75], dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

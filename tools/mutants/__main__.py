@@ -8,6 +8,7 @@ test could tell the mutant from the source.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -42,7 +43,8 @@ def main() -> None:
         random.Random(options.seed).shuffle(waiting)
         os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         workers = [fork(waiting[job :: options.jobs], options.record) for job in range(options.jobs)]
-        if any([os.waitpid(worker, 0)[1] for worker in workers]):
+        codes = [os.waitpid(worker, 0)[1] for worker in workers]
+        if any(codes):
             sys.exit("A worker failed; what it said is above. What was finished is in the record.")
     print(tables(plan, read(options.record)))
 
@@ -99,7 +101,7 @@ def tables(plan: list[Mutant], done: dict[str, dict]) -> str:
         "| File | Mutants | Killed | by time | Equivalent | Survived | Kill rate of the others | 95 % interval |",
         "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for file, results in [*by_file.items(), ("all", [r for results in by_file.values() for r in results])]:
+    for file, results in [*by_file.items(), ("all", list(itertools.chain.from_iterable(by_file.values())))]:
         survived = [r["key"] for r in results if r["outcome"] == "survived"]
         equivalent = sum(reasons.get(key, "").startswith("equivalent") for key in survived)
         killed, trials = len(results) - len(survived), len(results) - equivalent

@@ -1,6 +1,8 @@
 """Run the mirrored tests of a file on a mutant, in a copy of the project and a process of their own."""
 
+import compileall
 import contextlib
+import gc
 import hashlib
 import importlib
 import json
@@ -18,6 +20,8 @@ from generate import PACKAGE, ROOT
 
 ALSO = {"update.py": ["tests/test_trainer.py"], "trainer.py": ["tests/test_update.py"]}
 """Tests of a file beside the mirrored ones."""
+PLUGINS = ("no:cacheprovider", "pytest_timeout", "_hypothesis_pytestplugin")
+OPTIONS = ["-x", "-q", "--assert=plain", *(f"-p{name}" for name in PLUGINS), "--hypothesis-profile=mutants"]
 
 
 def tests_of(file: str) -> list[str]:
@@ -60,6 +64,7 @@ class Sandbox:
         for name in ("src", "tests"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         shutil.copy(ROOT / "pyproject.toml", folder)
+        compileall.compile_dir(folder, quiet=2)
 
     def run(self, file: str, code: str) -> dict:
         """What came of the tests: {"outcome": killed, timeout or survived, "by": the first failure, "seconds"}.
@@ -75,6 +80,7 @@ class Sandbox:
             for name in found["modules"]:
                 with contextlib.suppress(Exception):
                     importlib.import_module(name)
+            gc.freeze()  # so that a child neither looks through nor copies what it shares
             self.baseline[file] = self._fork(file, 600)["seconds"]
         path = self.folder / PACKAGE / file
         original, self.tries = path.read_bytes(), self.tries + 1
@@ -119,6 +125,7 @@ class Sandbox:
             os.chdir(self.folder)
             sys.path.insert(0, str(self.folder / "src"))
             os.environ |= {"PYTHONPATH": str(self.folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+            os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
             sys.dont_write_bytecode = True
             import hypothesis
             import pytest
@@ -127,8 +134,8 @@ class Sandbox:
             hypothesis.settings.register_profile(
                 "mutants", derandomize=True, database=None, deadline=None, phases=phases
             )
-            watch, options = Watch(), ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--hypothesis-profile=mutants"]
-            code = int(pytest.main([*options, *tests_of(file)], plugins=[watch]))
+            watch = Watch()
+            code = int(pytest.main([*OPTIONS, *tests_of(file)], plugins=[watch]))
             own = {n for n, m in list(sys.modules.items()) if str(self.folder) in str(getattr(m, "__file__", ""))}
             if code == 0 and "customized_grpo" not in own:
                 code, watch.failed = 71, "another copy of the package was imported"
