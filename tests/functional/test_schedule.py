@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 from pathlib import Path
@@ -103,6 +104,44 @@ def test_published_random_windows(case, monkeypatch):
         assert plan.trained.tolist() == published
 
 
+def places(iterations: int, num_inference_steps: int = 11, **settings) -> list[int]:
+    """Where the window begins, iteration by iteration."""
+    g = torch.Generator().manual_seed(0)
+    plans = (sliding_window(i, num_inference_steps, generator=g, **settings) for i in range(iterations))
+    return [int(plan.trained[0]) for plan in plans]
+
+
+def stays(*args, **settings) -> list[int]:
+    """How long it stays in each place."""
+    return [len(list(group)) for _, group in itertools.groupby(places(*args, **settings))]
+
+
+def test_a_window_of_four_moves_by_one_every_25_iterations_and_starts_again():
+    assert places(7 * 25 + 1) == [place for place in range(7) for _ in range(25)] + [0]
+
+
+@pytest.mark.parametrize(("stop", "last"), [(4, 2), (10, 8), (99, 8), (None, 8)])
+def test_a_window_ends_at_the_stop_or_before_the_last_step(stop, last):
+    assert places(last + 2, size=2, iterations_per_window=1, stop=stop) == [*range(last + 1), 0]
+
+
+def test_decay_by_hand():
+    # 7 (1 - p/4) + s p/4, rounded down, with s = 7 // 4 = 1, or what is asked for
+    settings = {"strategy": "decay", "size": 1, "stop": 4}
+    assert stays(7 + 5 + 4 + 2, iterations_per_window=7, **settings) == [7, 5, 4, 2]
+    assert stays(3 + 2 + 2 + 1, iterations_per_window=3, **settings) == [3, 2, 2, 1]
+    assert stays(8 + 7 + 6 + 5, iterations_per_window=8, min_iterations=4, **settings) == [8, 7, 6, 5]
+
+
+def test_exponential_decay_begins_after_step_13():
+    # 25 exp(-0.1) = 22.6, 25 exp(-0.2) = 20.5
+    assert stays(14 * 25 + 23 + 21, 17, strategy="exp_decay", size=1) == [25] * 14 + [23, 21]
+
+
+def test_a_random_window_as_long_as_the_trajectory_stands_still():
+    assert set(places(20, 4, strategy="random", size=5, partial=True)) == {0}
+
+
 def test_random_windows_reach_every_place_and_follow_the_generator():
     def draw(seed: int) -> list[int]:
         g = torch.Generator().manual_seed(seed)
@@ -164,6 +203,10 @@ def test_random_fraction_trains_every_step_equally_often():
     assert_close(counts[:9] / 3000, torch.full((9,), 1 / 3), atol=0.05, rtol=0)
 
 
+def test_the_whole_fraction_is_every_step():
+    assert random_fraction(0, 5, fraction=1.0, generator=torch.Generator()).trained.tolist() == [0, 1, 2, 3]
+
+
 def test_random_fraction_is_never_empty():
     plan = random_fraction(0, 3, fraction=0.01, generator=torch.Generator().manual_seed(0))
     assert len(plan.trained) == 1
@@ -177,6 +220,9 @@ def test_random_fraction_is_never_empty():
         (lambda: all_steps(0, 1), "no step is left"),
         (lambda: random_fraction(0, 10), "needs a generator"),
         (lambda: random_fraction(0, 10, fraction=0.0, generator=torch.Generator()), "fraction <= 1"),
+        (lambda: random_fraction(0, 10, fraction=1.5, generator=torch.Generator()), "fraction <= 1, got 1.5"),
+        (lambda: sliding_window(0, 10, size=0), "window of 0 steps does not fit"),
+        (lambda: sliding_window(0, 10, first=-1), "does not fit in steps -1 to 8"),
         (lambda: sliding_window(0, 10, strategy="random"), "needs a generator"),
         (lambda: sliding_window(0, 10, strategy="randm"), "got 'randm'"),
         (lambda: sliding_window(0, 4, size=4), "does not fit in steps 0 to 2"),

@@ -116,6 +116,16 @@ def test_the_paper_changes_over_at_its_steps_6_and_22():
         assert_close(schedule(torch.tensor([0.0, 1.0], dtype=torch.float64)), ends)
 
 
+def test_weights_are_on_the_device_of_the_progress():
+    assert constant(torch.zeros(3, device="meta"), weights=(0.5, 0.5)).device.type == "meta"
+
+
+def test_by_loop_index_follows_its_generator():
+    drawn = [by_loop_index(PROGRESS, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def test_by_loop_index_hands_settings_on():
     place = torch.tensor([2, 0, 1])
     looked_up = by_loop_index(
@@ -129,6 +139,7 @@ def test_by_loop_index_hands_settings_on():
     [
         (lambda p: piecewise(p, boundaries=(0.5,), weights=((1.0, 0.0),)), "2 rows of weights, got 1"),
         (lambda p: tabulated(p, grid=(0.5, 0.2), weights=((1.0, 0.0), (1.0, 0.0))), "ascending grid"),
+        (lambda p: tabulated(p, grid=(0.5, 0.5), weights=((1.0, 0.0), (1.0, 0.0))), "ascending grid"),
         (lambda p: tabulated(p, grid=(0.5,), weights=()), "ascending grid"),
         (lambda p: by_loop_index(p), "got neither"),
         (lambda p: by_loop_index(p, permutation=torch.arange(3)), "permutation of shape"),

@@ -58,6 +58,8 @@ def drop_arguments(node: cst.Call) -> Iterator[cst.CSTNode]:
 
 
 def swap_arguments(node: cst.Call) -> Iterator[cst.CSTNode]:
+    if m.matches(node.func, m.Name("min") | m.Name("max") | m.Attribute(attr=m.Name("minimum") | m.Name("maximum"))):
+        return  # the order does not matter there
     for i, (a, b) in enumerate(itertools.pairwise(node.args)):
         if not (a.keyword or b.keyword or a.star or b.star):
             swapped = [a.with_changes(value=b.value), b.with_changes(value=a.value)]
