@@ -101,6 +101,43 @@ def test_the_spread_guard_counts_each_reward_on_its_own() -> None:
         guard.check(identity, NAMES, 7)
 
 
+def test_the_record_has_the_conflict_of_two_rewards_and_of_one_none() -> None:
+    rewards = torch.tensor([[[1.0, 2.0], [2.0, 1.0], [3.0, 4.0], [4.0, 3.0]]])
+    conflict = {k: v for k, v in describe_rewards(rewards, NAMES).items() if k.startswith("conflict/")}
+    both = {"conflict/share": 0.0, "conflict/both_positive": 0.5, "conflict/both_negative": 0.5}
+    assert conflict == pytest.approx({**both, "conflict/correlation": 0.6})
+    assert set(describe_rewards(rewards[..., :1], NAMES[:1])) == {
+        f"reward/prompt/{k}" for k in ("mean", "spread", "unscored")
+    }
+
+
+def test_the_record_says_what_the_clamp_holds() -> None:
+    record = describe_advantages(torch.tensor([[[2.0, -2.0], [0.0, 1.0]]]), torch.zeros(1, 2, 2), 2.0)
+    assert record == pytest.approx({"advantage/std": math.sqrt(8.75 / 3), "advantage/clamped": 0.5})
+
+
+def test_advantages_are_clamped_as_set() -> None:
+    settings = MethodSettings(advantage=Spec(use="weighted_sum"), advantage_clamp=0.5)
+    rewards = torch.tensor([[[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]])
+    found = Method(settings, NAMES).advantages(rewards, torch.tensor([[0.5, 0.5]]))
+    assert found.flatten().tolist() == pytest.approx([-0.5, 0.0, 0.5])
+
+
+def test_the_spread_guard_counts_pictures_that_any_reward_could_not_score() -> None:
+    rewards = torch.rand(2, 3, 2)
+    rewards[..., 1] = torch.tensor([[math.nan, 1.0, 1.0], [math.nan, 1.0, math.nan]])
+    with pytest.raises(TrainingError, match=r"'identity' is the same .* \(3 of 6 pictures unscored\)"):
+        SpreadGuard().check(rewards, NAMES, 1)
+
+
+def test_a_new_spread_guard_waits_for_three_in_a_row() -> None:
+    guard = SpreadGuard()
+    for iteration in (2, 3):
+        guard.check(torch.ones(2, 4, 2), NAMES, iteration)
+    with pytest.raises(TrainingError, match="in iteration 4"):
+        guard.check(torch.ones(2, 4, 2), NAMES, 4)
+
+
 def test_the_spread_guard_is_strict_first_and_patient_later() -> None:
     flat, fine, guard = torch.ones(2, 4, 2), torch.rand(2, 4, 2), SpreadGuard()
     with pytest.raises(TrainingError, match="'prompt' is the same"):

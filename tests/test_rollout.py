@@ -56,6 +56,8 @@ def test_noise_that_is_not_shared_differs_within_the_group() -> None:
     own = SETTINGS.model_copy(update={"share_initial_noise": False})
     rollout = gather(fakes.LinearPolicy(), plan([0], [0]), own)
     assert not torch.equal(rollout.latents[0], rollout.latents[1])
+    before_the_first_step = RowNoise(0, 1, [0, 1], 3).per_row((fakes.TOKENS, fakes.CHANNELS), -1)
+    assert torch.equal(rollout.latents[:, 0], before_the_first_step)
 
 
 def test_a_row_depends_on_its_slot_not_on_its_neighbours() -> None:
@@ -81,7 +83,32 @@ def test_without_stochastic_noise_left_a_rollout_ends_where_the_ode_does() -> No
 def test_flow_sde_gets_the_largest_sigma_below_one() -> None:
     sigmas = torch.tensor([1.0, 0.9, 0.0])
     completed = complete_dynamics(sde.flow_sde, sigmas)
-    x = normal((2, 3), [(0,)])
-    given = sde.flow_sde(x, x, sigmas[:1], sigmas[1:2], sigma_max=0.9)
-    assert torch.equal(completed(x, x, sigmas[:1], sigmas[1:2]).std, given.std)
+    x, half = normal((2, 3), [(0,)]), torch.tensor([0.5])  # the step's own end is not the largest sigma below 1
+    given = partial(sde.flow_sde, sigma_max=0.9)
+    assert torch.equal(completed(x, x, sigmas[:1], half).std, given(x, x, sigmas[:1], half).std)
     assert complete_dynamics(DYNAMICS, sigmas) is DYNAMICS
+    chosen = partial(sde.flow_sde, sigma_max=0.7)
+    assert complete_dynamics(chosen, sigmas) is chosen
+
+
+def test_means_are_kept_where_they_are_asked_for() -> None:
+    policy, steps = fakes.LinearPolicy(), plan([0, 1, 2, 3], [1, 3])
+    conditioning, noise = policy.encode(fakes.examples(2)), RowNoise(0, 1, [0, 1], 3)
+    assert collect(policy, conditioning, steps, noise, SETTINGS, DYNAMICS).means is None
+    rollout = collect(policy, conditioning, steps, noise, SETTINGS, DYNAMICS, keep_means=True)
+    assert rollout.means is not None
+    for column, step in enumerate([1, 3]):
+        drawn = noise.per_row((fakes.TOKENS, fakes.CHANNELS), step)
+        std = 0.5 * (rollout.sigmas[step] - rollout.sigmas[step + 1]).sqrt()
+        torch.testing.assert_close(rollout.means[:, column] + std * drawn, rollout.next_latents[:, column])
+
+
+def test_every_step_is_taken_at_its_own_sigma() -> None:
+    class ByTime(fakes.LinearPolicy):
+        def velocity(self, latents, sigma, conditioning):
+            return sigma.view(-1, 1, 1).expand_as(latents)
+
+    policy, (_, middle, _) = ByTime(), fakes.shifted_sigmas(2, 1.5).tolist()
+    noise = normal((fakes.TOKENS, fakes.CHANNELS), [("any",)])
+    expected = policy.decode(noise + (middle - 1) - middle**2, {})
+    torch.testing.assert_close(sample_ode(policy, policy.encode(fakes.examples(1)), noise, 2), expected)

@@ -202,6 +202,8 @@ def test_sars_recentred_by_hand():
     z, t = torch.tensor([[[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]]), math.tanh(1)
     expected = torch.tensor([[[1 + 0.75 * t], [-0.25 * t], [-0.25 * t], [-1 - 0.25 * t]]])
     assert_close(adv.sars_recentred(z, torch.tensor([[0.5, 0.5]]), gamma=0.5), expected)
+    by_default = torch.tensor([[[1 + 0.6 * t], [-0.2 * t], [-0.2 * t], [-1 - 0.2 * t]]])
+    assert_close(adv.sars_recentred(z, torch.tensor([[0.5, 0.5]])), by_default)
 
 
 def test_sars_recentred_takes_the_mean_of_each_pair_over_the_images_that_both_scored():
@@ -263,6 +265,7 @@ def test_gdpo_has_unit_spread_over_the_batch_at_every_step():
     assert_close(a.mean(dim=0), torch.zeros(2), atol=1e-6, rtol=0)
     plain = adv.weighted_sum(z, TWO_STEPS).flatten(0, 1)
     assert_close(a, (plain - plain.mean(0)) / plain.std(0))
+    assert_close(adv.gdpo(z, TWO_STEPS, eps=1.0).flatten(0, 1), (plain - plain.mean(0)) / (plain.std(0) + 1))
 
 
 def test_raw_sum_by_hand():
@@ -472,6 +475,7 @@ def test_an_aggregation_that_is_an_object_works():
         (lambda: adv.standardize(torch.rand(2, 1, 2)), "G >= 2"),
         (lambda: adv.standardize(torch.rand(4, 2)), "P, G, K"),
         (lambda: adv.sars(torch.rand(1, 4, 2), torch.rand(2)), "S, K"),
+        (lambda: adv.advantages(lambda z, weights: z, torch.rand(1, 4, 2), torch.rand(2)), "S, K"),
         (lambda: adv.synergy(torch.rand(1, 4, 1)), "K >= 2"),
         (lambda: adv.advantages(adv.sars, torch.rand(1, 4, 3), TWO_STEPS), "3 rewards but 2 weights"),
         (lambda: adv.advantages(lambda z, weights: z, torch.rand(1, 4, 2), torch.rand(3, 2)), "returned shape"),
@@ -488,6 +492,11 @@ def test_conflict_statistics_by_hand():
     )
     s = adv.conflict_statistics(z)  # the second group has no spread in the first reward
     assert [float(x) for x in s] == [0.5, 0.25, 0.25, 0.0]
+
+
+def test_exactly_average_images_count_in_no_share():
+    z = torch.tensor([[[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]]])
+    assert [float(x) for x in adv.conflict_statistics(z)] == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_conflict_statistics_correlation_is_pearsons():
