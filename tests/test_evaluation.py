@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -14,6 +15,7 @@ from customized_grpo.display import show_changes
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import Evaluation, EvaluationSettings, batches, evaluate
 from customized_grpo.randomness import normal
+from customized_grpo.report.record import read_evaluation
 from customized_grpo.rollout import sample_ode
 
 REWARDS = {"red": fakes.red}
@@ -41,6 +43,11 @@ def test_scores_are_saved_and_loaded_with_what_is_missing(tmp_path: Path) -> Non
     torch.testing.assert_close(loaded.values, made.values, equal_nan=True, rtol=0, atol=0)
     assert loaded.metrics == ("red", "dark")
     assert loaded.rewards == ("red",)
+    assert "NaN" not in (tmp_path / "e.json").read_text(), "which is no JSON"
+    found, made = read_evaluation(tmp_path / "e.json"), made.scores()
+    assert (found.iteration, found.metrics, found.rewards) == (made.iteration, made.metrics, made.rewards)
+    assert (found.tasks, found.subjects) == (made.tasks, made.subjects)
+    np.testing.assert_array_equal(found.values, made.values)
 
 
 def test_what_could_not_be_scored_is_counted_and_is_no_zero() -> None:

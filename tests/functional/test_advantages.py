@@ -129,6 +129,12 @@ def test_rounding_is_not_reward(value, ulps):
     assert (adv.standardize(column.view(1, -1, 1)) == 0).all()
 
 
+@pytest.mark.parametrize(("units", "counts"), [(8, False), (9, True)])
+def test_rounding_is_eight_units_in_the_last_place_of_1(units, counts):
+    column = torch.tensor([1 - units * torch.finfo(torch.float32).eps, 1.0])
+    assert bool(adv.standardize(column.view(1, 2, 1)).any()) == counts
+
+
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=12), st.floats(0.1, 10), st.floats(-50, 50))
 def test_standard_scores_ignore_scale_and_shift(values, scale, shift):
     rewards = torch.tensor(values, dtype=torch.float64).view(1, -1, 1)
@@ -214,6 +220,8 @@ def test_sars_recentred_takes_the_mean_of_each_pair_over_the_images_that_both_sc
     # pairs 01: t, -t, out; 02: t, -t, out; 12: t, -t, -t with mean -t/3
     expected = torch.tensor([2 + 4 / 3, -2 - 2 / 3, -2 / 3]) / 3
     assert_close(bonus, math.tanh(1) * expected)
+    alone = torch.tensor([True, False, False]).view(1, 3, 1).expand(-1, -1, 3)
+    assert (adv.sars_recentred(z, none, scored=alone) == 0).all()
 
 
 def test_sars_as_published_has_a_negative_mean_that_recentring_takes_away(random):
@@ -458,6 +466,8 @@ def test_the_door_reads_the_name_of_the_first_parameter():
     assert_close(got[0, :, 0], torch.tensor([1.0, 3.0]))
     with pytest.raises(ValueError, match="named z or rewards, got 'scores'"):
         adv.advantages(lambda scores, weights: scores, rewards, TWO_STEPS)
+    with pytest.raises(ValueError, match="named z or rewards, got None"):
+        adv.advantages(lambda: rewards, rewards, TWO_STEPS)
 
 
 def test_an_aggregation_that_is_an_object_works():
