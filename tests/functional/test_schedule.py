@@ -111,9 +111,9 @@ def places(iterations: int, num_inference_steps: int = 11, **settings) -> list[i
     return [int(plan.trained[0]) for plan in plans]
 
 
-def stays(*args, **settings) -> list[int]:
-    """How long it stays in each place."""
-    return [len(list(group)) for _, group in itertools.groupby(places(*args, **settings))]
+def stays(iterations: int, *args: int, **settings) -> list[int]:
+    """How long it stays in each place that it has left after so many iterations."""
+    return [len(list(group)) for _, group in itertools.groupby(places(iterations + 1, *args, **settings))][:-1]
 
 
 def test_a_window_of_four_moves_by_one_every_25_iterations_and_starts_again():
