@@ -155,6 +155,15 @@ def test_narrow_group_far_from_zero_keeps_its_digits():
     column = torch.tensor([1000.0, 1001.0, 1002.0]) / 1
     offset = torch.tensor([[1000.0], [1000.0 + 2**-10], [1000.0 + 2**-9]]).unsqueeze(0)
     assert_close(adv.standardize(offset), adv.standardize(column.view(1, 3, 1)), atol=2e-5, rtol=0)
+    # 2^-18 apart at 2^30: sixteen units of float64.
+    double = 2**30 + torch.tensor([[0.0], [2**-18], [2**-17]], dtype=torch.float64).unsqueeze(0)
+    assert_close(adv.standardize(double, eps=0.0).flatten().tolist(), [-1.0, 0.0, 1.0])
+
+
+def test_rounding_in_one_group_is_no_reward_beside_another():
+    rounding = 1 + torch.tensor([0.0, 1.0, 2.0]) * torch.finfo(torch.float32).eps
+    z = adv.standardize(torch.stack([rounding, torch.tensor([-1e3, 0.0, 1e3])]).unsqueeze(-1))
+    assert z.flatten().tolist() == [0, 0, 0, -1, 0, 1]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -254,6 +263,15 @@ def test_harmonic_punishes_conflict_only_when_asked_to():
     assert_close(ours, torch.tensor([-0.75, 0.75, -0.75]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3, 5e-7, 0.0])
+def test_harmonic_is_never_larger_than_either_where_it_punishes_conflict(size):
+    z = size * torch.tensor([[[1.0, 1.0], [1.0, -1.0], [-1.0, -2.0]]], dtype=torch.float64)
+    bonus = adv.harmonic(z, torch.zeros(1, 2, dtype=torch.float64), punish_conflict=True)
+    assert (bonus.abs().flatten() <= 0.4 * size).all()
+    if size == 1:
+        assert_close(bonus.flatten().tolist(), [0.2, -0.2, -0.4 * 2 / 3], atol=1e-6, rtol=0)
+
+
 def test_product_prefers_two_good_to_one_excellent():
     z = torch.tensor([[[1.0, 1.0], [2.5, -1.5], [-1.0, -1.0]]])
     a = adv.product(z, torch.tensor([[0.5, 0.5]]))[0, :, 0]
@@ -261,9 +279,9 @@ def test_product_prefers_two_good_to_one_excellent():
 
 
 def test_conflict_drop_by_hand():
-    z = torch.tensor([[[1.0, 2.0], [1.0, -2.0], [-1.0, -2.0], [0.0, -2.0]]])
+    z = torch.tensor([[[1.0, 2.0], [1.0, -2.0], [-1.0, -2.0], [0.0, -2.0], [-2.0, 0.0]]])
     weights = torch.tensor([[0.5, 0.5]])
-    assert_close(adv.conflict_drop(z, weights), torch.tensor([[[1.5], [0.0], [-1.5], [-1.0]]]))
+    assert_close(adv.conflict_drop(z, weights), torch.tensor([[[1.5], [0.0], [-1.5], [-1.0], [-1.0]]]))
 
 
 def test_gdpo_has_unit_spread_over_the_batch_at_every_step():
@@ -294,9 +312,9 @@ def test_log_tamed_keeps_sign_and_tames_outliers():
 
 
 def test_identity_gate_by_hand():
-    rewards = torch.tensor([[[0.3, 0.9], [0.3, 0.5], [0.8, 0.1]]])
-    # gated: 0.3, 0.3, 0.8 - 5 * 0.4^2 = 0
-    gated = torch.tensor([0.3, 0.3, 0.0])
+    rewards = torch.tensor([[[0.3, 0.9], [0.3, 0.5], [0.8, 0.1], [0.9, 0.3]]])
+    # gated: 0.3, 0.3, 0.8 - 5 * 0.4^2 = 0, 0.9 - 5 * 0.2^2 = 0.7
+    gated = torch.tensor([0.3, 0.3, 0.0, 0.7])
     expected = (gated - gated.mean()) / gated.std()
     assert_close(adv.identity_gate(rewards, torch.tensor([[0.9, 0.1]]))[0, :, 0], expected)
 
@@ -458,6 +476,7 @@ def test_the_door_clamps_and_passes_settings_on():
     a = adv.advantages(ten_times, rewards, TWO_STEPS, 2.0, factor=10.0)
     assert a.max() == 2.0
     assert a.min() == -2.0
+    assert adv.advantages(ten_times, rewards, TWO_STEPS, factor=10.0).max() == 5.0
 
 
 def test_the_door_reads_the_name_of_the_first_parameter():
@@ -486,6 +505,9 @@ def test_an_aggregation_that_is_an_object_works():
         (lambda: adv.standardize(torch.rand(4, 2)), "P, G, K"),
         (lambda: adv.sars(torch.rand(1, 4, 2), torch.rand(2)), "S, K"),
         (lambda: adv.advantages(lambda z, weights: z, torch.rand(1, 4, 2), torch.rand(2)), "S, K"),
+        (lambda: adv.product(torch.rand(1, 4, 2), torch.rand(2)), "S, K"),
+        (lambda: adv.minimum(torch.rand(1, 4, 2), torch.rand(2)), "S, K"),
+        (lambda: adv.synergy(torch.rand(4, 2)), "P, G, K"),
         (lambda: adv.synergy(torch.rand(1, 4, 1)), "K >= 2"),
         (lambda: adv.advantages(adv.sars, torch.rand(1, 4, 3), TWO_STEPS), "3 rewards but 2 weights"),
         (lambda: adv.advantages(lambda z, weights: z, torch.rand(1, 4, 2), torch.rand(3, 2)), "returned shape"),
@@ -502,6 +524,11 @@ def test_conflict_statistics_by_hand():
     )
     s = adv.conflict_statistics(z)  # the second group has no spread in the first reward
     assert [float(x) for x in s] == [0.5, 0.25, 0.25, 0.0]
+
+
+def test_conflict_statistics_know_good_from_bad():
+    z = torch.tensor([[[1.0, 1.0], [2.0, 1.0], [-3.0, -2.0]]])
+    assert_close(torch.stack(adv.conflict_statistics(z)[:3]), torch.tensor([0.0, 2 / 3, 1 / 3]))
 
 
 def test_exactly_average_images_count_in_no_share():
