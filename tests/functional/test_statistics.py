@@ -124,6 +124,20 @@ def test_few_seeds_cover_the_truth_only_when_spread_further(random, few_seeds, l
     assert low <= covered / 200 <= high
 
 
+@pytest.mark.parametrize(("n", "student"), [(2, 12.706), (5, 2.776), (11, 2.228), (12, 2.201), (31, 2.042)])
+def test_few_seeds_are_spread_as_far_as_students_t_reaches(n, student):
+    """With a single task only the seeds vary; the bootstrap's own spread lacks the factor sqrt(n / (n - 1))."""
+    values = torch.rand(n, 1, generator=rng(1), dtype=torch.float64)
+    (mean, plain), (_, wide) = (bootstrap(values, ["a"], rng(), resamples=200, few_seeds=few) for few in (False, True))
+    assert_close(wide - mean, math.sqrt(n / (n - 1)) * student / 1.96 * (plain - mean), rtol=2e-3, atol=1e-6)
+
+
+def test_every_generator_gives_draws_of_its_own():
+    values = torch.rand(1, 50, generator=rng(1))
+    drawn = {float(bootstrap(values, range(50), rng(seed), resamples=1)[1]) for seed in range(300)}
+    assert len(drawn) > 290
+
+
 def test_few_seeds_change_nothing_where_only_subjects_vary(random):
     values = torch.randn(1, 30, generator=random).expand(5, -1)
     plain, wide = (
@@ -171,6 +185,27 @@ def test_pairing_removes_what_both_share():
     difference = paired_difference(better, baseline, range(50), rng())
     assert 0.15 < difference.low < difference.estimate < difference.high < 0.25
     assert width(difference) < 0.1 * width(mean_interval(better, range(50), rng()))
+
+
+INTERVALS = {
+    "mean": mean_interval,
+    "difference": lambda x, *rest, **settings: paired_difference(x, x.flip(0), *rest, **settings),
+    "improvement": lambda x, *rest, **settings: probability_of_improvement(x, x.flip(1), *rest, **settings),
+}
+
+
+@pytest.mark.parametrize("columns", [(), (3,)], ids=["one column", "many"])
+@pytest.mark.parametrize("kind", INTERVALS)
+def test_intervals_follow_the_level_and_the_number_of_resamples(kind, columns):
+    values = torch.rand(4, 9, *columns, generator=rng(1))
+    usual, narrow, one = (
+        INTERVALS[kind](values, range(9), rng(), **settings) for settings in ({}, {"level": 0.5}, {"resamples": 1})
+    )
+    same = INTERVALS[kind](values, range(9), rng(), level=0.95, resamples=2000)
+    assert all(torch.equal(a, b) for a, b in zip(usual, same, strict=True))
+    assert (narrow.high - narrow.low < 0.6 * (usual.high - usual.low)).all()
+    assert torch.equal(one.low, one.high)
+    assert not torch.equal(one.low, one.estimate)
 
 
 def test_paired_difference_uses_only_what_both_have_scored():

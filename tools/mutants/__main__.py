@@ -3,19 +3,18 @@
     python tools/mutants [--size 450] [--jobs 2] [--only functional]
 
 runs a seeded sample of mutants and the faults of faults.yaml, then prints the tables of docs/testing.md. A run that was
-stopped goes on where it was. Survivors need a reason in survivors.yaml; one that starts with "equivalent" says that no
-test could tell the mutant from the source.
+stopped goes on where it was. Survivors need a reason in survivors.yaml, which also says which are equivalent: no test
+could tell them from the source.
 """
 
 import argparse
-import itertools
 import json
 import math
 import os
 import random
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter
 from pathlib import Path
 
 import yaml
@@ -71,9 +70,7 @@ def fork(mutants: list[Mutant], record: Path) -> int:
                 result = {"key": key, "file": file, "state": state(file, sandbox.folder), **sandbox.run(file, changed)}
                 out.write(json.dumps(result) + "\n")
                 out.flush()
-                print(
-                    f"{number}/{len(mutants)} {result['outcome']:8} {result['seconds']:5.1f} s  {key}", file=sys.stderr
-                )
+                print(f"{number}/{len(mutants)} {result['outcome']} in {result['seconds']} s: {key}", file=sys.stderr)
         code = 0
     except RuntimeError as error:
         print(error, file=sys.stderr)
@@ -91,40 +88,40 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def tables(plan: list[Mutant], done: dict[str, dict]) -> str:
-    """Markdown: kill rates by file, the faults made by hand, and the survivors with their reasons."""
-    reasons = yaml.safe_load((Path(__file__).parent / "survivors.yaml").read_text(encoding="utf-8")) or {}
-    by_file: dict[str, list[dict]] = defaultdict(list)
+    """Markdown: how many mutants of every file were killed, and the survivors with their reasons."""
+    reasons = yaml.safe_load((Path(__file__).parent / "survivors.yaml").read_text(encoding="utf-8")) or []
+    equivalent = {key for reason in reasons if reason["equivalent"] for key in reason["mutants"]}
+    by_file: dict[str, list[Mutant]] = {"all files": []}
     for mutant in plan:
-        if mutant.key in done and not mutant.key.startswith("fault: "):
-            by_file[mutant.file].append(done[mutant.key])
+        made_by_hand = mutant.key.startswith("fault: ")
+        for row in ["faults made by hand"] if made_by_hand else [mutant.file, "all files"]:
+            if mutant.key in done:
+                by_file.setdefault(row, []).append(mutant)
     text = [
-        "| File | Mutants | Killed | by time | Equivalent | Survived | Kill rate of the others | 95 % interval |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| file | mutants | killed | of them by time | equivalent | other survivors | killed of those not equivalent |",
+        "|---|--:|--:|--:|--:|--:|---|",
     ]
-    for file, results in [*by_file.items(), ("all", list(itertools.chain.from_iterable(by_file.values())))]:
-        survived = [r["key"] for r in results if r["outcome"] == "survived"]
-        equivalent = sum(reasons.get(key, "").startswith("equivalent") for key in survived)
-        killed, trials = len(results) - len(survived), len(results) - equivalent
-        low, high = wilson(killed, trials)
-        late = sum(r["outcome"] == "timeout" for r in results)
+    for file, mutants in sorted(by_file.items(), key=lambda row: (" " in row[0], row[0])):
+        outcomes = Counter(done[mutant.key]["outcome"] for mutant in mutants)
+        same = sum(done[m.key]["outcome"] == "survived" and m.key in equivalent for m in mutants)
+        killed = outcomes["killed"] + outcomes["timeout"]
+        low, high = wilson(killed, len(mutants) - same)
         text.append(
-            f"| {file} | {len(results)} | {killed} | {late} | {equivalent} | {len(survived) - equivalent} "
-            f"| {killed / trials:.1%} | {low:.1%} to {high:.1%} |"
+            f"| {file} | {len(mutants)} | {killed} | {outcomes['timeout']} | {same} | {outcomes['survived'] - same} "
+            f"| {killed / (len(mutants) - same):.1%} ({low:.1%} to {high:.1%}) |"
         )
-    text += ["", "| Fault made by hand | Turns red |", "|---|---|"]
-    for mutant in plan:
-        if mutant.key.startswith("fault: ") and mutant.key in done:
-            by = done[mutant.key].get("by", "time limit" if done[mutant.key]["outcome"] == "timeout" else "**nothing**")
-            text.append(f"| {mutant.key.removeprefix('fault: ')} | `{by}` |")
-    by_reason: dict[str, list[str]] = defaultdict(list)
-    for results in by_file.values():
-        for result in results:
-            if result["outcome"] == "survived":
-                by_reason[reasons.get(result["key"], "**No reason given**")].append(result["key"])
-    for reason, keys in by_reason.items():
-        text += ["", f"* {reason}", *(f"  * `{key}`" for key in keys)]
-    missing = sum(mutant.key not in done for mutant in plan)
-    return "\n".join([*text, *([f"\n{missing} of {len(plan)} have not been run."] if missing else [])])
+    unexplained = {mutant.key for mutant in plan if done.get(mutant.key, {}).get("outcome") == "survived"}
+    for reason in reasons:
+        survived = [key for key in reason["mutants"] if key in unexplained]
+        unexplained -= set(survived)
+        if survived:
+            text += ["", f"{'Equivalent' if reason['equivalent'] else 'Harmless'}: {reason['reason']}", ""]
+            text += [f"* `{key}`" for key in survived]
+    if unexplained:
+        text += ["", "**Without a reason in survivors.yaml:**", "", *(f"* `{key}`" for key in sorted(unexplained))]
+    if missing := sum(mutant.key not in done for mutant in plan):
+        text += ["", f"**{missing} of {len(plan)} have not been run.**"]
+    return "\n".join(text)
 
 
 if __name__ == "__main__":
