@@ -60,6 +60,9 @@ def test_the_record_is_of_what_could_be_scored() -> None:
     assert record["reward/identity/mean"] == pytest.approx(1.5e38)
     assert record["reward/identity/spread"] == pytest.approx(0.5e38)
     assert record["reward/identity/unscored"] == 2
+    assert math.isnan(record["conflict/share"])  # no group has two pictures with both scores and a spread in both
+    record = describe_rewards(torch.tensor([[[1.0, 1.0], [2.0, 2.0], [nan, 3.0]]]), NAMES)
+    assert record["conflict/both_negative"] == 0.5
     nothing = describe_rewards(torch.full((1, 2, 2), nan), NAMES)
     assert {name for name, value in nothing.items() if math.isnan(value)} == nothing.keys() - {
         "reward/prompt/unscored", "reward/identity/unscored",

@@ -392,6 +392,17 @@ def test_an_unscored_picture_is_counted_and_teaches_nothing(tmp_path: Path) -> N
     assert all(math.isfinite(line["update/loss"]) for line in lines)
 
 
+def test_pictures_that_nobody_scored_leave_the_statistics(tmp_path: Path) -> None:
+    def two_of_four(images, examples):
+        return torch.where(torch.arange(len(images)) % 4 < 2, math.nan, fakes.red(images, examples))
+
+    alone = {"advantage": "weighted_sum", "time_weights": {"use": "constant", "weights": [1.0]}}
+    made = trainer(tmp_path, rewards={"red": two_of_four}, method=alone)
+    count = 4 * len(made._step_plan(1).trained)  # two pictures of each of two groups, at +-1/sqrt 2
+    expected = math.sqrt(0.5 * count / (count - 1))
+    assert [line["advantage/std"] for line in records(made.train())] == pytest.approx([expected] * 3, rel=1e-4)
+
+
 def test_a_reward_that_fails_mid_run_names_itself_and_keeps_what_was_done(tmp_path: Path) -> None:
     calls = []
 
