@@ -74,6 +74,15 @@ def dark(images: Tensor, examples: Sequence[Example]) -> Tensor:
     return 1 - images.mean((1, 2, 3))
 
 
+def raising(error: Exception):
+    """A function that raises it, whatever it is called with."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
 def constant(images: Tensor, examples: Sequence[Example]) -> Tensor:
     return torch.full((len(images),), 0.7)
 

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,25 @@ def run(tmp_path: Path, *, checkpoints: int = 1) -> RunFolder:
     folder = RunFolder.create(tmp_path / "run")
     folder.config.write_text(to_yaml(load_config(overrides=["training.iterations=4"])))
     for index in range(checkpoints):
-        (folder.checkpoints / f"iteration-{4 * (index + 1):06d}").mkdir(parents=True)
+        checkpoint = folder.checkpoints / f"iteration-{4 * (index + 1):06d}"
+        checkpoint.mkdir(parents=True)
+        shutil.copy(folder.config, checkpoint)
     return folder
 
 
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("policy.trainable=lora", r"was trained with policy.trainable = full, not lora; a resumed run keeps its model"),
-        ("rewards.identity.use=ClipReward", r"rewards.identity.use = DinoReward, not ClipReward"),
-        ("rewards.third.use=ClipReward", r"rewards.third.use = None, not ClipReward"),
-        (f"rewards={{identity: {DINO}, prompt: {CLIP}}}", r"in another order"),
+        (
+            "policy.trainable=lora",
+            r'was trained with policy.trainable = "full", and a resumed run cannot change it to "lora"; set',
+        ),
+        (
+            "rewards.identity.use=ClipReward",
+            r'rewards.identity.use = "DinoReward", and a resumed run cannot change it to "ClipReward"',
+        ),
+        ("rewards.third.use=ClipReward", r'rewards.third.use = null, and .* cannot change it to "ClipReward"'),
+        (f"rewards={{identity: {DINO}, prompt: {CLIP}}}", r"order prompt, identity, not identity, prompt"),
     ],
 )
 def test_a_resumed_run_keeps_its_model_and_its_rewards(tmp_path: Path, override: str, sentence: str) -> None:

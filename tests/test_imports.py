@@ -11,8 +11,19 @@ PACKAGE = "customized_grpo"
 ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 
 TOP = (
-    *("method", "update", "config", "preflight", "trainer", "assemble", "terminal", "display", "generation"),
-    *("benchmark", "probe", "compare", "bench", "cli_data", "cli_rewards", "cli", "__main__"),
+    *(
+        "method",
+        "update",
+        "config",
+        "identity",
+        "preflight",
+        "trainer",
+        "assemble",
+        "terminal",
+        "display",
+        "generation",
+    ),
+    *("generation", "benchmark", "probe", "compare", "bench", "cli_data", "cli_rewards", "cli", "__main__"),
 )
 """The rooms that put the others together, each above those before it. A room that is not named here is below them."""
 HOMES = {"customized_grpo.build"}

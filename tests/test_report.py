@@ -5,6 +5,8 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fakes
+from customized_grpo.compare import plots as compare_plots
+from customized_grpo.config import TrainerConfig, parse_config
 from customized_grpo.errors import UserError
+from customized_grpo.probe.plots import Line, over_progress
 from customized_grpo.report import page, plots, write_report
 from customized_grpo.report.intervals import Estimate, change, level, since_first
 from customized_grpo.report.record import Evaluation, read_run
 from customized_grpo.report.remarks import remarks
 from customized_grpo.report.run import contents, headline, reward_changes, stages
+from customized_grpo.trainer import Trainer
 
 TASKS = [("a-0", "a"), ("a-1", "a"), ("b-0", "b"), ("b-1", "b"), ("c-0", "c")]
 BASE = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
@@ -204,7 +211,7 @@ def test_plots_lie_beside_the_page_as_svg_and_png(run: Path) -> None:
     write_report(run)
     names = {path.stem for path in (run / "plots").glob("*.svg")}
     assert names == {path.stem for path in (run / "plots").glob("*.png")}
-    assert names >= {"reward-prompt", "reward-identity", "reward-subject-kept", "trade-off", "conflict-shares"}
+    assert names >= {"reward-prompt", "reward-identity", "reward-subject_kept", "trade-off", "conflict-shares"}
 
 
 def test_the_same_run_gives_the_same_page(run: Path) -> None:
@@ -220,6 +227,52 @@ def test_text_from_the_run_is_escaped(run: Path) -> None:
     assert "&lt;script&gt;alert" in html
     assert "<b>cat" not in html
     assert "The rows: a &lt;b&gt;cat&lt;/b&gt;." in html, "a picture's prompts are there for who cannot see them"
+
+
+HOSTILE = ("$x_{\\frac$", "_a\\b/{0}<script>alert(1)</script>&$^$", "%s|c\n..")
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    """Of rewards, prompts and the run folder, in every plot and on the page."""
+    examples = [replace(example, prompt="a\nhat for $5_$") for example in fakes.examples(2)]
+    tree = {
+        "output": str(tmp_path / "$_{run}"), "tracking": {"log_with": []},
+        "rollout": {"num_generations": 2, "num_inference_steps": 3},
+        "training": {"iterations": 3, "prompts_per_iteration": 2}, "evaluation": {"examples": 2, "replicates": 1},
+    }  # fmt: skip
+    rewards = dict(zip(HOSTILE, (fakes.red, fakes.dark), strict=False))
+    metrics = {HOSTILE[2]: fakes.dark}
+    config = parse_config(tree, TrainerConfig)
+    run = Trainer(fakes.LinearPolicy(), rewards, examples, examples, config, metrics).train().run
+    html = write_report(run).read_text()
+    assert "<script>alert" not in html
+    drawn = "".join(file.read_text() for file in (run / "plots").glob("reward-*.svg"))
+    assert len(list((run / "plots").glob("reward-*.svg"))) == 3
+    for name in HOSTILE:
+        assert page.words(name).split("\n")[0].strip() in unescape(drawn)
+
+
+def test_names_of_methods_are_drawn_as_they_are(tmp_path: Path) -> None:
+    at, style = Estimate(0.5, 0.4, 0.6), compare_plots.Style(strong=True)
+    points = [compare_plots.Point(name, at, at, np.array([[0, 0], [1, 1]]), style) for name in HOSTILE[:2]]
+    lines = [compare_plots.Curve(name, [at, at], style) for name in HOSTILE[:2]]
+    curve = np.array([0.1, 0.2])
+    figures = {
+        "plane": compare_plots.plane(points, (0, 0), xlabel=HOSTILE[0], ylabel=HOSTILE[1]),
+        "curves": compare_plots.curves([0, 1], lines, ylabel="score"),
+        "forest": compare_plots.forest([compare_plots.Bar(name, at, style) for name in HOSTILE[:2]], xlabel="gain"),
+        "bars": compare_plots.conflict_bars([(name, 0.5, 0.3, 0.2) for name in HOSTILE[:2]]),
+        "probe": over_progress([0.0, 0.5], [Line(f" {name}", curve) for name in HOSTILE[:2]], ylabel="share"),
+    }
+    for name, figure in figures.items():
+        drawn = unescape(plots.save(figure, tmp_path, f"{name}-{HOSTILE[0]}/..").read_text())
+        assert all(hostile in drawn for hostile in HOSTILE[:2]), name
+    assert all(re.fullmatch(r"[\w.-]+", file.name) for file in tmp_path.iterdir())
+
+
+def test_files_of_plots_with_different_names_are_different(tmp_path: Path) -> None:
+    files = {plots.save(plots.canvas(2, 2)[0], tmp_path, name) for name in ("a/b", "a-b", "a b", "a$b", "x" * 300)}
+    assert len(files) == 5
 
 
 def test_time_is_shared_out_over_stages(run: Path) -> None:

@@ -3,6 +3,7 @@ import math
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -340,6 +341,258 @@ def test_non_finite_gradients_are_skipped_twice_then_stop(tmp_path: Path) -> Non
         made.train()
     assert torch.equal(before, weights(made.policy))
     assert records(Result(tmp_path / "run", [], 0, False))[0]["update/skipped"] == 2
+
+
+class Shifted(fakes.LinearPolicy):
+    """Trains with a velocity that is larger than the one that sampled."""
+
+    shift = 0.0
+
+    def velocity(self, latents, sigma, conditioning):
+        return super().velocity(latents, sigma, conditioning) * (1 + self.shift * torch.is_grad_enabled())
+
+
+@pytest.mark.parametrize("ratio_norm", [True, False])
+@pytest.mark.parametrize("clip_range", [1e-2, 1e-3, 1e-4, 1e-5])
+def test_no_error_of_the_first_ratio_is_allowed_and_clipped(
+    tmp_path: Path, clip_range: float, ratio_norm: bool
+) -> None:
+    training = {**QUICK["training"], "iterations": 1, "updates_per_epoch": 1}
+    for exponent in (-5, -3, -1):
+        policy = Shifted(dtype=torch.bfloat16)
+        policy.shift = 10.0**exponent
+        method = {"clip_range": clip_range, "ratio_norm": ratio_norm}
+        folder, held_out = tmp_path / str(exponent), {"examples": 0}
+        made = trainer(folder, policy=policy, method=method, training=training, evaluation=held_out)
+        if exponent == -1:
+            advice = rf"clip_range={clip_range:g}\): .*; set training.old_log_probs=recompute; if that does not help"
+            with pytest.raises(TrainingError, match=advice):
+                made.train()
+            continue
+        with suppress(TrainingError):
+            (line,) = records(made.train())
+            assert line["update/first_ratio_error"] <= clip_range / 10
+            assert line["update/clip_share"] == 0
+
+
+def test_what_is_still_off_with_recomputed_log_probs_is_not_told_to_recompute(tmp_path: Path) -> None:
+    policy = Shifted()
+    policy.shift = 0.01
+    with pytest.raises(TrainingError, match=r"different log-probs; switch dropout off"):
+        trainer(tmp_path, policy=policy, training={**QUICK["training"], "old_log_probs": "recompute"}).train()
+
+
+@pytest.mark.parametrize("ratio_norm", [True, False])
+def test_log_probs_and_means_are_recomputed_in_the_updates_own_batches(tmp_path: Path, ratio_norm: bool) -> None:
+    class Batchy(fakes.LinearPolicy):
+        def velocity(self, latents, sigma, conditioning):
+            return super().velocity(latents, sigma, conditioning) * (1 + 0.1 * (len(latents) == 2))
+
+    training = {**QUICK["training"], "micro_batch": 2, "old_log_probs": "recompute"}
+    made = trainer(tmp_path, policy=Batchy(), training=training, method={"ratio_norm": ratio_norm})
+    assert [line["update/first_ratio_error"] for line in records(made.train())] == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "sentence"),
+    [
+        ({"use": "SGD", "lr": 0.0}, r"SGD with lr=0.0 does not follow the gradient, so nothing would train"),
+        ({"use": "AdamW", "lr": 0.0, "weight_decay": 0.5}, r"AdamW with lr=0.0 does not follow the gradient"),
+        ({"use": "AdamW", "lr": math.inf}, r"AdamW with lr=inf is not finite"),
+        ({"use": "AdamW", "lr": -1e-3}, r"AdamW cannot be made with lr=-0.001"),
+        ({"use": "LBFGS", "lr": 1e-2}, r"LBFGS cannot take a step .*without a closure"),
+        ({"use": "SparseAdam", "lr": 1e-2}, r"SparseAdam cannot take a step with dense gradients"),
+        ({"use": "lr_scheduler:LambdaLR"}, r"cannot import 'lr_scheduler'"),
+        ({"use": "test_trainer:WithClosure"}, r"test_trainer:WithClosure cannot take a step .*without a closure"),
+        ({"use": "test_trainer:Decaying", "lr": 1e-2}, r"Decaying with lr=0.01 does not follow the gradient"),
+        ({"use": "fakes:constant"}, r"gives a partial|gives a function"),
+    ],
+)
+def test_an_optimizer_that_cannot_train_is_refused_before_a_folder_is_made(
+    tmp_path: Path, optimizer: dict, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        trainer(tmp_path, training={**QUICK["training"], "optimizer": optimizer})
+    assert not (tmp_path / "run").exists()
+
+
+class WithClosure(torch.optim.SGD):
+    def step(self, closure):
+        return closure()
+
+
+class Decaying(torch.optim.SGD):
+    """Weight decay without the gradient."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data.mul_(1 - group["lr"])
+
+
+@pytest.mark.parametrize("name", ["Adafactor", "Adagrad", "Adam", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "SGD"])
+def test_other_optimizers_train_and_resume(tmp_path: Path, name: str) -> None:
+    def made(folder: Path, iterations: int) -> Trainer:
+        training = {**QUICK["training"], "optimizer": {"use": name, "lr": 1e-2}, "iterations": iterations}
+        return trainer(folder, training=training, evaluation={"examples": 0})
+
+    made(tmp_path, 1).train()
+    straight, resumed = made(tmp_path / "straight", 2), made(tmp_path, 2)
+    straight.train()
+    resumed.train(resume=RunFolder(tmp_path / "run"))
+    assert torch.equal(weights(resumed.policy), weights(straight.policy))
+
+
+def test_a_learning_rate_below_rounding_is_stopped_at_the_first_step(tmp_path: Path) -> None:
+    policy = fakes.LinearPolicy()
+    with torch.no_grad():
+        policy.module.bias.add_(1.0)
+        policy.module.weight.add_(1.0)
+    optimizer = {"use": "SGD", "lr": 1e-12}
+    with pytest.raises(TrainingError, match=r"first optimizer step \(iteration 1\) changed no weight.*rate is 1.0e-12"):
+        trainer(tmp_path, policy=policy, training={**QUICK["training"], "optimizer": optimizer}).train()
+
+
+def test_weights_that_the_velocity_does_not_depend_on_are_noticed_in_spite_of_weight_decay(tmp_path: Path) -> None:
+    class Deaf(fakes.LinearPolicy):
+        def velocity(self, latents, sigma, conditioning):
+            return latents * 0.5 + 0 * self.module(latents) - conditioning["colour"]
+
+    optimizer = {"use": "AdamW", "lr": 1e-2, "weight_decay": 0.1}
+    with pytest.raises(TrainingError, match=r"gradient of iteration 1 is exactly 0 although advantages are not"):
+        trainer(tmp_path, policy=Deaf(), training={**QUICK["training"], "optimizer": optimizer}).train()
+
+
+def test_an_iteration_without_advantages_or_learning_rate_is_no_reason_to_stop(tmp_path: Path) -> None:
+    def late(progress):
+        return torch.stack([(progress > 0.3).to(progress)] * 2, dim=-1)
+
+    made = trainer(
+        tmp_path,
+        training={**QUICK["training"], "updates_per_epoch": 4, "warmup_updates": 2, "optimizer": {"use": "SGD"}},
+        method={"advantage": "weighted_sum"}, rollout={**QUICK["rollout"], "steps": "all_steps"},
+    )  # fmt: skip
+    made.method.time_weights = late
+    made.train()
+    assert made.update.moved
+
+
+# ---- memory
+
+
+FULL = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    "host": MemoryError(),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+}
+
+
+class Full(fakes.LinearPolicy):
+    """Has no memory left from one of its calls in a stage on."""
+
+    stage, after, error = "", 0, FULL["cuda"]
+
+    def fail(self, stage: str) -> None:
+        if stage == self.stage:
+            self.after -= 1
+            if self.after < 0:
+                raise self.error
+
+    def encode(self, examples):
+        self.fail("encode")
+        return super().encode(examples)
+
+    def velocity(self, latents, sigma, conditioning):
+        self.fail("update" if torch.is_grad_enabled() else "rollout")
+        return super().velocity(latents, sigma, conditioning)
+
+    def decode(self, latents, conditioning):
+        self.fail("decode")
+        return super().decode(latents, conditioning)
+
+    def score(self, images, examples):
+        self.fail("rewards")
+        return fakes.dark(images, examples)
+
+
+ADVICE = {
+    "encode": r"in the stage rollout .*; lower rollout.chunk_prompts or set policy.offload=cpu",
+    "rollout": r"in the stage rollout .*; lower rollout.chunk_prompts",
+    "decode": r"in the stage rollout .*; lower rollout.chunk_prompts",
+    "rewards": r"in the stage rewards \(The reward .*score failed on 8 images.*\); lower the batch_size of the reward",
+    "update": r"in the stage update .*; lower training.micro_batch .* policy.gradient_checkpointing=true",
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "error"), [*((stage, "cuda") for stage in ADVICE), *(("update", error) for error in FULL)]
+)
+def test_memory_that_runs_out_says_what_to_lower_and_keeps_the_finished_iterations(
+    tmp_path: Path, stage: str, error: str
+) -> None:
+    def made(folder: Path) -> Trainer:
+        policy = Full()
+        rewards = {"prompt": fakes.red, "identity": policy.score}
+        return trainer(folder, policy=policy, rewards=rewards, evaluation={"examples": 0})
+
+    class FailInTheThird(Observer):
+        def on_iteration(self, record) -> None:
+            if record["iteration"] == 2:
+                broken.policy.stage, broken.policy.error = stage, FULL[error]
+
+    broken = made(tmp_path)
+    with pytest.raises(UserError, match=rf"^Memory ran out on cpu {ADVICE[stage]}") as caught:
+        broken.train(FailInTheThird())
+    assert caught.value.advice.startswith("The last checkpoint is iteration-000002. ")
+    straight, resumed = made(tmp_path / "straight"), made(tmp_path)
+    lines = records(straight.train())
+    assert without_times(records(resumed.train(resume=RunFolder(tmp_path / "run")))) == without_times(lines)
+    assert torch.equal(weights(resumed.policy), weights(straight.policy))
+
+
+def test_memory_that_runs_out_in_an_evaluation_leaves_it_to_the_resumed_run(tmp_path: Path) -> None:
+    class FailInTheEvaluation(Observer):
+        def on_stage(self, stage) -> None:
+            if stage == "evaluation" and broken.iteration == 2:
+                broken.policy.stage = "rollout"
+
+    broken, straight, resumed = (trainer(tmp_path / name, policy=Full()) for name in ("run", "straight", "run"))
+    with pytest.raises(UserError, match=r"in the stage evaluation .*; lower evaluation.batch") as caught:
+        broken.train(FailInTheEvaluation())
+    assert "iteration-000002" in caught.value.advice
+    expected, found = straight.train(), resumed.train(resume=RunFolder(tmp_path / "run" / "run"))
+    assert without_times(records(found)) == without_times(records(expected))
+    assert [file.name for file in sorted((found.run / "evaluations").iterdir())] == [
+        file.name for file in sorted((expected.run / "evaluations").iterdir())
+    ]
+    assert found.changes == expected.changes
+
+
+def test_half_an_iteration_is_never_saved(tmp_path: Path) -> None:
+    class FailAfterAStep(Observer):
+        def on_iteration(self, record) -> None:
+            if record["iteration"] == 2:
+                broken.policy.stage, broken.policy.after = "update", 1  # of two optimizer steps
+
+    broken = trainer(tmp_path, policy=Full(), checkpoint={"every": 1}, evaluation={"examples": 0})
+    before = broken.update.updates
+    with pytest.raises(UserError, match=r"in the stage update") as caught:
+        broken.train(FailAfterAStep())
+    assert broken.update.updates == before + 2 * 2 + 1
+    assert caught.value.advice.startswith("The last checkpoint is iteration-000002. ")
+    straight, resumed = (trainer(folder, evaluation={"examples": 0}) for folder in (tmp_path / "straight", tmp_path))
+    lines = records(straight.train())
+    assert without_times(records(resumed.train(resume=RunFolder(tmp_path / "run")))) == without_times(lines)
+    assert torch.equal(weights(resumed.policy), weights(straight.policy))
+
+
+def test_an_optimizer_without_memory_for_its_state_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(tmp_path)
+    monkeypatch.setattr(made.update.optimizer, "step", fakes.raising(FULL["cuda"]))
+    with pytest.raises(UserError, match=r"in the stage update") as caught:
+        made.train()
+    assert caught.value.advice.startswith("There is no checkpoint yet. ")
 
 
 def test_a_micro_batch_that_does_not_divide_the_rows_is_refused(tmp_path: Path) -> None:

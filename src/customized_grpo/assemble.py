@@ -10,6 +10,7 @@ from customized_grpo.build import construct
 from customized_grpo.config import Config, load_config
 from customized_grpo.data import load_datasets
 from customized_grpo.errors import UserError
+from customized_grpo.identity import changes_on_resume
 from customized_grpo.policies.contract import Policy
 from customized_grpo.rewards.contract import contained
 from customized_grpo.scoring import RewardFunction
@@ -63,46 +64,16 @@ def open_run(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder
     return run, config
 
 
-HOW = frozenset({
-    "api_key_variable", "backoff", "batch_size", "cache", "cache_mib", "concurrency", "device", "environment",
-    "gradient_checkpointing", "log", "offload", "patience", "prices", "python", "retries", "start_timeout", "timeout",
-    "url",
-})  # fmt: skip
-"""Settings of a policy or a reward that say where and how it is computed, not what: a resumed run may change them."""
-
-
 def resume_run(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Config]:
     """A run folder to go on in, and its configuration with overrides on top.
 
     Raises:
-        UserError: if they would go on with another model or other rewards than the checkpoint was trained with.
+        UserError: if they change a setting that a resumed run keeps.
     """
     run, config = open_run(path, overrides)
-    if overrides and checkpoint.checkpoints(run.checkpoints):
-        before, after = (_trained_with(some) for some in (load_config(run.config), config))
-        if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
-            name = changed[0]
-            raise UserError(
-                f"The run in '{run.path}' was trained with {name} = {before.get(name)}, not {after.get(name)}; a "
-                f"resumed run keeps its model and its rewards: leave that out, or start a new run in another output."
-            )
-        if list(before) != list(after):
-            raise UserError(
-                f"The run in '{run.path}' was trained with its rewards in another order; a resumed run keeps it: "
-                f"leave the rewards out, or start a new run in another output."
-            )
+    if found := checkpoint.checkpoints(run.checkpoints):
+        changes_on_resume(found[-1], config)
     return run, config
-
-
-def _trained_with(config: Config) -> dict[str, object]:
-    """What makes the model and the rewards, by setting."""
-    specs = {"policy": config.policy, **{f"rewards.{name}": spec for name, spec in config.rewards.items()}}
-    return {
-        f"{where}.{name}": value
-        for where, spec in specs.items()
-        for name, value in spec.model_dump().items()
-        if name not in HOW
-    }
 
 
 def finished_iterations(run: RunFolder, config: Config) -> int | None:

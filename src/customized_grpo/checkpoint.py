@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy
-from customized_grpo.settings import Settings
+from customized_grpo.settings import Role, Settings
 
 
 class CheckpointSettings(Settings):
     """When checkpoints are written. The last iteration always is."""
 
-    every: int = Field(default=10, ge=1)
+    every: Annotated[int, Role.RUNTIME] = Field(default=10, ge=1)
     """Iterations between two checkpoints."""
-    keep: int = Field(default=2, ge=0)
+    keep: Annotated[int, Role.RUNTIME] = Field(default=2, ge=0)
     """Newest checkpoints to keep; 0 keeps all."""
 
 

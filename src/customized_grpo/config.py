@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -17,7 +17,7 @@ from customized_grpo.errors import UserError, nearest
 from customized_grpo.evaluation import EvaluationSettings
 from customized_grpo.method import MethodSettings
 from customized_grpo.rollout import RolloutSettings
-from customized_grpo.settings import Settings, Spec, expectation
+from customized_grpo.settings import Role, Settings, Spec, expectation
 from customized_grpo.tracking import TrackingSettings
 from customized_grpo.update import TrainingSettings
 
@@ -25,9 +25,9 @@ from customized_grpo.update import TrainingSettings
 class TrainerConfig(Settings):
     """All that `Trainer` reads."""
 
-    seed: int = 0
+    seed: Annotated[int, Role.KEPT] = 0
     """Of every random draw."""
-    output: Path | None = None
+    output: Annotated[Path | None, Role.RUNTIME] = None
     """The run folder; None makes a new one under runs/."""
     method: MethodSettings = MethodSettings()
     rollout: RolloutSettings = RolloutSettings()
@@ -74,11 +74,13 @@ METRICS = {
 class Config(TrainerConfig):
     """A whole run, as in YAML. The defaults are the embedded default: `cgrpo train` with no arguments."""
 
-    policy: Spec = _spec("FluxKontextPolicy", path="toyworld:pipeline", trainable="full", dtype="auto")
+    policy: Annotated[Spec, Role.KEPT] = _spec(
+        "FluxKontextPolicy", path="toyworld:pipeline", trainable="full", dtype="auto"
+    )
     """The model family and where its weights are."""
-    rewards: dict[str, Spec] = Field(default=REWARDS)
+    rewards: Annotated[dict[str, Spec], Role.KEPT] = Field(default=REWARDS)
     """Column order is the order here; the time weights of the paper expect prompt, then identity."""
-    metrics: dict[str, Spec] = Field(default=METRICS)
+    metrics: Annotated[dict[str, Spec], Role.APPLIED] = Field(default=METRICS)
     """Measured in evaluation, never trained on. Unless they are named, data other than the toy world has none: its
     oracle knows the truth of nothing else."""
     data: DataSettings = DataSettings()
@@ -252,7 +254,8 @@ def describe_settings(model: type[BaseModel], prefix: str = "") -> str:
         else:
             default = field.default.model_dump() if isinstance(field.default, Spec) else field.default
             text = " ".join((field.description or "").split())
-            paragraphs.append(f"{prefix}{name} = {default}\n    {text}")
+            role = next((f"  [{item.value} on resume]" for item in field.metadata if isinstance(item, Role)), "")
+            paragraphs.append(f"{prefix}{name} = {default}{role}\n    {text}")
     return "\n\n".join(paragraphs)
 
 

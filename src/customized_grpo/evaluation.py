@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from customized_grpo.distributed import fail_together
 from customized_grpo.errors import UserError
+from customized_grpo.memory import explain_full_device
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import normal
 from customized_grpo.report.intervals import Change, change
@@ -21,26 +22,26 @@ from customized_grpo.report.record import Evaluation as Scores
 from customized_grpo.report.record import read_evaluation
 from customized_grpo.rollout import sample_ode
 from customized_grpo.scoring import RewardFunction, score
-from customized_grpo.settings import Settings
+from customized_grpo.settings import Role, Settings
 from customized_grpo.types import Example, ScoreTable
 
 
 class EvaluationSettings(Settings):
     """What is measured on held-out examples, before, during and after training."""
 
-    every: int = Field(default=10, ge=0)
+    every: Annotated[int, Role.APPLIED] = Field(default=10, ge=0)
     """Iterations between two evaluations; 0 evaluates only before and after."""
-    examples: int = Field(default=48, ge=0)
+    examples: Annotated[int, Role.KEPT] = Field(default=48, ge=0)
     """Held-out examples, from the start of the evaluation data; 0 switches evaluation off."""
-    replicates: int = Field(default=2, ge=1)
+    replicates: Annotated[int, Role.KEPT] = Field(default=2, ge=1)
     """Pictures per example, each from its own fixed noise."""
-    seed: int = 0
+    seed: Annotated[int, Role.KEPT] = 0
     """Of the fixed noise, apart from the run's seed so that runs pair."""
-    batch: int = Field(default=48, ge=1)
+    batch: Annotated[int, Role.RUNTIME] = Field(default=48, ge=1)
     """Pictures sampled at once."""
-    grid_rows: int = Field(default=8, ge=0)
+    grid_rows: Annotated[int, Role.RUNTIME] = Field(default=8, ge=0)
     """Examples shown in the sample grids."""
-    base: Path | None = None
+    base: Annotated[Path | None, Role.KEPT] = None
     """An evaluation of the base policy on the same tasks with the same noise, to take in place of the one before
     training: runs that are compared need only one."""
 
@@ -144,7 +145,7 @@ def evaluate(
     tasks = [(replicate, index) for index in range(len(examples)) for replicate in range(settings.replicates)]
     size = settings.batch // settings.replicates * settings.replicates or settings.batch  # metrics see whole groups
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    with fail_together(accelerator):
+    with fail_together(accelerator), explain_full_device(policy.device, "evaluation"):
         for batch in batches(policy, examples, tasks, size)[rank::world]:
             chosen = [examples[index] for _, index in batch]
             conditioning = policy.encode(chosen)

@@ -102,17 +102,51 @@ def estimate_memory(
     )
 
 
+LOWER = {
+    "rollout": "lower rollout.chunk_prompts or set policy.offload=cpu",
+    "rewards": "lower the batch_size of the reward or set its device=cpu",
+    "update": "lower training.micro_batch (in bfloat16 with training.old_log_probs=recompute) or set "
+    "policy.gradient_checkpointing=true",
+    "evaluation": "lower evaluation.batch and the batch_size of rewards and metrics, or set policy.offload=cpu",
+}
+"""What needs less memory, by stage of a run. A resumed run may change all of it."""
+FULL = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
+"""What libraries say, besides raising MemoryError or torch.OutOfMemoryError."""
+
+
 @contextmanager
-def explain_full_device(device: torch.device, estimate: MemoryEstimate | None = None) -> Iterator[None]:
-    """Turn an allocation that fails into a UserError with what was expected and what helps."""
+def explain_full_device(
+    device: torch.device, stage: str = "", estimate: MemoryEstimate | None = None
+) -> Iterator[None]:
+    """Turn an allocation that fails into a UserError that says what to lower.
+
+    Args:
+        device: of the policy.
+        stage: of LOWER; empty before the run, where all of it may help.
+        estimate: what the run is expected to need.
+    """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        expected = f"the run needs about {estimate}" if estimate else "a batch of three pictures does not fit"
+    except Exception as error:
+        failed = _failed_allocation(error)
+        if failed is None:
+            raise
+        where = f"in the stage {stage}" if stage else f"for the run, which needs about {estimate}" if estimate else ""
+        said = str(error).partition(f": {type(failed).__name__}")[0] if isinstance(error, UserError) else str(failed)
         raise UserError(
-            f"The memory of {device} is too small: {expected}. Lower training.micro_batch, rollout.chunk_prompts and "
-            f"evaluation.batch, or set policy.gradient_checkpointing=true, offload=cpu or dtype=bfloat16."
+            f"Memory ran out on {device} {where or 'with three images'} ({' '.join(said.split())[:150]}); "
+            f"{LOWER.get(stage) or ', '.join(LOWER.values())}, or start a new run with a smaller policy.resolution or "
+            f"policy.dtype=bfloat16."
         ) from error
+
+
+def _failed_allocation(error: BaseException | None) -> BaseException | None:
+    """The error itself, or the one that caused it, if it is an allocation that failed on any device."""
+    if error is None or isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return error
+    if isinstance(error, RuntimeError | OSError | UserError) and any(words in str(error) for words in FULL):
+        return error
+    return _failed_allocation(error.__cause__)
 
 
 # ---- what is measured

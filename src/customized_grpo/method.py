@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -12,26 +12,26 @@ from torch import Tensor
 from customized_grpo.build import bind
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.functional.advantages import advantages, conflict_statistics, standardize
-from customized_grpo.settings import Settings, Spec
+from customized_grpo.settings import Role, Settings, Spec
 
 
 class MethodSettings(Settings):
     """From rewards to a loss."""
 
-    advantage: Spec = Spec(use="sars", gamma=0.4)  # pyright: ignore[reportCallIssue]
+    advantage: Annotated[Spec, Role.APPLIED] = Spec(use="sars", gamma=0.4)  # pyright: ignore[reportCallIssue]
     """sars, weighted_sum, raw_sum, gdpo, minimum, maximum, harmonic, product, identity_gate, log_tamed, conflict_drop,
     sars_recentred, sars_by_conflict, or package.module:name."""
-    time_weights: Spec = Spec(use="sigmoid_crossover")
+    time_weights: Annotated[Spec, Role.APPLIED] = Spec(use="sigmoid_crossover")
     """sigmoid_crossover (TDW), constant, linear, cosine, reversed_, piecewise, tabulated, from_file, by_loop_index, or
     package.module:name."""
-    advantage_clamp: float = Field(default=5.0, gt=0)
+    advantage_clamp: Annotated[float, Role.APPLIED] = Field(default=5.0, gt=0)
     """Bound on an advantage, in standard scores."""
-    clip_range: float = Field(default=1e-3, gt=0)
+    clip_range: Annotated[float, Role.APPLIED] = Field(default=1e-3, gt=0)
     """c of the clipped surrogate. The paper's recipe has 1e-4."""
-    ratio_norm: bool = True
+    ratio_norm: Annotated[bool, Role.APPLIED] = True
     """GRPO-Guard's normalised log-ratio. Without it the late steps, whose noise is small, drown the early ones, where
     the prompt is decided."""
-    beta: float = Field(default=0.0, ge=0)
+    beta: Annotated[float, Role.APPLIED] = Field(default=0.0, ge=0)
     """Weight of the KL divergence to the base policy; needs an adapter."""
 
 

@@ -120,7 +120,7 @@ def summarize(job: Job, run: RunFolder) -> Summary:
     config, policy = job.config, job.policy
     with explain_full_device(policy.device):
         memory = expected_memory(job)
-    with explain_full_device(policy.device, memory):
+    with explain_full_device(policy.device, estimate=memory):
         seconds = expected_seconds(job)
     summary = Summary(
         run=run.path,

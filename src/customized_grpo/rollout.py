@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -15,7 +16,7 @@ from customized_grpo.functional.schedule import StepPlan
 from customized_grpo.functional.sde import Gaussian
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import normal
-from customized_grpo.settings import Settings, Spec
+from customized_grpo.settings import Role, Settings, Spec
 from customized_grpo.types import Conditioning, Rollout
 
 Dynamics = Callable[[Tensor, Tensor, Tensor, Tensor], Gaussian]
@@ -25,17 +26,17 @@ Stage = Callable[[str], AbstractContextManager[None]]
 class RolloutSettings(Settings):
     """How trajectories are sampled."""
 
-    num_generations: int = Field(default=8, ge=2)
+    num_generations: Annotated[int, Role.APPLIED] = Field(default=8, ge=2)
     """G: pictures per prompt. A group of one has no spread, so nothing to learn from."""
-    num_inference_steps: int = Field(default=10, ge=2)
+    num_inference_steps: Annotated[int, Role.KEPT] = Field(default=10, ge=2)
     """T, in training and in evaluation."""
-    dynamics: Spec = Spec(use="flow_sde", noise_level=0.7)  # pyright: ignore[reportCallIssue]
+    dynamics: Annotated[Spec, Role.APPLIED] = Spec(use="flow_sde", noise_level=0.7)  # pyright: ignore[reportCallIssue]
     """The stochastic step: dance_sde, flow_sde, cps, or package.module:name."""
-    steps: Spec = Spec(use="random_fraction", fraction=0.6)  # pyright: ignore[reportCallIssue]
+    steps: Annotated[Spec, Role.APPLIED] = Spec(use="random_fraction", fraction=0.6)  # pyright: ignore[reportCallIssue]
     """Which steps are stochastic and trained: all_steps, random_fraction, sliding_window, or package.module:name."""
-    share_initial_noise: bool = True
+    share_initial_noise: Annotated[bool, Role.APPLIED] = True
     """All generations of a prompt start from one noise, and are computed once until the first stochastic step."""
-    chunk_prompts: int | None = Field(default=None, ge=1)
+    chunk_prompts: Annotated[int | None, Role.RUNTIME] = Field(default=None, ge=1)
     """Prompts sampled in one batch; None takes all. The result does not depend on it, the memory does."""
 
 

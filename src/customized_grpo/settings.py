@@ -1,9 +1,23 @@
 """The base of every settings class. A settings class lives beside the code that reads it; `config.py` composes them."""
 
+from enum import Enum
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
+
+
+class Role(Enum):
+    """What a setting is to the result of a run. The annotation of every setting of a run declares one."""
+
+    KEPT = "kept"
+    """Part of the result. A resumed run refuses another value."""
+    APPLIED = "applied"
+    """Part of the result. A resumed run uses the new value from its first iteration on."""
+    ARGUMENTS = "arguments applied"
+    """Part of the result. A resumed run refuses another function or class and applies other arguments of it."""
+    RUNTIME = "free"
+    """Where and how the run is computed, and what is written about it. A resumed run uses the new value."""
 
 
 class Settings(BaseModel):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import yaml
@@ -18,15 +18,15 @@ from accelerate.utils import LoggerType
 from pydantic import field_validator
 
 from customized_grpo.errors import UserError, nearest
-from customized_grpo.settings import Settings
+from customized_grpo.settings import Role, Settings
 
 
 class TrackingSettings(Settings):
     """Where metrics go besides metrics.jsonl."""
 
-    log_with: tuple[str, ...] = ("tensorboard",)
+    log_with: Annotated[tuple[str, ...], Role.RUNTIME] = ("tensorboard",)
     """Trackers by accelerate's names: tensorboard, wandb, swanlab, trackio, ... One, a list, or [] for none."""
-    project: str = "customized-grpo"
+    project: Annotated[str, Role.RUNTIME] = "customized-grpo"
     """Project name shown by the tracker."""
 
     @field_validator("log_with", mode="before")

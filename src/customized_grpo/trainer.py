@@ -23,6 +23,8 @@ from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.evaluation import Evaluation
 from customized_grpo.functional.schedule import StepPlan
 from customized_grpo.grids import copy_grid, save_grid, save_history
+from customized_grpo.identity import changes_on_resume
+from customized_grpo.memory import explain_full_device
 from customized_grpo.meters import Clock
 from customized_grpo.method import Method, SpreadGuard, describe_advantages, describe_rewards
 from customized_grpo.policies.contract import Policy
@@ -107,16 +109,17 @@ class Trainer:
         self.method = Method(self.config.method, list(self.rewards))
         self.dynamics = bind(self.config.rollout.dynamics, "dynamics")
         self.plan = bind(self.config.rollout.steps, "steps")
-        self.update = Updater(
-            policy, self.config.training, self.config.method, self.dynamics, self.accelerator, self.config.seed
-        )
-        self.spread_guard, self.clock, self.observer = SpreadGuard(), Clock(), Observer()
-        self.iteration, self.samples = 0, 0
-        self.stop_requested = False
         check_sizes(self.config, len(train_dataset), self.accelerator.num_processes)
         check_noise(self.dynamics, self.config.rollout.dynamics.use)
         check_plan(self.plan, self.method, self.config.rollout)
         check_trackers(self.config.tracking)
+        self.update = Updater(
+            policy, self.config.training, self.config.method, self.dynamics, self.accelerator, self.config.seed,
+            self._updates_after(0),
+        )  # fmt: skip
+        self.spread_guard, self.clock, self.observer = SpreadGuard(), Clock(), Observer()
+        self.iteration, self.samples = 0, 0
+        self.stop_requested = False
 
     def job(self) -> Job:
         """What preflight counts from."""
@@ -148,26 +151,32 @@ class Trainer:
             self.observer.on_start(summarize(self.job(), run))
         with self._signals():
             try:
-                first = last = self._evaluate(run) if self.iteration == 0 else None
+                last = self._evaluate(run) if self._is_missing_evaluation(run) else None
+                first = last if self.iteration == 0 else None
                 while self.iteration < self.config.training.iterations and not self._should_stop():
                     record = self._iterate()
-                    last = self._evaluate(run) if self._is_due(self.config.evaluation.every) else None
-                    self._track(run, record)
+                    try:
+                        last = self._evaluate(run) if self._is_due(self.config.evaluation.every) else None
+                    finally:
+                        self._track(run, record)
                     if self._should_stop() or self._is_due(self.config.checkpoint.every):
                         self._save(run)
             except BaseException as error:
                 self._close(run, "failed", started)
                 if isinstance(error, UserError):
-                    with suppress(UserError):  # the first error is the one to tell
+                    with suppress(UserError, MemoryError):  # the first error is the one to tell
                         self._save_before_failure(run, error)
                 if isinstance(error, UserError | TrainingError):
-                    error.advice = f"When that is mended, go on with: cgrpo train --resume {run.path}"
+                    error.advice = (
+                        f"{_last_checkpoint(run)} When that is mended, go on with: cgrpo train --resume {run.path}"
+                    )
                 raise
         return self._finish(run, first, last, started)
 
     def _iterate(self) -> dict[str, float]:
         """One iteration: prompts, groups, scores, advantages, update."""
         iteration, settings = self.iteration + 1, self.config.rollout
+        self._begin()
         self.clock.reset()
         # 1. and 2. Draw prompts, sample groups, score them.
         self._stage("rollout")
@@ -190,6 +199,10 @@ class Trainer:
         clamp = self.config.method.advantage_clamp
         return describe_rewards(rewards, self.method.names) | describe_advantages(everyone, rewards, clamp) | record
 
+    def _begin(self) -> None:
+        """Remember what an iteration or an evaluation that fails must not leave behind."""
+        self._before = torch.get_rng_state(), self.spread_guard.streak
+
     # ---- 1. prompts and groups
 
     def _draw(self, iteration: int) -> tuple[list[int], list[Example]]:
@@ -207,6 +220,14 @@ class Trainer:
     def _step_plan(self, iteration: int) -> StepPlan:
         draw = generator("steps", self.config.seed, iteration)
         return self.plan(iteration - 1, self.config.rollout.num_inference_steps, generator=draw)
+
+    def _updates_after(self, iteration: int) -> int:
+        """Optimizer steps of the iterations after this one, no more per epoch than there are trained steps."""
+        training = self.config.training
+        if training.lr_schedule not in ("linear", "cosine"):
+            return 0  # no other schedule asks
+        counts = (len(self._step_plan(n).trained) for n in range(iteration + 1, training.iterations + 1))
+        return training.inner_epochs * sum(min(training.updates_per_epoch, count) for count in counts)
 
     def _chunks(self, slots: list[int], examples: list[Example]) -> list[list[tuple[int, Example]]]:
         """(slot, example) pairs in chunks whose examples can be encoded together."""
@@ -229,11 +250,12 @@ class Trainer:
         waiting: list[Future[Rewards]] = []
         with ThreadPoolExecutor(1) as beside:
             for chunk in chunks:
-                rollouts.append(self._collect(iteration, chunk, plan))
+                with explain_full_device(self.policy.device, "rollout"):
+                    rollouts.append(self._collect(iteration, chunk, plan))
                 if len(chunks) > 1:
                     waiting.append(beside.submit(score, rollouts[-1], chunk))
             self._stage("rewards")
-            with self.clock("rewards"):
+            with self.clock("rewards"), explain_full_device(self.policy.device, "rewards"):
                 if len(chunks) == 1:
                     return rollouts, [score(rollouts[0], chunks[0])]
                 return rollouts, [future.result() for future in waiting]
@@ -253,6 +275,11 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self.iteration == self.config.training.iterations or bool(every and self.iteration % every == 0)
 
+    def _is_missing_evaluation(self, run: RunFolder) -> bool:
+        """Before the first iteration, or because the run ended in the evaluation after this one."""
+        due = self._is_due(self.config.evaluation.every)
+        return self.iteration == 0 or (due and not run.evaluation(self.iteration).is_file())
+
     def _reuse(self, base: Path, run: RunFolder) -> Evaluation:
         """The base policy's evaluation, its scores and pictures copied into the run."""
         measured = [*self.rewards, *self.metrics]
@@ -268,6 +295,7 @@ class Trainer:
             return None
         if self.iteration == 0 and (base := self.config.evaluation.base):
             return self._reuse(base, run)
+        self._begin()
         self._stage("evaluation")
         with self.clock("evaluation"), self.update.averaged_weights():
             evaluation = evaluations.evaluate(
@@ -297,13 +325,17 @@ class Trainer:
         self.observer.on_iteration(record)
 
     def _save(self, run: RunFolder) -> None:
-        rng = gather_object([torch.get_rng_state()])
+        self._begin()
+        self._save_finished(run)
+
+    def _save_finished(self, run: RunFolder) -> None:
+        rng = gather_object([self._before[0]])
         if self.accelerator.is_main_process:
             counters = {
                 "samples": self.samples,
                 "updates": self.update.updates,
                 "skipped": self.update.skipped,
-                "streak": self.spread_guard.streak,
+                "streak": self._before[1],
             }
             state = TrainingState(
                 self.iteration, counters, **self.update.state(), trainable=self.policy.trainable_state(),
@@ -315,19 +347,22 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _save_before_failure(self, run: RunFolder, error: UserError) -> None:
-        """Keep the finished iterations when a reward or an example failed: that happens before an update begins."""
+        """Keep the finished iterations, unless an optimizer step of the next one has changed the weights already."""
         everyone_is_here = self.accelerator.num_processes == 1 or error.shared
-        if everyone_is_here and self.iteration and self.update.iteration == self.iteration:
-            self._save(run)
+        if everyone_is_here and self.iteration and self.update.whole:
+            self._save_finished(run)
 
     def _restore(self, run: RunFolder) -> None:
         found = checkpoints.checkpoints(run.checkpoints)
         if not found:
             return
-        state = checkpoints.load(found[-1])
-        self.update.restore(state)
+        changed = changes_on_resume(found[-1], self.config)
+        state, prefix = checkpoints.load(found[-1]), "training.optimizer."
+        arguments = {name.removeprefix(prefix).split(".")[0] for name in changed if name.startswith(prefix)}
         self.iteration, self.samples = state.iteration, state.progress["samples"]
         self.update.updates, self.update.skipped = state.progress["updates"], state.progress["skipped"]
+        done = self.update.updates + self.update.skipped
+        self.update.restore(state, arguments, total=done + self._updates_after(self.iteration))
         self.spread_guard.streak = state.progress["streak"]
         if self.accelerator.process_index < len(state.rng):
             torch.set_rng_state(state.rng[self.accelerator.process_index])
@@ -403,3 +438,8 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _last_checkpoint(run: RunFolder) -> str:
+    found = checkpoints.checkpoints(run.checkpoints)
+    return f"The last checkpoint is {found[-1].name}." if found else "There is no checkpoint yet."

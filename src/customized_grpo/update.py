@@ -1,9 +1,10 @@
 """The update: trained steps of a rollout to optimizer steps, with the guards against training nothing."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, cast
+from dataclasses import replace
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -12,43 +13,48 @@ from torch import Tensor
 
 from customized_grpo.build import construct
 from customized_grpo.checkpoint import TrainingState
+from customized_grpo.distributed import fail_together
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.functional import sde
 from customized_grpo.functional.surrogate import clipped_surrogate, gaussian_kl, normalized_log_ratio
+from customized_grpo.memory import explain_full_device
 from customized_grpo.meters import Meter
 from customized_grpo.method import MethodSettings
 from customized_grpo.policies.contract import Policy, rows
 from customized_grpo.randomness import generator
 from customized_grpo.rollout import Dynamics, complete_dynamics
-from customized_grpo.settings import Settings, Spec
+from customized_grpo.settings import Role, Settings, Spec
 from customized_grpo.types import Rollout
 
 
 class TrainingSettings(Settings):
     """The update and its length."""
 
-    iterations: int = Field(default=40, ge=1)
+    iterations: Annotated[int, Role.APPLIED] = Field(default=40, ge=1)
     """Rollouts followed by their updates."""
-    prompts_per_iteration: int = Field(default=8, ge=1)
+    prompts_per_iteration: Annotated[int, Role.KEPT] = Field(default=8, ge=1)
     """Over all processes, which must divide it."""
-    optimizer: Spec = Spec(use="AdamW", lr=1.5e-4, betas=[0.9, 0.99], weight_decay=0.0)  # pyright: ignore[reportCallIssue]
+    optimizer: Annotated[Spec, Role.ARGUMENTS] = Spec.model_validate(
+        {"use": "AdamW", "lr": 1.5e-4, "betas": [0.9, 0.99], "weight_decay": 0.0}
+    )
     """From torch.optim, or package.module:name."""
-    lr_schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant"
-    """By name as in diffusers' `get_scheduler`."""
-    warmup_updates: int = Field(default=0, ge=0)
-    """Optimizer steps of warm-up."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    lr_schedule: Annotated[Literal["constant", "constant_with_warmup", "linear", "cosine"], Role.APPLIED] = "constant"
+    """By name as in diffusers' `get_scheduler`. A run that is resumed for longer follows the schedule of its new length
+    from there on."""
+    warmup_updates: Annotated[int, Role.APPLIED] = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate rises from 0, with every schedule."""
+    max_grad_norm: Annotated[float, Role.APPLIED] = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
-    inner_epochs: int = Field(default=1, ge=1)
+    inner_epochs: Annotated[int, Role.APPLIED] = Field(default=1, ge=1)
     """Passes over each rollout."""
-    updates_per_epoch: int = Field(default=2, ge=1)
+    updates_per_epoch: Annotated[int, Role.APPLIED] = Field(default=2, ge=1)
     """Optimizer steps in one pass; the trained steps are shared out among them."""
-    micro_batch: int | None = Field(default=None, ge=1)
+    micro_batch: Annotated[int | None, Role.RUNTIME] = Field(default=None, ge=1)
     """Rows in one forward pass; None takes a whole chunk, which reproduces the rollout's numbers exactly."""
-    old_log_probs: Literal["rollout", "recompute"] = "rollout"
+    old_log_probs: Annotated[Literal["rollout", "recompute"], Role.RUNTIME] = "rollout"
     """Where the ratio's denominator comes from. `recompute` runs a pass in the update's own batches first: for bfloat16
     with a micro-batch other than the rollout's, where rounding alone would move the ratio past the clip range."""
-    ema_decay: float = Field(default=0.9, ge=0, lt=1)
+    ema_decay: Annotated[float, Role.APPLIED] = Field(default=0.9, ge=0, lt=1)
     """Average of the trained weights per optimizer step, used in evaluation and in the saved adapter; 0 is none."""
 
 
@@ -59,26 +65,57 @@ class MicroBatch(NamedTuple):
     rows: slice
     column: int
     """Which of the S trained steps."""
-    old_log_prob: Tensor
     advantage: Tensor
     share: float
     """Of the optimizer step that it belongs to."""
 
 
 def micro_batches(
-    rollouts: list[Rollout], old: list[Tensor], advantage: Tensor, columns: list[int], size: int | None
+    rollouts: list[Rollout], advantage: Tensor, columns: list[int], size: int | None
 ) -> Iterator[MicroBatch]:
     """All rows at the given trained steps, `size` rows at a time; None takes whole rollouts."""
     start = 0
-    for rollout, log_probs in zip(rollouts, old, strict=True):
-        count = len(log_probs)
+    for rollout in rollouts:
+        count = len(rollout.log_probs)
         for low in range(0, count, size or count):
             some = slice(low, min(low + (size or count), count))
             share = (some.stop - some.start) / (len(advantage) * len(columns))
             for column in columns:
                 own = advantage[start + some.start : start + some.stop, column]
-                yield MicroBatch(rollout, some, column, log_probs[some, column], own, share)
+                yield MicroBatch(rollout, some, column, own, share)
         start += count
+
+
+def try_optimizer(spec: Spec, weight: Tensor) -> set[str]:
+    """Step on two weights like this one from 0, with opposite gradients, and see that they part.
+
+    Returns:
+        The names of what the optimizer keeps for a weight.
+
+    Raises:
+        UserError: if it cannot step on dense gradients without a closure, or the gradient moves nothing.
+    """
+    copies = [torch.nn.Parameter(torch.zeros_like(weight)) for _ in range(2)]
+    trial = construct(spec, "optimizer", params=copies)
+    if not isinstance(trial, torch.optim.Optimizer):
+        raise UserError(f"optimizer: {spec.use} gives a {type(trial).__name__}, which is no torch.optim.Optimizer.")
+    for copy, sign in zip(copies, (1.0, -1.0), strict=True):
+        copy.grad = torch.full_like(copy, sign)
+    try:
+        trial.step()
+    except Exception as error:  # anybody's optimizer
+        raise UserError(
+            f"optimizer: {spec.use} cannot take a step with dense gradients and without a closure "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:150]}); use another, such as AdamW."
+        ) from error
+    finite = all(bool(copy.isfinite().all()) for copy in copies)
+    if not finite or torch.equal(*copies):
+        raise UserError(
+            f"optimizer: a step of {spec.use} with lr={trial.param_groups[0].get('lr')} "
+            f"{'does not follow the gradient' if finite else 'is not finite'}, so nothing would train; set a learning "
+            f"rate above 0, such as 1e-4."
+        )
+    return {str(name) for name in trial.state[copies[0]]}
 
 
 class Updater:
@@ -91,6 +128,11 @@ class Updater:
         dynamics: those of the rollout.
         accelerator: of the run.
         seed: of the order of the steps.
+        total: optimizer steps of the whole run, for schedules that end with it; None is the most there can be.
+
+    Raises:
+        UserError: if the optimizer cannot train: it needs a closure or sparse gradients, or its step moves nothing.
+        TrainingError: if nothing is trainable.
     """
 
     def __init__(
@@ -101,6 +143,7 @@ class Updater:
         dynamics: Dynamics,
         accelerator: Accelerator,
         seed: int,
+        total: int | None = None,
     ) -> None:
         self.policy, self.settings, self.method, self.dynamics = policy, settings, method, dynamics
         self.accelerator, self.seed, self.iteration = accelerator, seed, 0
@@ -108,18 +151,29 @@ class Updater:
         if not self.parameters:
             raise TrainingError("The policy has no trainable parameter: the adapter is bound to nothing.")
         self.optimizer: torch.optim.Optimizer = construct(settings.optimizer, "optimizer", params=self.parameters)
-        self.scheduler = self._make_scheduler()
+        self.state_names = try_optimizer(settings.optimizer, self._smallest[1])
+        self.scheduler = self._make_scheduler(total)
         self.ema = {n: t.clone() for n, t in policy.trainable_state().items()} if settings.ema_decay else None
-        self.updates, self.skipped = 0, 0
+        self.updates, self.skipped, self.moved = 0, 0, False
+        self.whole = True
+        """Whether the weights are those after a finished iteration."""
 
-    def _make_scheduler(self) -> Any:
+    @property
+    def _smallest(self) -> tuple[int, Tensor]:
+        return min(enumerate(self.parameters), key=lambda pair: pair[1].numel())
+
+    def _make_scheduler(self, total: int | None, done: int = 0) -> Any:
+        """The schedule at the optimizer step `done` of `total`."""
         from diffusers.optimization import get_scheduler
 
         training = self.settings
-        total = training.iterations * training.inner_epochs * training.updates_per_epoch
+        if total is None:
+            total = training.iterations * training.inner_epochs * training.updates_per_epoch
+        name = "constant_with_warmup" if training.lr_schedule == "constant" else training.lr_schedule
         return get_scheduler(
-            training.lr_schedule, self.optimizer, num_warmup_steps=training.warmup_updates, num_training_steps=total
-        )
+            name, self.optimizer, num_warmup_steps=training.warmup_updates, num_training_steps=total,
+            last_epoch=done - 1,
+        )  # fmt: skip
 
     def __call__(self, iteration: int, rollouts: list[Rollout], advantage: Tensor) -> dict[str, float]:
         """inner_epochs x updates_per_epoch optimizer steps.
@@ -137,15 +191,19 @@ class Updater:
         """
         self.iteration = iteration
         meter, num_steps = Meter(), advantage.shape[1]
-        old = [self._old_log_probs(rollout) for rollout in rollouts]
+        if self.settings.old_log_probs == "recompute":
+            with self._memory():
+                rollouts = [self._recompute(rollout) for rollout in rollouts]
         parts = min(self.settings.updates_per_epoch, num_steps)
         for epoch in range(self.settings.inner_epochs):
             order = torch.randperm(num_steps, generator=generator("update", self.seed, iteration, epoch))
             for part in range(parts):
                 columns = order[part::parts].tolist()
-                for batch in micro_batches(rollouts, old, advantage, columns, self.settings.micro_batch):
-                    self._backward(batch, on_policy=epoch == part == 0, meter=meter)
-                self._step(meter)
+                with self._memory():
+                    for batch in micro_batches(rollouts, advantage, columns, self.settings.micro_batch):
+                        self._backward(batch, on_policy=epoch == part == 0, meter=meter)
+                self._step(meter, teaches=bool(advantage[:, columns].any()))
+        self.whole = True
         return meter.record() | {
             "update/learning_rate": self.optimizer.param_groups[0]["lr"],
             "update/skipped": self.skipped,
@@ -155,15 +213,16 @@ class Updater:
         """Accumulate the gradient of one micro-batch."""
         method, rollout, some, column = self.method, batch.rollout, batch.rows, batch.column
         step = self._gaussian(rollout, some, column)
-        log_ratio = sde.log_prob(step, rollout.next_latents[some, column]) - batch.old_log_prob
+        log_ratio = sde.log_prob(step, rollout.next_latents[some, column]) - rollout.log_probs[some, column]
         drift = float(log_ratio.detach().abs().max())
         meter.maximum("update/ratio_max", math.exp(min(drift, 80.0)))
-        if on_policy:
-            meter.maximum("update/first_ratio_error", drift)
-            self._guard_first_ratio(drift)
         if method.ratio_norm:
             assert rollout.means is not None
             log_ratio = normalized_log_ratio(log_ratio, step, sde.Gaussian(rollout.means[some, column], step.std))
+        if on_policy:
+            drift = max(drift, float(log_ratio.detach().abs().max()))  # as it is, and as it is clipped
+            meter.maximum("update/first_ratio_error", drift)
+            self._guard_first_ratio(drift)
         surrogate = clipped_surrogate(log_ratio, batch.advantage, method.clip_range)
         loss = surrogate.losses.mean()
         if method.beta:
@@ -183,21 +242,23 @@ class Updater:
         return complete_dynamics(self.dynamics, rollout.sigmas)(latents, velocity, sigma, sigma_next)
 
     @torch.no_grad()
-    def _old_log_probs(self, rollout: Rollout) -> Tensor:
-        if self.settings.old_log_probs == "rollout":
-            return rollout.log_probs
+    def _recompute(self, rollout: Rollout) -> Rollout:
+        """The rollout with log-probs, and means where it keeps them, computed in the update's own batches."""
         size = self.settings.micro_batch or len(rollout.log_probs)
         old = torch.empty_like(rollout.log_probs)
+        means = None if rollout.means is None else torch.empty_like(rollout.means)
         for row in range(0, len(old), size):
             some = slice(row, row + size)
             for column in range(old.shape[1]):
-                old[some, column] = sde.log_prob(
-                    self._gaussian(rollout, some, column), rollout.next_latents[some, column]
-                )
-        return old
+                step = self._gaussian(rollout, some, column)
+                old[some, column] = sde.log_prob(step, rollout.next_latents[some, column])
+                if means is not None:
+                    means[some, column] = step.mean
+        return replace(rollout, log_probs=old, means=means)
 
-    def _step(self, meter: Meter) -> None:
-        """Average gradients over processes, check, clip, step."""
+    def _step(self, meter: Meter, teaches: bool) -> None:
+        """Average gradients over processes, check, clip, step. `teaches`: whether any advantage is not 0."""
+        self.whole = False
         missing = [p for p in self.parameters if p.grad is None]
         for p in missing:
             p.grad = torch.zeros_like(p)
@@ -209,7 +270,8 @@ class Updater:
         self._guard_synchronised(norm)
         meter.mean("update/grad_norm", float(norm), 1.0)
         if bool(norm.isfinite()):
-            self.optimizer.step()
+            with self._memory(), self._guard_moved(norm, teaches):
+                self.optimizer.step()
             self.scheduler.step()
             self.updates += 1
             if self.ema is not None:
@@ -220,16 +282,49 @@ class Updater:
             self._skip(norm)
         self.optimizer.zero_grad(set_to_none=True)
 
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Memory that runs out on one process ends the update on all of them."""
+        with fail_together(self.accelerator), explain_full_device(self.policy.device, "update"):
+            yield
+
     # ---- guards
 
     def _guard_first_ratio(self, drift: float) -> None:
-        """Before the first optimizer step the policy is the one that sampled, so the ratio must be 1."""
-        tolerance = 1e-5 if self.policy.dtype == torch.float32 else 1e-3
+        """Before the first optimizer step the policy is the one that sampled, so the ratio must be 1: rounding may
+        move it by a tenth of the clip range at most, or the clip would act on noise."""
+        tolerance = min(1e-5 if self.policy.dtype == torch.float32 else 1e-3, self.method.clip_range / 10)
         if not drift <= tolerance:
+            advice = "switch dropout off, and see that two equal calls of the policy's velocity give equal results"
+            if self.settings.old_log_probs == "rollout":
+                advice = f"set training.old_log_probs=recompute; if that does not help, {advice}"
             raise TrainingError(
                 f"The first ratio of iteration {self.iteration} is off 1 by {drift:.1e} (allowed {tolerance:.0e} in "
-                f"{str(self.policy.dtype).removeprefix('torch.')}): sampling and training compute different log-probs. "
-                f"Set training.old_log_probs=recompute, or switch dropout off."
+                f"{str(self.policy.dtype).removeprefix('torch.')} with method.clip_range={self.method.clip_range:g}): "
+                f"sampling and training compute different log-probs; {advice}."
+            )
+
+    @contextmanager
+    def _guard_moved(self, norm: Tensor, teaches: bool) -> Iterator[None]:
+        """The first optimizer step that has something to learn, and a learning rate, must change a weight."""
+        if self.moved or not teaches or not any(float(group["lr"]) for group in self.optimizer.param_groups):
+            yield
+            return
+        if not norm > 0:
+            raise TrainingError(
+                f"The gradient of iteration {self.iteration} is exactly 0 although advantages are not: the trainable "
+                f"weights do not reach the velocity; check the policy (check_policy does) and its adapter."
+            )
+        places = [int(p.grad.abs().argmax()) for p in self.parameters if p.grad is not None]
+        before = [p.detach().flatten()[place].clone() for p, place in zip(self.parameters, places, strict=True)]
+        yield
+        after = [p.detach().flatten()[place] for p, place in zip(self.parameters, places, strict=True)]
+        self.moved = any(bool(old != new) for old, new in zip(before, after, strict=True))
+        if not self.moved:
+            raise TrainingError(
+                f"The first optimizer step (iteration {self.iteration}) changed no weight: the gradient has norm "
+                f"{float(norm):.1e} and the learning rate is {float(self.optimizer.param_groups[0]['lr']):.1e}; raise "
+                f"the learning rate."
             )
 
     def _guard_synchronised(self, norm: Tensor) -> None:
@@ -269,17 +364,40 @@ class Updater:
     def state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
 
-    def restore(self, state: TrainingState) -> None:
+    def restore(self, state: TrainingState, changed: Collection[str] = (), total: int | None = None) -> None:
         """Inverse of `state`, with the trained weights and their average.
 
+        Args:
+            state: from a checkpoint.
+            changed: arguments of the optimizer that the settings give another value than the checkpoint was trained
+                with. The optimizer takes the new value; other hyperparameters may have moved and are restored.
+            total: optimizer steps of the whole run, done and to come. The learning rate goes on where the schedule of
+                the settings, at this length, is after the steps done.
+
         Raises:
-            UserError: if the checkpoint is of another model.
+            UserError: if the checkpoint is of another model, or the optimizer cannot take a new value.
         """
+        fresh = [dict(group) for group in self.optimizer.param_groups]
+        self._check_changed(state, changed)
         self.policy.load_trainable_state(state.trainable)
         try:
             self.optimizer.load_state_dict(dict(state.optimizer))
         except ValueError as error:
             raise UserError(f"The optimizer state of the checkpoint is of another model: {error}") from error
-        self.scheduler.load_state_dict(dict(state.scheduler))
+        for group, new in zip(self.optimizer.param_groups, fresh, strict=True):
+            group |= {name: new[name] for name in changed} | {"initial_lr": new["initial_lr"], "lr": new["initial_lr"]}
+        self.scheduler = self._make_scheduler(total, done=state.scheduler["last_epoch"])
         if self.ema is not None:
             self.ema = {n: t.to(self.ema[n]) for n, t in (state.ema or state.trainable).items()}
+
+    def _check_changed(self, state: TrainingState, changed: Collection[str]) -> None:
+        index, _ = self._smallest
+        kept = state.optimizer["state"].get(index, {})
+        lacking = sorted(self.state_names - set(kept)) if kept else []
+        odd = sorted(set(changed) - set(self.optimizer.param_groups[0]))
+        if changed and (lacking or odd):
+            why = f"the checkpoint has no '{lacking[0]}'" if lacking else f"{self.settings.optimizer.use} reads it once"
+            raise UserError(
+                f"training.optimizer.{odd[0] if odd else sorted(changed)[0]} cannot change in a resumed run, because "
+                f"{why}; set it to its old value, or start a new run in another output."
+            )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from customized_grpo import identity
 from customized_grpo.build import bind, resolve
 from customized_grpo.compare.methods import BASE, Method, find_method, merged
 from customized_grpo.config import Config, check_names, load_settings, parse_config
@@ -200,14 +201,9 @@ def differences(expected: Config, found: Config) -> list[str]:
 
     Where it is written, tracked and checkpointed does not matter.
     """
-    trees = []
-    for config in (found, expected):
-        tree = json.loads(config.model_dump_json(exclude={"output", "tracking", "checkpoint"}))
-        tree["evaluation"].pop("base", None)
-        trees.append(_flat(tree))
-    found_flat, expected_flat = trees
-    keys = [key for key in {**found_flat, **expected_flat} if found_flat.get(key) != expected_flat.get(key)]
-    return [f"{key} {_short(found_flat.get(key))} -> {_short(expected_flat.get(key))}" for key in keys]
+    left_out = ("output", "tracking.", "checkpoint.", "evaluation.base")
+    changed = identity.differences(found, expected).items()
+    return [f"{key} {_short(a)} -> {_short(b)}" for key, (a, b) in changed if not key.startswith(left_out)]
 
 
 def _check_complete(config: Config) -> None:
@@ -249,15 +245,6 @@ def _check_weights(config: Config) -> None:
 
 def _spent(budget: Budget) -> str:
     return f"{budget.samples:,} pictures and {budget.gradient_steps:,} gradient steps"
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict) or not tree:
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else key)
-    return flat
 
 
 def _short(value: Any) -> str:

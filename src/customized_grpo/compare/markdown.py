@@ -38,7 +38,7 @@ def _table(title: str, table: Any) -> list[str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _text(cell: Estimate | float | str) -> str:

@@ -161,7 +161,7 @@ def curves(iterations: Sequence[int], lines: Sequence[Curve], *, ylabel: str) ->
         axes.plot(
             at, middle, "-", marker=line.style.marker if strong else None, ms=5, mec="white", mew=0.6,
             color=line.style.colour, lw=2 if strong else 0.9, zorder=4 if strong else 2,
-            label=line.label if strong else None,
+            label=f"{' ' * line.label.startswith('_')}{line.label}" if strong else None,  # a legend hides "_name"
         )  # fmt: skip
         if strong:
             low, high = (np.where(np.isfinite(x), x, middle) for x in (low, high))

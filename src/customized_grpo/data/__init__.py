@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from customized_grpo.data.examples import JsonlDataset
 from customized_grpo.data.hub import HubDataset
 from customized_grpo.errors import UserError
-from customized_grpo.settings import Settings, Spec
+from customized_grpo.settings import Role, Settings, Spec
 from customized_grpo.types import Example
 
 __all__ = ["DataSettings", "HubDataset", "JsonlDataset", "load_datasets"]
@@ -16,9 +16,9 @@ __all__ = ["DataSettings", "HubDataset", "JsonlDataset", "load_datasets"]
 class DataSettings(Settings):
     """Examples to train on, and held-out ones to measure on."""
 
-    train: str | Spec = "toyworld"
+    train: Annotated[str | Spec, Role.APPLIED] = "toyworld"
     """`toyworld`, a JSONL file, or {use: package.module:name, ...} for any sequence of examples."""
-    eval: str | Spec | None = None
+    eval: Annotated[str | Spec | None, Role.APPLIED] = None
     """As `train`. None takes the held-out toy world for the toy world, and for a JSONL file its lines with
     "split": "eval"; without such lines a tenth of the subjects is held out."""
 

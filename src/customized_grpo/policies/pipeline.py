@@ -68,6 +68,8 @@ class PipelinePolicy(Policy):
     TARGETS: ClassVar[tuple[str, ...]] = _lora.ATTENTION + _lora.FEED_FORWARD
     MAX_REFERENCES: ClassVar[int] = 1
     GUIDANCE: ClassVar[float] = 3.5
+    RUNTIME: ClassVar[tuple[str, ...]] = ("gradient_checkpointing", "offload", "cache_mib", "device")
+    """Arguments that do not change the result, so that a resumed run may change them."""
 
     def __init__(
         self,

@@ -5,9 +5,11 @@ Colours are Okabe and Ito's, which people with any colour vision can tell apart;
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 
@@ -28,15 +30,24 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "customized-grpo",
     "axes.unicode_minus": True,
+    "text.parse_math": False,
 }
 
 
 def save(figure: Figure, folder: Path, name: str) -> Path:
-    """Write NAME.svg and NAME.png into `folder`; returns the path of the SVG."""
+    """Write NAME.svg and NAME.png into `folder`; returns the path of the SVG.
+
+    Text is drawn as it is: a `$` in the name of a reward does not begin a formula. Characters of NAME that a file name
+    cannot hold everywhere are replaced, with a checksum so that different names stay different.
+    """
     import matplotlib
+    from matplotlib.text import Text
 
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.svg"
+    stem = re.sub(r"[^\w.-]+", "-", name)[:80]
+    path = folder / f"{stem if stem == name else f'{stem}-{crc32(name.encode()):08x}'}.svg"
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # pyright: ignore[reportAttributeAccessIssue]
     with matplotlib.rc_context(_STYLE):
         figure.savefig(path, format="svg", metadata={"Date": None})
         figure.set_layout_engine("none")

@@ -167,7 +167,7 @@ def reward_plots(record: RunRecord) -> list[Picture]:
         title = f"{words(metric)}" + ("" if metric in record.rewards else " (not trained on)")
         held_out = (f"{page.number(x.value)} at iteration {at}" for at, x in zip(evaluated, levels, strict=True))
         alt = f"{title} over training; held out: {', '.join(held_out) or 'not evaluated'}"
-        found.append(page.plot(figure, record.folder, f"reward-{_slug(metric)}", title=title, alt=alt))
+        found.append(page.plot(figure, record.folder, f"reward-{metric}", title=title, alt=alt))
     if len(record.rewards) == 2 and len(record.evaluations) > 1:
         across, up = record.rewards[1], record.rewards[0]
         axes = (since_first(record.evaluations, metric) for metric in (across, up))
@@ -206,7 +206,7 @@ def update_plots(record: RunRecord) -> list[Picture]:
         if not _moves(values):
             continue
         figure = plots.vital_sign(record.iterations, values, limit=vital.limit, logarithmic=vital.logarithmic)
-        name = f"update-{_slug(vital.key.split('/')[1])}"
+        name = f"update-{vital.key.split('/')[1]}"
         found.append(page.plot(figure, record.folder, name, title=vital.title, caption=vital.hint))
     return found
 
@@ -284,7 +284,3 @@ def _colours(metrics: Sequence[str]) -> list[str]:
 def _moves(values: np.ndarray) -> bool:
     finite = values[np.isfinite(values)]
     return len(finite) > 0 and bool((finite != finite[0]).any())
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name).strip("-").lower() or "metric"

@@ -98,6 +98,7 @@ class ClipReward:
     """
 
     name = "prompt"
+    RUNTIME = ("device", "batch_size")
 
     def __init__(
         self,
@@ -206,6 +207,7 @@ class ClipImageReward:
     """
 
     name = "identity"
+    RUNTIME = ("device", "batch_size")
 
     def __init__(
         self,

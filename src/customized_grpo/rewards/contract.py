@@ -26,7 +26,10 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Reward(Protocol):
-    """A plain function, or an object that holds a model. `call_reward` calls it."""
+    """A plain function, or an object that holds a model. `call_reward` calls it.
+
+    An attribute `RUNTIME` names arguments that do not change the scores, so that a resumed run may change them.
+    """
 
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         """Score images.

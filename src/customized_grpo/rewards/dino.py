@@ -35,6 +35,7 @@ class DinoReward:
     """
 
     name = "identity"
+    RUNTIME = ("device", "batch_size")
 
     def __init__(
         self,

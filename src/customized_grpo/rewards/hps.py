@@ -30,6 +30,7 @@ class Hpsv3Reward:
     """
 
     name = "prompt"
+    RUNTIME = ("device", "batch_size")
 
     def __init__(
         self,

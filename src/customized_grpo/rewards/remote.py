@@ -54,6 +54,10 @@ class RemoteReward:
         RewardUnavailable: (when called) if it stays dead.
     """
 
+    RUNTIME = (
+        "python", "url", "environment", "log", "batch_size", "timeout", "start_timeout", "retries", "backoff",
+    )  # fmt: skip
+
     def __init__(
         self,
         reward: str | Mapping[str, Any] | None = None,

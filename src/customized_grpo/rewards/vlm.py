@@ -93,6 +93,10 @@ class VlmJudge:
         RewardUnavailable: (when called) if it stays dead.
     """
 
+    RUNTIME = (
+        "url", "api_key_variable", "concurrency", "timeout", "retries", "backoff", "patience", "cache", "prices",
+    )  # fmt: skip
+
     def __init__(
         self,
         rubric: str = "prompt",
