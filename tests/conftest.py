@@ -1,7 +1,11 @@
 """Shared by all tests: few threads, and small stand-ins that obey the real contracts."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # what tests trust must not be trusted afterwards
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -9,6 +13,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture

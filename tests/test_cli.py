@@ -192,7 +192,7 @@ def test_an_operating_system_that_says_no_is_one_sentence(
 
 def test_a_module_beside_one_is_found(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def bright(images, examples):\n    return images.mean((1, 2, 3))\n")
-    words = ["config", "--check", "rewards.bright.use=mine:bright"]
+    words = ["rewards", "check", "rewards={bright: 'mine:bright'}", "metrics={}"]
     script = "import sys; sys.path.remove(''); from customized_grpo.cli import main; main()"  # as the installed command
     command = [sys.executable, "-c", script, *words]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)

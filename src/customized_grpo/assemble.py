@@ -7,7 +7,7 @@ from typing import Any
 
 from customized_grpo import checkpoint
 from customized_grpo.build import construct
-from customized_grpo.config import Config, load_config
+from customized_grpo.config import Config, load_config, open_config
 from customized_grpo.data import load_datasets
 from customized_grpo.errors import UserError
 from customized_grpo.identity import changes_on_resume
@@ -47,14 +47,18 @@ def build_trainer(config: Config) -> Trainer:
     return Trainer(build_policy(config), rewards, train, held_out, config, metrics)
 
 
-def open_run(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Config]:
+def open_run(path: str | Path, overrides: Sequence[str] = (), *, trust_code: bool = False) -> tuple[RunFolder, Config]:
     """A run folder and its configuration, with overrides on top.
 
+    Args:
+        trust_code: run whatever the folder names. Folders that this user's training made need no such word.
+
     Raises:
-        UserError: if they name another family of models, whose layers may have the same names and shapes.
+        UserError: if the folder names code, programs or addresses that this user does not trust, or the overrides name
+            another family of models, whose layers may have the same names and shapes.
     """
     run = RunFolder.existing(path)
-    config = load_config(run.config, [*overrides, f"output={os.fspath(run.path)}"])
+    config = open_config(run.config, [*overrides, f"output={os.fspath(run.path)}"], trust_code=trust_code)
     trained = load_config(run.config).policy.use if overrides else config.policy.use
     if trained != config.policy.use:
         raise UserError(
@@ -64,13 +68,15 @@ def open_run(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder
     return run, config
 
 
-def resume_run(path: str | Path, overrides: Sequence[str] = ()) -> tuple[RunFolder, Config]:
+def resume_run(
+    path: str | Path, overrides: Sequence[str] = (), *, trust_code: bool = False
+) -> tuple[RunFolder, Config]:
     """A run folder to go on in, and its configuration with overrides on top.
 
     Raises:
         UserError: if they change a setting that a resumed run keeps.
     """
-    run, config = open_run(path, overrides)
+    run, config = open_run(path, overrides, trust_code=trust_code)
     if found := checkpoint.checkpoints(run.checkpoints):
         changes_on_resume(found[-1], config)
     return run, config

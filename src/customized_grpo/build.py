@@ -1,7 +1,7 @@
 """Names to objects: the only resolver. A `Spec` names a function or class by import path, with its arguments."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -10,18 +10,61 @@ from typing import Any
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.settings import Spec
 
+REWARDS = ("customized_grpo.rewards", "customized_grpo.toyworld.oracle", "customized_grpo.compare.measures")
 HOMES = {
     "advantage": ("customized_grpo.functional.advantages",),
     "time_weights": ("customized_grpo.functional.time_weights", "customized_grpo.fitted"),
     "dynamics": ("customized_grpo.functional.sde",),
     "steps": ("customized_grpo.functional.schedule",),
-    "reward": ("customized_grpo.rewards",),
-    "metric": ("customized_grpo.rewards",),
+    "reward": REWARDS,
+    "metric": REWARDS,
     "policy": ("customized_grpo.policies",),
-    "dataset": ("customized_grpo.data",),
+    "dataset": ("customized_grpo.data", "customized_grpo.toyworld.dataset"),
     "optimizer": ("torch.optim",),
 }
-"""Where a name without a module is looked up, by slot, in this order."""
+"""Where a name without a module is looked up, by slot, in this order, among what `__all__` lists there."""
+
+
+def exported(use: str, slot: str) -> Any | None:
+    """What a name stands for if the slot's home module exports it and it is of the slot's kind, else None.
+
+    Only modules of this package and of torch are imported.
+    """
+    module, separator, name = use.partition(":")
+    name = name if separator else use
+    for path in HOMES[slot]:
+        if separator and module != path and not module.startswith(f"{path}."):
+            continue
+        home = import_module(path)
+        found = getattr(home, name) if name in home.__all__ else None
+        if _fits(found, slot) and (not separator or _same(module, name, found)):
+            return found
+    return None
+
+
+def _fits(found: Any, slot: str) -> bool:
+    """Whether an object is of the kind that a slot takes."""
+    if slot in ("reward", "metric"):
+        return inspect.isclass(found) and "__call__" in dir(found) and not getattr(found, "_is_protocol", False)
+    if slot == "policy":
+        from customized_grpo.policies.contract import Policy
+
+        return inspect.isclass(found) and issubclass(found, Policy) and not inspect.isabstract(found)
+    if slot == "dataset":
+        return inspect.isclass(found) and issubclass(found, Sequence)
+    if slot == "optimizer":
+        from torch.optim import Optimizer
+
+        return inspect.isclass(found) and issubclass(found, Optimizer) and found is not Optimizer
+    return inspect.isfunction(found)
+
+
+def _same(module: str, name: str, found: Any) -> bool:
+    """Whether a longer path, such as that of the file that defines it, leads to the same object."""
+    try:
+        return getattr(import_module(module), name, None) is found
+    except ImportError:
+        return False
 
 
 def resolve(use: str, slot: str) -> Any:
@@ -30,15 +73,17 @@ def resolve(use: str, slot: str) -> Any:
     Raises:
         UserError: if the module or the name does not exist, with the nearest name there is.
     """
-    module_name, separator, name = use.partition(":")
-    homes = (module_name,) if separator else HOMES[slot]
-    name = name if separator else use
-    modules = [_import(home, use, slot) for home in homes]
-    for module in modules:
-        if hasattr(module, name):
-            return getattr(module, name)
-    known = [n for m in modules for n in dir(m) if not n.startswith("_") and callable(getattr(m, n))]
-    raise UserError(f"{slot}: there is no '{name}' in {' or '.join(homes)}.{nearest(name, known)}")
+    if (found := exported(use, slot)) is not None:
+        return found
+    path, separator, name = use.partition(":")
+    if not separator:
+        known = [known for home in HOMES[slot] for known in import_module(home).__all__]
+        raise UserError(f"{slot}: there is no '{use}' in {' or '.join(HOMES[slot])}.{nearest(use, known)}")
+    module = _import(path, use, slot)
+    if not hasattr(module, name):
+        known = [n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n))]
+        raise UserError(f"{slot}: there is no '{name}' in {path}.{nearest(name, known)}")
+    return getattr(module, name)
 
 
 def _import(module: str, use: str, slot: str) -> ModuleType:

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from customized_grpo import cli_data, cli_rewards
 from customized_grpo._version import __version__
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.terminal import new_console, quiet_libraries, split_settings
+from customized_grpo.terminal import TrustCode, new_console, quiet_libraries, show_trusted, split_settings
 
 app = typer.Typer(
     name="cgrpo",
@@ -56,10 +57,12 @@ def _root(
 def train(
     settings: Settings = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Train. Without arguments: the embedded default, a tiny FLUX-Kontext on the toy world."""
+    from customized_grpo import trust
     from customized_grpo.assemble import build_trainer, finished_iterations, resume_run
-    from customized_grpo.config import load_config, to_yaml
+    from customized_grpo.config import load_config, specs, to_yaml
     from customized_grpo.display import Display, show_result
 
     quiet_libraries()
@@ -68,7 +71,7 @@ def train(
     if resume is not None:
         if file is not None:
             raise UserError("--resume takes its configuration from the run folder; leave the file out.")
-        run, config = resume_run(resume, overrides)
+        run, config = resume_run(resume, overrides, trust_code=trust_code)
         if done := finished_iterations(run, config):
             console.print(
                 f"'{resume}' has finished its {done} iterations; to train on, ask for more: "
@@ -79,6 +82,7 @@ def train(
     else:
         config = load_config(file, overrides)
         _check_output(config.output)
+        show_trusted(console, trust.items(specs(config)))
     trainer = build_trainer(config)
     main = trainer.accelerator.is_main_process
     display = Display(console if main else Console(quiet=True))
@@ -101,6 +105,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the noise, and of the toy subject.")] = 0,
     iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
     output: Annotated[Path | None, typer.Option(help="PNG to write; none makes a new one in RUN/generated.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Draw a subject with the base and the tuned model, side by side, from the same noise."""
     from customized_grpo.assemble import build_policy, load_trained, open_run
@@ -108,7 +113,7 @@ def generate(
     from customized_grpo.generation import new_file, reference_example
 
     quiet_libraries()
-    folder, config = open_run(run)
+    folder, config = open_run(run, trust_code=trust_code)
     target = new_file(folder.path / "generated", output)
     example = reference_example(reference, prompt, seed)
     policy = build_policy(config)
@@ -134,6 +139,7 @@ def export(
     output: Annotated[Path, typer.Option(help="File to write, ending in .safetensors; never overwritten.")],
     iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
     format: Annotated[Format, typer.Option(help="kohya: for ComfyUI and its relatives, of FLUX.")] = Format.diffusers,
+    trust_code: TrustCode = False,
 ) -> None:
     """Write a run's trained adapter as one file for other tools."""
     from customized_grpo.assemble import find_checkpoint, open_run
@@ -141,7 +147,7 @@ def export(
     from customized_grpo.policies.export import export_adapter
 
     quiet_libraries()
-    folder, config = open_run(run)
+    folder, config = open_run(run, trust_code=trust_code)
     checkpoint = find_checkpoint(folder, iteration)
     pipeline = getattr(resolve(config.policy.use, "policy"), "PIPELINE", "")
     written = export_adapter(checkpoint / "adapter", output, format.value, pipeline=pipeline)
@@ -154,13 +160,14 @@ def evaluate(
     run: Annotated[Path | None, typer.Option("--run", help="A run folder; none evaluates the base model.")] = None,
     iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for scores and pictures.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Score a model on held-out subjects: the base model, or a run against its base."""
     from customized_grpo.generation import evaluate_command
 
     quiet_libraries()
     file, overrides = split_settings(settings)
-    evaluate_command(console, file, overrides, run, iteration, output)
+    evaluate_command(console, file, overrides, run, iteration, output, trust_code)
 
 
 @app.command()
@@ -179,8 +186,13 @@ def config(
     elif check:
         from customized_grpo.config import check_names
 
-        check_names(resolved)
+        unchecked = check_names(resolved, foreign=False)
         console.print(f"{file or 'The configuration'} is valid.", highlight=False)
+        if unchecked:
+            console.print(
+                f"Not checked, because that would run it: {', '.join(unchecked)}.", highlight=False, soft_wrap=True,
+                markup=False,
+            )  # fmt: skip
     else:
         typer.echo(to_yaml(resolved), nl=False)
 
@@ -188,12 +200,15 @@ def config(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder, a probe's, a comparison's or a bench's.")],
+    trust_code: TrustCode = False,
 ) -> None:
     """Write RUN/report.html (or PROBE/probe.html): one page, no network needed."""
     if (folder / "probe.json").is_file():
         from customized_grpo.probe import write_report
     elif (folder / "compare.yaml").is_file():
         from customized_grpo.compare.page import write_report
+
+        write_report = partial(write_report, trust_code=trust_code)
     elif (folder / "bench.json").is_file():
         from customized_grpo.bench.report import write_report
     else:
@@ -211,6 +226,7 @@ def probe(
     gradients: Annotated[bool | None, typer.Option(help="The gradients too, unless --no-gradients.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write; none makes a new one under probes/.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the probe in this folder.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Measure when along the denoising trajectory each reward is decided, and fit time weights to it."""
     from customized_grpo.probe.command import new_probe, resume_probe
@@ -220,11 +236,11 @@ def probe(
     given = {name: value for name, value in given.items() if value is not None}
     if resume is None:
         file, overrides = split_settings(settings)
-        new_probe(console, file, overrides, given, run=run, iteration=iteration, output=output)
+        new_probe(console, file, overrides, given, run=run, iteration=iteration, output=output, trust_code=trust_code)
     elif settings or given or run or output or iteration is not None:
         raise UserError("--resume takes everything from the probe's folder; leave the other arguments out.")
     else:
-        resume_probe(console, resume)
+        resume_probe(console, resume, trust_code=trust_code)
 
 
 @app.command()
@@ -260,16 +276,20 @@ def compare(
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at once; none takes one a GPU, or a core.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each; none shares the cores out.")] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Hand the runs to Ray, from customized-grpo[ray].")] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Run methods x seeds, each an ordinary run, and judge them on held-out subjects. The same command goes on."""
     from customized_grpo.compare.command import run_grid, show_status
 
     quiet_libraries()
     if status is not None:
-        show_status(console, status)
+        show_status(console, status, trust_code=trust_code)
         return
     file, overrides = split_settings(settings)
-    run_grid(console, file, overrides, output=output, resume=resume, workers=workers, threads=threads, ray=ray)
+    run_grid(
+        console, file, overrides, output=output, resume=resume, workers=workers, threads=threads, ray=ray,
+        trust_code=trust_code,
+    )  # fmt: skip
 
 
 @app.command()
@@ -284,6 +304,7 @@ def bench(
     output: Annotated[Path | None, typer.Option(help="Folder; none is benches/PROTOCOL-NAME.")] = None,
     against: Annotated[list[Path] | None, typer.Option(help="A finished bench to compare with; repeatable.")] = None,
     part: Annotated[str | None, typer.Option(help="2/8: this is the second of eight processes.")] = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Measure a model by a benchmark of the field, and compare benches. The same command goes on."""
     from customized_grpo.bench.command import bench_command
@@ -291,7 +312,7 @@ def bench(
     quiet_libraries()
     bench_command(
         console, settings or [], run=run, iteration=iteration, config=config, output=output, against=against or [],
-        part=part,
+        part=part, trust_code=trust_code,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from customized_grpo.terminal import new_console, quiet_libraries, split_settings
+from customized_grpo.terminal import TrustCode, new_console, quiet_libraries, split_settings
 
 app = typer.Typer(help="Try the configured rewards before a run.", no_args_is_help=True)
 console = new_console()
@@ -21,15 +21,16 @@ def _rewards() -> None:
 def check(
     settings: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [section.setting=value ...]")] = None,
     count: Annotated[int, typer.Option(min=2, help="Pictures to score.")] = 4,
+    trust_code: TrustCode = False,
 ) -> None:
     """Score a handful of pictures with each reward and metric: values, seconds, device, memory."""
     from customized_grpo.assemble import build_reward
-    from customized_grpo.config import load_config
+    from customized_grpo.config import open_config
     from customized_grpo.data import load_datasets
     from customized_grpo.rewards.check import check_rewards
 
     quiet_libraries()
-    config = load_config(*split_settings(settings))
+    config = open_config(*split_settings(settings), trust_code=trust_code)
     train, _ = load_datasets(config.data)
     specs = [(name, spec, "reward") for name, spec in config.rewards.items()]
     specs += [(name, spec, "metric") for name, spec in config.metrics.items()]

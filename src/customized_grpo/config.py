@@ -10,7 +10,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from customized_grpo.build import check_spec
+from customized_grpo import trust
+from customized_grpo.build import check_spec, exported
 from customized_grpo.checkpoint import CheckpointSettings
 from customized_grpo.data import DataSettings
 from customized_grpo.errors import UserError, nearest
@@ -259,17 +260,57 @@ def describe_settings(model: type[BaseModel], prefix: str = "") -> str:
     return "\n\n".join(paragraphs)
 
 
-def check_names(config: Config) -> None:
-    """Resolve every name in a configuration without building anything.
+def specs(config: TrainerConfig) -> list[tuple[str, str, Spec]]:
+    """(setting, slot, spec) of everything that a configuration names by import path."""
+    found = [
+        ("method.advantage", "advantage", config.method.advantage),
+        ("method.time_weights", "time_weights", config.method.time_weights),
+        ("rollout.dynamics", "dynamics", config.rollout.dynamics),
+        ("rollout.steps", "steps", config.rollout.steps),
+        ("training.optimizer", "optimizer", config.training.optimizer),
+    ]
+    if isinstance(config, Config):
+        found.append(("policy", "policy", config.policy))
+        found += [(f"rewards.{name}", "reward", spec) for name, spec in config.rewards.items()]
+        found += [(f"metrics.{name}", "metric", spec) for name, spec in config.metrics.items()]
+        data = {"data.train": config.data.train, "data.eval": config.data.eval}
+        found += [(where, "dataset", spec) for where, spec in data.items() if isinstance(spec, Spec)]
+    return found
+
+
+def open_config(path: str | Path | None, overrides: Sequence[str] = (), *, trust_code: bool = False) -> Config:
+    """`load_config` for what someone else may have written, such as the file in a run folder.
+
+    Raises:
+        UserError: as `load_config`, or if the file names code, programs or addresses that this user does not trust yet.
+    """
+    config = load_config(path, overrides)
+    if path is not None:
+        trust.require(
+            path, trust.items(specs(config)), trust_code=trust_code,
+            typed=[override.partition("=")[0].strip() for override in overrides],
+            written=lambda: trust.items(specs(load_config(path))),
+        )  # fmt: skip
+    return config
+
+
+def check_names(config: Config, *, foreign: bool = True) -> list[str]:
+    """Resolve every name in a configuration, and check its arguments, without making anything.
+
+    Args:
+        foreign: also import the code of others. Rewards that run in a process of their own are never imported here.
+
+    Returns:
+        What was left unchecked, such as `rewards.sharp.use = mine:sharpness`.
 
     Raises:
         UserError: for the first name or argument that does not exist.
     """
-    slots = [
-        ("policy", config.policy), ("advantage", config.method.advantage), ("time_weights", config.method.time_weights),
-        ("dynamics", config.rollout.dynamics), ("steps", config.rollout.steps),
-        ("optimizer", config.training.optimizer), *(("reward", spec) for spec in config.rewards.values()),
-        *(("metric", spec) for spec in config.metrics.values()),
-    ]  # fmt: skip
-    for slot, spec in slots:
-        check_spec(spec, slot)
+    unchecked = []
+    for setting, slot, spec in specs(config):
+        for where, kind, part in trust.walk(setting, slot, spec):
+            if (foreign and where == setting) or ":" not in part.use or exported(part.use, kind) is not None:
+                check_spec(part, kind)
+            else:
+                unchecked.append(f"{where}.use = {part.use}")
+    return unchecked

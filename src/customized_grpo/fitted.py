@@ -13,6 +13,9 @@ from customized_grpo.errors import UserError
 from customized_grpo.functional.time_weights import tabulated
 from customized_grpo.tracking import write_text
 
+__all__ = ["from_file"]
+"""What a configuration can name as `method.time_weights`."""
+
 
 def from_file(progress: Tensor, *, path: str | Path) -> Tensor:
     """`tabulated` weights read from JSON. (S,) to (S, K), K the length of a row in the file.

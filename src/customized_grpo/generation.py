@@ -10,7 +10,7 @@ from rich.console import Console
 
 from customized_grpo import evaluation as evaluations
 from customized_grpo.assemble import build_policy, build_rewards, held_out_examples, load_trained, open_run
-from customized_grpo.config import load_config
+from customized_grpo.config import open_config
 from customized_grpo.data.examples import read_picture
 from customized_grpo.display import show_changes
 from customized_grpo.errors import UserError
@@ -80,14 +80,15 @@ def evaluate_command(
     run: Path | None,
     iteration: int | None,
     output: Path | None,
+    trust_code: bool = False,
 ) -> None:
     """Evaluate the base model of a configuration, and a run's checkpoint beside it."""
     if run is None:
-        folder, config = None, load_config(file, overrides)
+        folder, config = None, open_config(file, overrides, trust_code=trust_code)
     elif file is not None:
         raise UserError("Give --run or a configuration file, not both; overrides may follow --run.")
     else:
-        folder, config = open_run(run, overrides)
+        folder, config = open_run(run, overrides, trust_code=trust_code)
     if output is not None and output.exists() and any(output.iterdir()):
         raise UserError(f"The folder '{output}' holds something already; name another --output.")
     examples = held_out_examples(config)

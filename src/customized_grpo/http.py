@@ -1,6 +1,7 @@
 """JSON over HTTP with the standard library: one request, one answer, one kind of failure."""
 
 import http.client
+import ipaddress
 import json
 import urllib.error
 import urllib.request
@@ -35,8 +36,7 @@ def request_json(url: str, body: Any = None, *, timeout: float, headers: Mapping
     """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json", **(headers or {})})
-    local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if local else []))
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if is_loopback(url) else []))
     try:
         with opener.open(request, timeout=timeout) as answer:
             return json.loads(answer.read())
@@ -53,6 +53,17 @@ def request_json(url: str, body: Any = None, *, timeout: float, headers: Mapping
         raise NoAnswer(f"{type(error).__name__}: {error}") from None
     except ValueError:
         raise NoAnswer("the answer is not JSON") from None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL is an http address of this machine, so that nothing leaves it."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name than localhost, or no URL
+        return False
+    return local and parts.scheme in ("http", "https")
 
 
 def _message(error: urllib.error.HTTPError) -> str:

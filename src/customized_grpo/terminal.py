@@ -4,11 +4,22 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 
 from customized_grpo.errors import UserError
+
+if TYPE_CHECKING:
+    from customized_grpo.trust import Item
+
+
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Run the code that the file or folder names; docs/security.md.")
+]
 
 
 def split_settings(settings: list[str] | None) -> tuple[Path | None, list[str]]:
@@ -24,6 +35,14 @@ def new_console() -> Console:
     """For standard output, which need not fit a window where there is none: a table in a log is not to be folded."""
     folded = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if folded else 140)
+
+
+def show_trusted(console: Console, found: "Iterable[Item]") -> None:
+    """What a command that trusts its file is about to run beyond this package, in one line of the first process."""
+    from customized_grpo.trust import describe
+
+    if found and os.environ.get("RANK", "0") == "0":
+        console.print(f"trusted: {describe(found)}", highlight=False, soft_wrap=True, markup=False)
 
 
 def quiet_libraries() -> None:

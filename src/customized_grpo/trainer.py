@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 
 from customized_grpo import checkpoint as checkpoints
 from customized_grpo import evaluation as evaluations
+from customized_grpo import trust
 from customized_grpo.build import bind
 from customized_grpo.checkpoint import TrainingState
 from customized_grpo.distributed import any_process, fail_together, gather
@@ -370,7 +371,7 @@ class Trainer:
     # ---- the run folder
 
     def _open_run(self, resume: RunFolder | None, config_yaml: str | None) -> RunFolder:
-        from customized_grpo.config import to_yaml
+        from customized_grpo.config import specs, to_yaml
 
         run = resume
         if self.accelerator.is_main_process and resume is None:
@@ -386,6 +387,7 @@ class Trainer:
                 run.rewind(self.iteration)
                 run.adopt(config_yaml or to_yaml(self.config), self.iteration)
                 run.describe(status="running", finished=None)
+        trust.remember(trust.items(specs(self.config)))  # who trained it may go on with it
         start_trackers(self.accelerator, self.config.tracking, run)
         return run
 

@@ -41,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Path, output: Path, *words: str, **options) -> Bench:
-    found = bench_command(silent(), [str(place / "bench.yaml"), *words], output=output, **options)
+    found = bench_command(silent(), [str(place / "bench.yaml"), *words], output=output, trust_code=True, **options)
     assert found is not None
     return found
 
@@ -90,7 +90,8 @@ def test_the_same_command_does_nothing_twice(place: Path, plain: Bench, monkeypa
 def test_a_killed_bench_goes_on_to_the_same_numbers(place: Path, plain: Bench) -> None:
     output = place / "killed"
     words = [sys.executable, "-m", "customized_grpo", "bench", str(place / "bench.yaml"), "--output", str(output)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    places = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env={**environment, "BENCH_DIES_AFTER": "2"}, capture_output=True, check=False)
     assert done.returncode == -9
     drawn = {path: path.stat().st_mtime_ns for path in (output / "images").rglob("*.png")}

@@ -84,7 +84,7 @@ def test_a_bench_of_two_subjects(data: Path, tmp_path: Path) -> None:
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump({"policy": {"use": "bench.tiny:Policy"}}))
     words = ["uno-multi", f"data={data}", f"prompts={file}", f"metrics={json.dumps(METRICS)}", "num_inference_steps=2"]
     bench = bench_command(
-        Console(quiet=True), words, config=tmp_path / "plain.yaml", output=tmp_path / "out"
+        Console(quiet=True), words, config=tmp_path / "plain.yaml", output=tmp_path / "out", trust_code=True
     )  # fmt: skip
     assert bench is not None
     assert bench.values.shape == (4, 4, 3)
@@ -172,7 +172,9 @@ def test_a_bench_of_real_photos_with_encoders_of_the_right_kind(tmp_path: Path) 
     words = ["uno", f"data={REAL}", f"prompts={REAL / 'protocol_single.json'}", "subjects=2", "images=1",
              "num_inference_steps=2", f"metrics.dino.path={dino}", f"metrics.clip_i.path={clip}",
              f"metrics.clip_t.path={clip}"]  # fmt: skip
-    bench = bench_command(Console(quiet=True), words, config=tmp_path / "plain.yaml", output=tmp_path / "out")
+    bench = bench_command(
+        Console(quiet=True), words, config=tmp_path / "plain.yaml", output=tmp_path / "out", trust_code=True
+    )
     assert bench is not None
     assert np.isfinite(bench.values[:, :, :3]).all()
     assert np.isnan(bench.values[:, :, 3]).all()  # DreamBench has no masks, and so no backgrounds

@@ -22,7 +22,7 @@ TESTS = str(Path(__file__).parents[1])
 
 @pytest.fixture(autouse=True)
 def _importable_in_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", TESTS)
+    monkeypatch.setenv("PYTHONPATH", TESTS, prepend=os.pathsep)
 
 
 def grid(methods=("naive_1to1", "customized"), seeds=(0,), **config) -> Grid:
@@ -41,7 +41,7 @@ def base_here(root: Path) -> None:
     from customized_grpo.generation import evaluate_command
 
     (root / "base.yaml").write_text(to_yaml(parse_config(CONFIG, type(load_config()))))
-    evaluate_command(Console(quiet=True), root / "base.yaml", [], None, None, root / "base")
+    evaluate_command(Console(quiet=True), root / "base.yaml", [], None, None, root / "base", trust_code=True)
 
 
 def test_a_grid_killed_in_the_middle_goes_on_and_redoes_nothing(tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ def test_the_report_is_whole_and_needs_no_network(tmp_path: Path) -> None:
 def test_the_report_shows_the_probe_that_the_grid_names(tmp_path: Path) -> None:
     probe = tmp_path / "probe"
     (tmp_path / "config.yaml").write_text(PROBED)
-    new_probe(Console(quiet=True), tmp_path / "config.yaml", [], {"examples": 4, "branches": 4}, output=probe)
+    new_probe(
+        Console(quiet=True), tmp_path / "config.yaml", [], {"examples": 4, "branches": 4}, output=probe, trust_code=True
+    )
     root = tmp_path / "out"
     fabricate(root, GAINS, seeds=[0], probe=probe)
     text = write_report(root).read_text(encoding="utf-8")

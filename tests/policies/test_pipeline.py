@@ -1,4 +1,6 @@
+import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,3 +154,17 @@ def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch):
     assert pipeline.default_device() == torch.device("cuda", 3)
     monkeypatch.delenv("LOCAL_RANK")
     assert pipeline.default_device() == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("library", ["evil", "subprocess", "customized_grpo"])
+def test_a_model_folder_brings_no_code_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    tiny.kontext_pipeline().save_pretrained(tmp_path / "model")
+    index = tmp_path / "model" / "model_index.json"
+    named = json.loads(index.read_text())
+    index.write_text(json.dumps({**named, "text_encoder": [library, "Anything"]}))
+    for place in (tmp_path, tmp_path / "model" / "text_encoder"):
+        (place / "evil.py").write_text(f"open({str(tmp_path / 'MARK')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"takes its text_encoder from '{library}'"):
+        FluxKontextPolicy.from_pretrained(tmp_path / "model")
+    assert not (tmp_path / "MARK").exists()

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from customized_grpo import cli
 from customized_grpo.build import bind
-from customized_grpo.config import Config, load_config, parse_config
+from customized_grpo.config import Config, load_config, open_config, parse_config
 from customized_grpo.errors import UserError
 from customized_grpo.functional.time_weights import tabulated
 from customized_grpo.probe import ProbeFolder, run_probe, write_report
@@ -31,6 +31,7 @@ SMALL = {"examples": 4, "branches": 4}
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)
+    open_config(path, trust_code=True)
     return path
 
 

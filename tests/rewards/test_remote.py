@@ -203,3 +203,13 @@ def test_hpsv3_in_an_environment_of_its_own(images, examples, tmp_path):
         assert torch.allclose(reward(images, examples), expected, atol=1)  # bfloat16
     finally:
         reward.close()
+
+
+def test_a_file_in_the_folder_one_starts_from_hides_no_package(tmp_path, monkeypatch, images, examples):
+    (tmp_path / "torch.py").write_text(f"open({str(tmp_path / 'MARK')!r}, 'w')")
+    (tmp_path / "beside.py").write_text("def flat(images, examples):\n    return [0.5] * len(images)\n")
+    monkeypatch.chdir(tmp_path)
+    reward = RemoteReward("beside:flat", images="torch", start_timeout=60.0)
+    assert reward(images, examples).tolist() == [0.5] * 3
+    reward.close()
+    assert not (tmp_path / "MARK").exists()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from customized_grpo import checkpoint
+from customized_grpo import checkpoint, trust
 from customized_grpo.assemble import build_policy, load_trained, open_run
 from customized_grpo.bench.display import BenchDisplay, show_bench, show_protocols, show_rules
 from customized_grpo.bench.measure import (
@@ -22,11 +22,11 @@ from customized_grpo.bench.measure import (
     save_references,
     undrawn,
 )
-from customized_grpo.bench.plan import BenchSettings, Plan, make_plan, size_departures
+from customized_grpo.bench.plan import BenchSettings, Plan, make_plan, named, size_departures
 from customized_grpo.bench.record import Bench, BenchFolder, Job, read_bench, write_table
 from customized_grpo.bench.report import write_report
 from customized_grpo.bench.suites import Suite, open_suite
-from customized_grpo.config import load_config, load_settings
+from customized_grpo.config import load_settings, open_config
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy
 from customized_grpo.policies.pipeline import default_device
@@ -43,6 +43,7 @@ def bench_command(
     output: Path | None = None,
     against: Sequence[Path] = (),
     part: str | None = None,
+    trust_code: bool = False,
 ) -> Bench | None:
     """Bench the base policy of a configuration, or a run's checkpoint.
 
@@ -53,6 +54,7 @@ def bench_command(
         output: the folder; None is benches/PROTOCOL-NAME. A bench in it goes on.
         against: finished benches of the same protocol to compare with.
         part: "2/8" for the second of eight processes; None takes a launcher's, or everything.
+        trust_code: run whatever the run or the files name.
 
     Returns:
         The finished bench, or None if other processes still have work to do.
@@ -63,6 +65,7 @@ def bench_command(
     if not words:
         show_protocols(console)
         return None
+    file, overrides = split_words(words)
     settings = read_settings(words)
     if run is not None and (config is not None or settings.config is not None):
         raise UserError("Give a run or a configuration, not both; a run has its own.")
@@ -70,7 +73,16 @@ def bench_command(
         raise UserError("--iteration names a checkpoint of a run; give --run too.")
     mine, parts = which_part(part)
     others = [read_bench(path) for path in against]
-    folder_of_run, chosen = open_run(run) if run is not None else (None, load_config(config or settings.config))
+    if run is not None:
+        folder_of_run, chosen = open_run(run, trust_code=trust_code)
+    else:
+        folder_of_run, chosen = None, open_config(config or settings.config, trust_code=trust_code)
+    if file is not None:
+        trust.require(
+            file, trust.items(named(settings, chosen)), trust_code=trust_code,
+            typed=[override.partition("=")[0] for override in overrides],
+            written=lambda: trust.items(named(load_settings(BenchSettings, file), chosen)),
+        )  # fmt: skip
     plan = make_plan(settings, chosen)
     suite = open_suite(plan.protocol, settings.data, settings.prompts)
     if settings.subjects is not None:
@@ -108,14 +120,19 @@ def bench_command(
 
 def read_settings(words: Sequence[str]) -> BenchSettings:
     """The settings among the words of a command line: a protocol or a YAML file first, overrides after it."""
+    return load_settings(BenchSettings, *split_words(words))
+
+
+def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The YAML file among the words of a command line, if there is one, and the overrides; a protocol is one too."""
     first, *rest = sorted(words, key=lambda word: "=" in word)
     if "=" in first:
-        return load_settings(BenchSettings, None, words)
+        return None, list(words)
     if len(rest) and "=" not in rest[0]:
         raise UserError(f"Give one protocol or YAML file, got '{first}' and '{rest[0]}'; overrides look like images=1.")
     if Path(first).suffix in (".yaml", ".yml"):
-        return load_settings(BenchSettings, first, rest)
-    return load_settings(BenchSettings, None, [f"protocol={first}", *rest])
+        return first, rest
+    return None, [f"protocol={first}", *rest]
 
 
 def which_part(part: str | None) -> tuple[int, int]:

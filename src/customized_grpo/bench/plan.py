@@ -101,6 +101,16 @@ def make_plan(settings: BenchSettings, config: Config) -> Plan:
     )  # fmt: skip
 
 
+def named(settings: BenchSettings, config: Config) -> list[tuple[str, str, Spec]]:
+    """(setting, slot, spec) of what the settings name by import path, without the rest of the configuration."""
+    protocol = find_protocol(settings.protocol)
+    found = [("policy", "policy", Spec(**{"use": config.policy.use, **settings.policy}))] if settings.policy else []
+    for name, metric in protocol.metrics.items():
+        if isinstance(change := settings.metrics.get(name), Mapping):
+            found.append((f"metrics.{name}", "metric", Spec(**{"use": metric.spec.use, **change})))
+    return found
+
+
 def size_departures(plan: Plan, suite: Suite) -> list[str]:
     """One sentence if there are not as many subjects or prompts as the protocol has."""
     protocol, found = plan.protocol, []

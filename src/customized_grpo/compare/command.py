@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from customized_grpo import trust
 from customized_grpo.compare.cells import (
     State,
     last_line,
@@ -17,10 +18,11 @@ from customized_grpo.compare.cells import (
     state,
 )
 from customized_grpo.compare.findings import Finding, headline
-from customized_grpo.compare.grid import Cell, Grid, base_evaluation, budget, cells, load_grid
+from customized_grpo.compare.grid import Cell, Grid, base_evaluation, budget, cells, load_grid, open_grid, trust_needed
 from customized_grpo.compare.methods import find_method
 from customized_grpo.display import duration
 from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.terminal import show_trusted
 
 SIGNS = {"waiting": "·", "running": "▶", "stopped": "‖", "failed": "✗", "damaged": "✗", "finished": "✓"}
 
@@ -35,6 +37,7 @@ def run_grid(
     workers: int | None = None,
     threads: int | None = None,
     ray: bool = False,
+    trust_code: bool = False,
 ) -> Path:
     """Run every cell that is not finished, then write the report.
 
@@ -44,6 +47,7 @@ def run_grid(
         resume: go on with the grid in this folder instead.
         workers, threads: see `run_cells`.
         ray: hand the cells to Ray.
+        trust_code: run whatever the folder to go on with names.
 
     Returns:
         The folder of the comparison.
@@ -55,11 +59,15 @@ def run_grid(
     if resume is not None:
         if file is not None or output is not None or overrides:
             raise UserError("--resume takes everything from the folder; leave the other arguments out.")
-        grid, root = _grid_in(resume), resume
+        grid, root = open_grid(resume, run=True, trust_code=trust_code), resume
     elif file is None:
         raise UserError("Name a grid, such as recipes/toyworld/compare-quick.yaml, or --resume FOLDER.")
     else:
         grid, root = load_grid(file, overrides), output or Path("comparisons") / file.stem
+        needed = trust_needed(grid, root)
+        show_trusted(console, frozenset().union(*needed))
+        for found in needed:
+            trust.remember(found)
     made = open_folder(grid, root)
     show_plan(console, grid, root, made)
     started = time.monotonic()
@@ -95,9 +103,9 @@ def show_plan(console: Console, grid: Grid, root: Path, made: Sequence[Cell]) ->
     console.print(table)
 
 
-def show_status(console: Console, folder: Path) -> dict[str, State]:
+def show_status(console: Console, folder: Path, *, trust_code: bool = False) -> dict[str, State]:
     """Where a comparison stands: a mark for every cell, what failed, and about how long it will take."""
-    grid = _grid_in(folder)
+    grid = open_grid(folder, trust_code=trust_code)
     made = cells(grid, folder)
     found = {cell.name: state(cell) for cell in made}
     table = Table(title=str(folder), title_justify="left")
@@ -151,12 +159,6 @@ def _finish(console: Console, root: Path, ended: dict[str, State]) -> None:
 
 def _show(console: Console, found: Finding) -> None:
     console.print(f"{found.question} [bold]{found.verdict}.[/bold] {found.text}", highlight=False)
-
-
-def _grid_in(folder: Path) -> Grid:
-    if not (folder / "compare.yaml").is_file():
-        raise UserError(f"'{folder}' is not a comparison: it has no compare.yaml; `cgrpo compare GRID.yaml` makes one.")
-    return load_grid(folder / "compare.yaml")
 
 
 def _gpus_per_cell() -> float:

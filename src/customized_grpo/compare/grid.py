@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from customized_grpo import identity
+from customized_grpo import identity, trust
 from customized_grpo.build import bind, resolve
 from customized_grpo.compare.methods import BASE, Method, find_method, merged
-from customized_grpo.config import Config, check_names, load_settings, parse_config
+from customized_grpo.config import Config, check_names, load_settings, parse_config, specs
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Settings, Spec
 
@@ -103,6 +103,33 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
         if key in grid.config:
             raise UserError(f"config.{key} is set by the grid for each cell; take it out.")
     return grid
+
+
+def open_grid(folder: Path, *, run: bool = False, trust_code: bool = False) -> Grid:
+    """The grid of a comparison's folder, which someone else may have made.
+
+    Args:
+        run: whether its cells will run; else nothing but their step plans is asked, to count gradient steps.
+        trust_code: run whatever the folder names.
+
+    Raises:
+        UserError: if it is no comparison, or names what this user does not trust.
+    """
+    file = folder / "compare.yaml"
+    if not file.is_file():
+        raise UserError(f"'{folder}' is not a comparison: it has no compare.yaml; `cgrpo compare GRID.yaml` makes one.")
+    grid = load_grid(file)
+    for found in trust_needed(grid, folder, run=run):
+        trust.require(file, found, trust_code=trust_code)
+    return grid
+
+
+def trust_needed(grid: Grid, root: Path, *, run: bool = True) -> list[frozenset[trust.Item]]:
+    """What needs trust to read a grid and, with `run`, to run each of its methods."""
+    methods = [_config(grid, name, grid.seeds[0], root) for name in grid.methods if name != BASE]
+    named = [specs(config) for config in (base_config(grid, root), *methods)]
+    plans = [[triple for triple in some if triple[1] == "steps"] for some in named]
+    return [trust.items(some) for some in (*plans, *(named if run else ()))]
 
 
 def cells(grid: Grid, root: Path) -> list[Cell]:

@@ -15,6 +15,9 @@ from customized_grpo.masks import subject_mask
 from customized_grpo.rewards.contract import once_per_example
 from customized_grpo.types import Example
 
+__all__ = ["BackgroundCopied", "Diversity", "PoseCopied"]
+"""What a configuration can name as a metric."""
+
 
 class BackgroundCopied:
     """Copy-paste: share of the region around the subject that is the reference's, pixel for pixel. Lower is better.

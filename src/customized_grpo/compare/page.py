@@ -29,18 +29,19 @@ PAPER_CONFLICT = (0.502, 0.268, 0.230)
 """Customized-GRPO, section on conflict: shares of samples in conflict, both positive, both negative."""
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, trust_code: bool = False) -> Path:
     """Write FOLDER/report.html, self-contained, its tables as report.md, its plots as SVG and PNG into FOLDER/plots.
 
     Works on a grid that is not finished: the page says which cells it leaves out.
 
     Args:
         folder: what `cgrpo compare` wrote.
+        trust_code: run step plans of someone else's, to count gradient steps.
 
     Raises:
         UserError: if the folder is no comparison, nothing is finished, or it holds runs that do not compare.
     """
-    comparison = read_comparison(Path(folder))
+    comparison = read_comparison(Path(folder), trust_code=trust_code)
     try:
         found = contents(comparison)
         html = page.render("compare.html", **found)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from customized_grpo.compare.cells import State, state
-from customized_grpo.compare.grid import Grid, base_config, base_evaluation, cells, differences, load_grid
+from customized_grpo.compare.grid import Grid, base_config, base_evaluation, cells, differences, open_grid
 from customized_grpo.compare.methods import BASE, find_method
 from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
@@ -74,15 +74,13 @@ class Comparison:
         return values
 
 
-def read_comparison(folder: Path) -> Comparison:
-    """Read the folder of a comparison.
+def read_comparison(folder: Path, *, trust_code: bool = False) -> Comparison:
+    """Read the folder of a comparison. `trust_code` runs a step plan of someone else's, to count gradient steps.
 
     Raises:
         UserError: if it is none, nothing in it is finished, or it holds runs that do not compare.
     """
-    if not (folder / "compare.yaml").is_file():
-        raise UserError(f"'{folder}' is not a comparison: it has no compare.yaml; `cgrpo compare GRID.yaml` makes one.")
-    grid = load_grid(folder / "compare.yaml")
+    grid = open_grid(folder, trust_code=trust_code)
     base = _read_base(grid, folder)
     states: dict[str, State] = {}
     runs: dict[str, dict[int, RunRecord]] = {}

@@ -15,6 +15,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+__all__ = [
+    "conflict_drop",
+    "gdpo",
+    "harmonic",
+    "identity_gate",
+    "log_tamed",
+    "maximum",
+    "minimum",
+    "product",
+    "raw_sum",
+    "sars",
+    "sars_by_conflict",
+    "sars_recentred",
+    "weighted_sum",
+]
+"""What a configuration can name as `method.advantage`."""
+
 Aggregation = Callable[..., Tensor]
 
 

@@ -13,6 +13,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+__all__ = ["all_steps", "random_fraction", "sliding_window"]
+"""What a configuration can name as `rollout.steps`."""
+
 
 def shifted_sigmas(num_inference_steps: int, shift: float, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """sigma = shift t / (1 + (shift - 1) t) for t from 1 to 0: shape (T + 1,), from 1 down to 0.

@@ -12,6 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+__all__ = ["cps", "dance_sde", "flow_sde"]
+"""What a configuration can name as `rollout.dynamics`."""
+
 
 class Gaussian(NamedTuple):
     """A diagonal normal over the next latents. mean: (B, N, C); std: (B, 1, 1), 0 for a deterministic step."""

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["by_loop_index", "constant", "cosine", "linear", "piecewise", "reversed_", "sigmoid_crossover", "tabulated"]
+"""What a configuration can name as `method.time_weights`."""
+
 Schedule = Callable[..., Tensor]
 
 

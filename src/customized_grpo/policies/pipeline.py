@@ -169,6 +169,7 @@ class PipelinePolicy(Policy):
             index: Any = diffusers.DiffusionPipeline.load_config(source, **pinned)
             found = index.get("_class_name")
             if found == cls.PIPELINE:
+                _check_components(path, index)
                 kind = getattr(diffusers, cls.PIPELINE)
                 return kind.from_pretrained(source, dtype=dtypes, **pinned, **components)
         except (OSError, ValueError, TypeError, AttributeError, ImportError, SafetensorError) as error:
@@ -445,6 +446,17 @@ def one_of(name: str, value: str, *choices: str) -> None:
     """Raise UserError unless a setting has one of its values."""
     if value not in choices:
         raise UserError(f"policy.{name} is '{value}'; it must be {' or '.join(choices)}.{nearest(value, choices)}")
+
+
+def _check_components(path: str | Path, index: Mapping[str, Any]) -> None:
+    """Raise UserError for a component of another library: diffusers 0.41 imports whatever the folder names there."""
+    for name, value in index.items():
+        library = value[0] if isinstance(value, list | tuple) and value else None
+        if library not in (None, "diffusers", "transformers"):
+            raise UserError(
+                f"'{path}' takes its {name} from '{library}'; only parts of diffusers and transformers are loaded, so "
+                f"that a model brings no code along."
+            )
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:

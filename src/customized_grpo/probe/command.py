@@ -8,7 +8,7 @@ from rich.console import Console
 
 from customized_grpo.assemble import build_policy, build_rewards, load_trained, open_run
 from customized_grpo.build import bind
-from customized_grpo.config import Config, load_config, parse_config, to_yaml
+from customized_grpo.config import Config, open_config, parse_config, to_yaml
 from customized_grpo.data import load_datasets
 from customized_grpo.errors import UserError
 from customized_grpo.probe.display import Progress, show_findings
@@ -28,6 +28,7 @@ def new_probe(
     run: Path | None = None,
     iteration: int | None = None,
     output: Path | None = None,
+    trust_code: bool = False,
 ) -> Findings:
     """Probe the base policy of a configuration, or a run's checkpoint.
 
@@ -41,7 +42,10 @@ def new_probe(
         raise UserError("--iteration names a checkpoint of a run; give --run too.")
     if output is not None:
         ProbeFolder.check_free(output)
-    config = open_run(run, overrides)[1] if run is not None else load_config(file, overrides)
+    if run is not None:
+        _, config = open_run(run, overrides, trust_code=trust_code)
+    else:
+        config = open_config(file, overrides, trust_code=trust_code)
     chosen = parse_config({"seed": config.seed, **settings}, ProbeSettings)
     probe, checkpoint = build_probe(config, chosen, {"run": str(run), "iteration": iteration} if run else None)
     folder = ProbeFolder.create(output)
@@ -50,14 +54,15 @@ def new_probe(
     return _go(console, probe, folder)
 
 
-def resume_probe(console: Console, path: Path) -> Findings:
+def resume_probe(console: Console, path: Path, *, trust_code: bool = False) -> Findings:
     """Go on with the probe in a folder: finished steps are read, the others measured."""
     folder = ProbeFolder.existing(path)
     info = folder.described()
     if not folder.config.is_file() or "settings" not in info:
         raise UserError(f"'{path}' was stopped before its configuration was written; remove it and start again.")
     chosen = parse_config(info["settings"], ProbeSettings)
-    probe, _ = build_probe(load_config(folder.config), chosen, info.get("checkpoint"))
+    config = open_config(folder.config, trust_code=trust_code)
+    probe, _ = build_probe(config, chosen, info.get("checkpoint"))
     return _go(console, probe, folder)
 
 

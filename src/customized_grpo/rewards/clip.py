@@ -72,7 +72,7 @@ def _load_model(at: str, **pinned: Any) -> Any:
 def _load_tokenizer(at: str, **pinned: Any) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(at, **pinned)
+    return AutoTokenizer.from_pretrained(at, trust_remote_code=False, **pinned)
 
 
 def _embedder(

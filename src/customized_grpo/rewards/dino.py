@@ -14,6 +14,7 @@ from customized_grpo.images import Preprocess, segmented
 from customized_grpo.rewards.contract import Reduce, check_reduce, frozen, in_batches, load, reference_similarity
 from customized_grpo.types import Example
 
+NO_CODE = {"trust_remote_code": False}
 FAMILIES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext")
 """Model types of config.json whose first token is the CLS token (DINO v1 is a plain `ViTModel`)."""
 
@@ -51,10 +52,10 @@ class DinoReward:
 
         self.segment, self.batch_size = segment, batch_size
         self.reduce: Reduce = check_reduce(reduce)
-        kind = load("a DINO model", path, AutoConfig.from_pretrained, revision).model_type
+        kind = load("a DINO model", path, partial(AutoConfig.from_pretrained, **NO_CODE), revision).model_type
         if kind not in FAMILIES:
             raise UserError(f"'{path}' is a {kind} model; DinoReward takes one of {', '.join(FAMILIES)}.")
-        read = partial(AutoModel.from_pretrained, dtype=torch.float32)
+        read = partial(AutoModel.from_pretrained, dtype=torch.float32, **NO_CODE)
         self.model = load("a DINO model", path, read, revision)
         self.preprocess = load("an image processor", path, Preprocess.from_pretrained, revision)
         frozen(self.model, device)

@@ -201,7 +201,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--supervised", action="store_true", help="end when standard input closes")
     options = parser.parse_args()
-    sys.path[0] = str(Path.cwd())  # not this folder, whose files would hide packages of the same name, such as clip
+    del sys.path[0]  # this folder, whose files would hide packages of the same name, such as clip
+    sys.path.append(str(Path.cwd()))  # last, as for the trainer: nothing there takes the place of an installed package
     announce = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the reward prints must not mix with the announcement
 

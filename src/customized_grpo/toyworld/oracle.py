@@ -16,6 +16,9 @@ from customized_grpo.toyworld.draw import SIZE
 from customized_grpo.toyworld.world import ATTRIBUTES, SUBJECT_ATTRIBUTES, visible_attributes
 from customized_grpo.types import Example
 
+__all__ = ["PromptShown", "SubjectKept"]
+"""What a configuration can name as a metric."""
+
 WEIGHTS_FILE = "model.safetensors"
 
 
