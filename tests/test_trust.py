@@ -1,5 +1,6 @@
 """Somebody else's folder: what it names is neither imported nor started before this user trusts it."""
 
+import ast
 import inspect
 import subprocess
 import sys
@@ -152,6 +153,30 @@ def test_trust_is_asked_for_once_and_again_when_something_changes(
     tree["rewards"]["mine"]["strength"] = 2
     assert cgrpo("rewards", "check", write(home / "config.yaml", tree))[0] == 2, "another argument does other things"
     assert cgrpo(*check, "rewards.mine.strength=1")[0] == 2, "the file's code is not trusted, whatever is typed beside"
+
+
+SETTINGS_ONLY = {
+    "benchmark": "defaults and what is typed",
+    "cli": "`train` is given a trusted file; `config` makes nothing",
+    "config": "`open_config` itself",
+    "assemble": "compared with what `open_config` gave",
+    "compare/cells": "compared with the grid",
+    "compare/results": "compared with the grid",
+    "compare/command": "a grid that the user names",
+    "compare/grid": "`open_grid` itself",
+}
+"""The files that read settings without asking for trust, and why they may."""
+
+
+def test_whoever_reads_a_folder_goes_through_the_one_door() -> None:
+    root = Path(trust.__file__).parent
+    found = {
+        file.relative_to(root).with_suffix("").as_posix()
+        for file in root.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("load_config", "load_grid")
+    }
+    assert found == SETTINGS_ONLY.keys()
 
 
 # ---- this user's own

@@ -11,13 +11,12 @@ import numpy as np
 from customized_grpo.compare import plots
 from customized_grpo.compare.analysis import Analysis, Balance
 from customized_grpo.compare.findings import findings, headline
-from customized_grpo.compare.grid import budget
+from customized_grpo.compare.grid import base_config, budget
 from customized_grpo.compare.markdown import to_markdown
 from customized_grpo.compare.methods import BASE, find_method
 from customized_grpo.compare.pictures import pictures
 from customized_grpo.compare.plots import Bar, Curve, Point, Style
 from customized_grpo.compare.results import Comparison, read_comparison
-from customized_grpo.config import load_config
 from customized_grpo.report import page
 from customized_grpo.report.intervals import Estimate
 from customized_grpo.report.page import Picture, Remark, words
@@ -342,7 +341,7 @@ def facts(analysis: Analysis) -> list[tuple[str, str]]:
     """The comparison in a few lines."""
     comparison = analysis.comparison
     runs = [run for seeds in comparison.runs.values() for run in seeds.values()]
-    config = load_config(runs[0].folder / "config.yaml")
+    config = base_config(comparison.grid, comparison.folder)
     spent = budget(config)
     seconds = [float(sum(np.nansum(run.series(key)) for key in _timed(run))) for run in runs]
     return [
