@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -24,6 +25,7 @@ from customized_grpo.report.intervals import Estimate, change, level, since_firs
 from customized_grpo.report.record import Evaluation, read_run
 from customized_grpo.report.remarks import remarks
 from customized_grpo.report.run import contents, headline, reward_changes, stages
+from customized_grpo.store.run import RunFolder
 from customized_grpo.trainer import Trainer
 
 TASKS = [("a-0", "a"), ("a-1", "a"), ("b-0", "b"), ("b-1", "b"), ("c-0", "c")]
@@ -332,15 +334,21 @@ def test_one_evaluation_is_shown_but_not_compared(run: Path) -> None:
     assert reward_changes(read_run(run)) == []
 
 
-@pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [("running", "still going"), ("interrupted", "resumed"), ("failed", "The run failed"), ("killed", "was killed")],
+)
 @pytest.mark.usefixtures("unplotted")
-def test_an_unfinished_run_says_so(run: Path, status: str) -> None:
+def test_an_unfinished_run_says_so(run: Path, status: str, sentence: str) -> None:
     info = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**info, "status": status, "seconds": None, "finished": None}))
+    said = "running" if status == "killed" else status  # run.json cannot say it, the lock can
+    (run / "run.json").write_text(json.dumps({**info, "status": said, "seconds": None, "finished": None}))
     write_rows(run, [row(1)])
-    text = text_of(write_report(run).read_text())
+    with RunFolder(run).lock() if status == "running" else nullcontext():
+        text = text_of(write_report(run).read_text())
     assert f"{status}, iteration 1 of 3" in text
-    assert {"running": "still going", "interrupted": "resumed", "failed": "The run failed"}[status] in text
+    assert sentence in text
+    assert "finished, 1 iterations" in text_of(write_report(run, "finished").read_text())
 
 
 @pytest.mark.usefixtures("unplotted")

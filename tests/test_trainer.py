@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -10,11 +11,12 @@ import pytest
 import torch
 
 import fakes
+from customized_grpo.assemble import resume_run
 from customized_grpo.config import TrainerConfig, parse_config
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.evaluation import evaluate
 from customized_grpo.report.record import read_evaluation
-from customized_grpo.tracking import RunFolder
+from customized_grpo.store.run import RunFolder
 from customized_grpo.trainer import Observer, Result, Trainer
 
 QUICK = {
@@ -751,3 +753,143 @@ def test_a_base_evaluation_is_taken_over_when_it_is_of_the_same_tasks(tmp_path: 
     base.write_text(base.read_text()[:40])
     with pytest.raises(UserError, match="missing or damaged"):
         trainer(tmp_path / "fourth", evaluation=evaluation).train()
+
+
+# ---- how a run ends
+
+
+def status(tmp_path: Path) -> str:
+    return RunFolder(tmp_path / "run").status
+
+
+class Calling(Observer):
+    """Calls something at one event."""
+
+    def __init__(self, event: str, call) -> None:
+        setattr(self, event, call)
+
+
+def test_a_run_that_is_still_training_is_not_resumed(tmp_path: Path) -> None:
+    said = []
+
+    def resume(record) -> None:
+        with pytest.raises(UserError, match=r"Another process is writing to the run folder") as caught:
+            trainer(tmp_path).train(resume=RunFolder.existing(tmp_path / "run"))
+        with pytest.raises(UserError, match="Another process"):
+            resume_run(tmp_path / "run")
+        assert status(tmp_path) == "running"
+        said.append(caught)
+
+    result = trainer(tmp_path, training={**QUICK["training"], "iterations": 1}).train(Calling("on_iteration", resume))
+    assert len(said) == 1
+    assert [line["iteration"] for line in records(result)] == [1]
+
+
+def test_the_status_is_the_last_thing_that_is_written(tmp_path: Path) -> None:
+    seen = []
+
+    def look(run: Path, ended: str) -> None:
+        facts = RunFolder(run).facts()
+        seen.append((ended, facts["status"], facts["seconds"] > 0, (run / "samples" / "over_training.png").is_file()))
+
+    trainer(tmp_path).train(Calling("on_end", look))
+    assert seen == [("finished", "running", True, True)]
+    assert status(tmp_path) == "finished"
+
+
+def test_a_tracker_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self) -> None:
+        raise RuntimeError("api_key not configured (no-tty).\nCall wandb.login()")
+
+    monkeypatch.setattr("accelerate.tracking.TensorBoardTracker.start", refuse)
+    with pytest.raises(UserError, match=r"a tracker did not start \(RuntimeError: api_key not .*\); log in to it"):
+        trainer(tmp_path, tracking={"log_with": ["tensorboard"]}).train()
+    assert status(tmp_path) == "failed"
+
+
+@pytest.mark.parametrize("event", ["log", "finish"])
+def test_a_tracker_that_fails_later_does_not_end_the_run(tmp_path: Path, monkeypatch, event: str) -> None:
+    def hang_up(self, *values: object, **more: object) -> None:
+        raise RuntimeError("502 Bad Gateway")
+
+    monkeypatch.setattr(f"accelerate.tracking.TensorBoardTracker.{event}", hang_up)
+    with pytest.warns(UserWarning, match=r"A tracker .*502 Bad Gateway.*metrics.jsonl has everything"):
+        result = trainer(tmp_path, tracking={"log_with": ["tensorboard"]}).train()
+    assert len(records(result)) == 3
+    assert status(tmp_path) == "finished"
+
+
+@pytest.mark.parametrize(
+    ("when", "number"),
+    [
+        ("on_start", signal.SIGTERM), ("on_stage", signal.SIGTERM), ("on_iteration", signal.SIGTERM),
+        ("on_iteration", signal.SIGINT), ("on_iteration", signal.SIGHUP),
+    ],
+)  # fmt: skip
+def test_a_signal_at_any_moment_leaves_a_checkpoint_and_says_so(tmp_path: Path, when: str, number: int) -> None:
+    before = signal.getsignal(number)
+    result = trainer(tmp_path).train(Calling(when, lambda *what: os.kill(os.getpid(), number)))
+    assert result.interrupted
+    assert status(tmp_path) == "interrupted"
+    saved = [p.name for p in (result.run / "checkpoints").glob("*")]
+    assert saved == ([] if when != "on_iteration" else ["iteration-000001"])
+    assert signal.getsignal(number) == before
+
+
+def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result = trainer(tmp_path).train(Calling("on_iteration", lambda record: os.kill(os.getpid(), signal.SIGHUP)))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not result.interrupted
+
+
+@pytest.mark.parametrize(
+    ("event", "how"),
+    [
+        ("on_start", BrokenPipeError(errno.EPIPE, "closed")), ("on_evaluation", OSError(errno.EIO, "hung up")),
+        ("on_iteration", SystemExit(1)), ("on_checkpoint", SystemExit(1)), ("on_end", SystemExit(1)),
+    ],
+)  # fmt: skip
+def test_a_closed_output_ends_a_run_as_a_signal_does(tmp_path: Path, event: str, how: BaseException) -> None:
+    def closed(*what: object) -> None:
+        raise how
+
+    result = trainer(tmp_path, checkpoint={"every": 1}).train(Calling(event, closed))
+    assert status(tmp_path) == ("finished" if event == "on_end" else "interrupted")
+    assert len(records(result)) == {"on_end": 3, "on_iteration": 1, "on_checkpoint": 1}.get(event, 0)
+
+
+def test_a_full_disk_while_logging_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=r"metrics.jsonl' could not be written \(No space left") as caught:
+        trainer(tmp_path).train(Calling("on_stage", lambda s: s == "update" and monkeypatch.setattr(os, "fsync", full)))
+    assert caught.value.advice.endswith(f"cgrpo train --resume {tmp_path / 'run'}")
+    assert status(tmp_path) == "killed", "there was no room to say more"
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="has no checkpoint; it starts again from iteration 0"):
+        result = trainer(tmp_path).train(resume=RunFolder(tmp_path / "run"))
+    assert [line["iteration"] for line in records(result)] == [1, 2, 3]
+    assert status(tmp_path) == "finished"
+
+
+@pytest.mark.parametrize(("error", "ended"), [(KeyboardInterrupt(), "interrupted"), (MemoryError(), "failed")])
+def test_whatever_ends_a_run_is_said(tmp_path: Path, error: BaseException, ended: str) -> None:
+    def fail(record) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        trainer(tmp_path).train(Calling("on_iteration", fail))
+    assert status(tmp_path) == ended
+
+
+def test_an_evaluation_that_is_damaged_at_the_end_costs_only_the_comparison(tmp_path: Path) -> None:
+    first = trainer(tmp_path)
+    first.train(Calling("on_iteration", lambda record: setattr(first, "stop_requested", True)))
+    (tmp_path / "run" / "evaluations" / "iteration-000000.json").write_text('{"tasks": ["a"], "metrics": []}')
+    assert trainer(tmp_path).train(resume=RunFolder(tmp_path / "run")).changes == []
+    assert status(tmp_path) == "finished"

@@ -15,7 +15,7 @@ from customized_grpo.policies.contract import Policy
 from customized_grpo.rewards.contract import contained
 from customized_grpo.scoring import RewardFunction
 from customized_grpo.settings import Spec
-from customized_grpo.tracking import RunFolder
+from customized_grpo.store.run import RunFolder
 from customized_grpo.trainer import Trainer
 from customized_grpo.types import Example
 
@@ -74,9 +74,10 @@ def resume_run(
     """A run folder to go on in, and its configuration with overrides on top.
 
     Raises:
-        UserError: if they change a setting that a resumed run keeps.
+        UserError: if they change a setting that a resumed run keeps, or another process is training it.
     """
     run, config = open_run(path, overrides, trust_code=trust_code)
+    run.check_idle()
     if found := checkpoint.checkpoints(run.checkpoints):
         changes_on_resume(found[-1], config)
     return run, config
@@ -85,7 +86,7 @@ def resume_run(
 def finished_iterations(run: RunFolder, config: Config) -> int | None:
     """How many iterations a run has finished, if it has nothing left to do; else None."""
     found = checkpoint.checkpoints(run.checkpoints)
-    done = int(found[-1].name.split("-")[1]) if found else 0
+    done = checkpoint.iteration_of(found[-1]) if found else 0
     return done if run.facts().get("status") == "finished" and done >= config.training.iterations else None
 
 
@@ -93,7 +94,7 @@ def find_checkpoint(run: RunFolder, iteration: int | None = None) -> Path:
     """The newest checkpoint of a run, or the one of an iteration. Raises UserError if there is none."""
     found = checkpoint.checkpoints(run.checkpoints)
     if iteration is not None:
-        found = [path for path in found if int(path.name.split("-")[1]) == iteration]
+        found = [path for path in found if checkpoint.iteration_of(path) == iteration]
     if not found:
         which = "no finished checkpoint" if iteration is None else f"no checkpoint of iteration {iteration}"
         raise UserError(f"'{run.path}' has {which} under {run.checkpoints}; train on, or name another run.")

@@ -29,6 +29,7 @@ REFUSED = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or name another output"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "see that you may read and write there, or name another place"),
     errno.EROFS: "name another place",
+    errno.EEXIST: "name another output",
 }
 """What to do about an operating system that says no."""
 app.add_typer(cli_data.app, name="data")
@@ -91,7 +92,7 @@ def train(
     finally:
         display.stop()
     if main:
-        show_result(console, result, list(trainer.rewards), _write_report(result.run))
+        show_result(console, result, list(trainer.rewards), display.report)
     if result.interrupted:
         raise typer.Exit(130)
 
@@ -108,9 +109,12 @@ def generate(
     trust_code: TrustCode = False,
 ) -> None:
     """Draw a subject with the base and the tuned model, side by side, from the same noise."""
+    from PIL import Image
+
     from customized_grpo.assemble import build_policy, load_trained, open_run
     from customized_grpo.generation import generate as draw
     from customized_grpo.generation import new_file, reference_example
+    from customized_grpo.store import replacing
 
     quiet_libraries()
     folder, config = open_run(run, trust_code=trust_code)
@@ -121,8 +125,8 @@ def generate(
         policy, example, lambda: load_trained(policy, folder, iteration), count, seed,
         config.rollout.num_inference_steps,
     )  # fmt: skip
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(target)
+    with replacing(target, new=True) as draft:
+        sheet.save(draft, Image.registered_extensions()[target.suffix.lower()])
     console.print(f'"{example.prompt}"\n{target}', highlight=False, soft_wrap=True)
 
 
@@ -144,11 +148,13 @@ def export(
     """Write a run's trained adapter as one file for other tools."""
     from customized_grpo.assemble import find_checkpoint, open_run
     from customized_grpo.build import resolve
+    from customized_grpo.checkpoint import verify
     from customized_grpo.policies.export import export_adapter
 
     quiet_libraries()
     folder, config = open_run(run, trust_code=trust_code)
     checkpoint = find_checkpoint(folder, iteration)
+    verify(checkpoint, lambda name: name.startswith("adapter/"))
     pipeline = getattr(resolve(config.policy.use, "policy"), "PIPELINE", "")
     written = export_adapter(checkpoint / "adapter", output, format.value, pipeline=pipeline)
     console.print(f"{written}  ({checkpoint.name})", highlight=False, soft_wrap=True)
@@ -357,20 +363,11 @@ def _escape(text: str) -> str:
 
 def _check_output(output: Path | None) -> None:
     """Refuse a folder in use before minutes are spent on loading."""
-    from customized_grpo.tracking import RunFolder
+    from customized_grpo.store.run import RunFolder
 
     if output is not None:
-        RunFolder.check_free(output)
-
-
-def _write_report(run: Path) -> Path | None:
-    from customized_grpo.report import write_report
-
-    try:
-        return write_report(run)
-    except (UserError, OSError) as error:
-        errors.print(f"The report could not be written: {error}", highlight=False)
-        return None
+        RunFolder(output).check_idle()
+        RunFolder(output).check_free()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from customized_grpo.errors import UserError
 from customized_grpo.evaluation import Evaluation
 from customized_grpo.preflight import Summary
 from customized_grpo.report.intervals import Change
@@ -27,6 +28,7 @@ class Display(Observer):
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.rewards: tuple[str, ...] = ()
+        self.report: Path | None = None
 
     def on_start(self, summary: Summary) -> None:
         self.rewards = summary.rewards
@@ -71,6 +73,14 @@ class Display(Observer):
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
         self.console.print(f"held-out, iteration {evaluation.iteration:>3}: {evaluation.summary()}", highlight=False)
+
+    def on_end(self, run: Path, status: str) -> None:
+        from customized_grpo.report import write_report
+
+        try:
+            self.report = write_report(run, status)
+        except (UserError, OSError) as error:  # the run is whole without its report
+            self.console.print(f"The report could not be written: {error}", highlight=False)
 
     def stop(self) -> None:
         if self.progress is not None:

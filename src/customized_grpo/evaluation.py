@@ -23,6 +23,7 @@ from customized_grpo.report.record import read_evaluation
 from customized_grpo.rollout import sample_ode
 from customized_grpo.scoring import RewardFunction, score
 from customized_grpo.settings import Role, Settings
+from customized_grpo.store import write
 from customized_grpo.types import Example, ScoreTable
 
 
@@ -95,8 +96,7 @@ class Evaluation:
             "iteration": self.iteration, "metrics": self.metrics, "rewards": self.rewards, "tasks": tasks,
             "values": values,
         }  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(payload), encoding="utf-8")
+        write(path, json.dumps(payload))
 
 
 def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], replicates: int) -> Evaluation:
@@ -108,7 +108,7 @@ def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], repli
     advice = "make it with `cgrpo eval CONFIG --output FOLDER`, or leave evaluation.base out."
     try:
         found = read_evaluation(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"evaluation.base: '{path}' is missing or damaged ({type(error).__name__}); {advice}"
         ) from error

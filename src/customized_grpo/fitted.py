@@ -11,7 +11,7 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.functional.time_weights import tabulated
-from customized_grpo.tracking import write_text
+from customized_grpo.store import write
 
 __all__ = ["from_file"]
 """What a configuration can name as `method.time_weights`."""
@@ -66,7 +66,7 @@ def save_time_weights(
 ) -> Path:
     """Write what `from_file` reads. grid: ascending progress; weights: a row of K per grid point; rewards: K names."""
     content = {"grid": list(grid), "weights": [list(row) for row in weights], "rewards": list(rewards)}
-    write_text(path, json.dumps({**content, "provenance": dict(provenance)}, indent=1, default=str))
+    write(path, json.dumps({**content, "provenance": dict(provenance)}, indent=1, default=str))
     return path
 
 

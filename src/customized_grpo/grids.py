@@ -1,16 +1,16 @@
 """Pictures of pictures: sample grids with captions."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from customized_grpo.images import to_pil
+from customized_grpo.images import png, to_pil
+from customized_grpo.store import write
 
 if TYPE_CHECKING:
     from customized_grpo.evaluation import Evaluation
-    from customized_grpo.tracking import RunFolder
+    from customized_grpo.store.run import RunFolder
 
 CELL = 128
 GAP = 4
@@ -51,29 +51,25 @@ def save_grid(evaluation: "Evaluation", folder: Path) -> None:
     """samples/iteration-NNNNNN.png (reference | generation) and the pictures alone, for the grid over training."""
     if len(evaluation.images) == 0:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     shown = evaluation.examples[: len(evaluation.images)]
     pictures = [to_pil(image) for image in evaluation.images]
     rows = [[*example.references, picture] for example, picture in zip(shown, pictures, strict=True)]
     most = max(len(row) for row in rows) - 1
     headers = ["reference"] * most + [label(evaluation.iteration)]
     stem = f"iteration-{evaluation.iteration:06d}"
-    grid(rows, headers, [example.prompt for example in shown]).save(folder / f"{stem}.png")
+    write(folder / f"{stem}.png", png(grid(rows, headers, [example.prompt for example in shown])))
     cells = folder / "cells"
-    cells.mkdir(exist_ok=True)
     for index, (example, picture) in enumerate(zip(shown, pictures, strict=True)):
-        picture.save(cells / f"{index:03d}-{stem}.png")
-        fit(example.references[0]).save(cells / f"{index:03d}-reference.png")
-        (cells / f"{index:03d}-prompt.txt").write_text(example.prompt, encoding="utf-8")
+        write(cells / f"{index:03d}-{stem}.png", png(picture))
+        write(cells / f"{index:03d}-reference.png", png(fit(example.references[0])))
+        write(cells / f"{index:03d}-prompt.txt", example.prompt)
 
 
 def copy_grid(source: Path, stem: str, folder: Path) -> None:
     """Bring what `save_grid` wrote into `source` for one evaluation into another folder."""
     wanted = [f"{stem}.png", f"cells/*-{stem}.png", "cells/*-reference.png", "cells/*-prompt.txt"]
     for path in (path for pattern in wanted for path in sorted(source.glob(pattern))):
-        target = folder / path.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        write(folder / path.relative_to(source), path.read_bytes())
 
 
 def save_history(run: "RunFolder") -> Path | None:
@@ -93,7 +89,7 @@ def save_history(run: "RunFolder") -> Path | None:
         captions.append(prompt.read_text(encoding="utf-8"))
     target = run.samples / "over_training.png"
     headers = ["reference", *(label(int(stage.split("-")[1])) for stage in stages)]
-    grid(rows, headers, captions).save(target)
+    write(target, png(grid(rows, headers, captions)))
     return target
 
 

@@ -15,7 +15,7 @@ from customized_grpo.method import Method
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import generator
 from customized_grpo.rollout import RolloutSettings, complete_dynamics
-from customized_grpo.tracking import RunFolder
+from customized_grpo.store.run import RunFolder
 from customized_grpo.types import Example
 
 if TYPE_CHECKING:

@@ -51,7 +51,7 @@ def quiet_libraries() -> None:
     if os.environ.get("CGRPO_DEBUG"):
         return
     warnings.simplefilter("ignore")
-    warnings.filterwarnings("default", category=UserWarning, module=r"customized_grpo\.(masks|policies|rewards)")
+    warnings.filterwarnings("default", category=UserWarning, module=r"customized_grpo\.")
     warnings.formatwarning = lambda message, *place, **more: f"warning: {' '.join(str(message).split())}\n"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, when the error says it all
     from diffusers.utils import logging as diffusers_logging

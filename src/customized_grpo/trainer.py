@@ -1,11 +1,13 @@
 """GRPO for competing rewards, on accelerate: draw prompts, sample groups, score, compute advantages, update."""
 
+import errno
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,8 @@ from customized_grpo.report.intervals import Change
 from customized_grpo.report.record import read_evaluation
 from customized_grpo.rollout import RowNoise, collect
 from customized_grpo.scoring import RewardFunction, named, score_groups
-from customized_grpo.tracking import RunFolder, check_trackers, now, peak_memory_gib, provenance, start_trackers
+from customized_grpo.store.run import RunFolder
+from customized_grpo.tracking import check_trackers, end_training, peak_memory_gib, provenance, start_trackers, track
 from customized_grpo.types import Example, Rewards, Rollout
 from customized_grpo.update import Updater
 
@@ -60,6 +63,9 @@ class Observer:
 
     def on_checkpoint(self, path: Path) -> None:
         """A checkpoint is complete."""
+
+    def on_end(self, run: Path, status: str) -> None:
+        """Everything is in the run folder but the status, finished or interrupted, which run.json gets after this."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ class Trainer:
     def train(
         self, observer: Observer | None = None, *, resume: RunFolder | None = None, config_yaml: str | None = None
     ) -> Result:
-        """Run to the end, or until SIGINT/SIGTERM, which leaves a checkpoint.
+        """Run to the end, or until SIGINT, SIGTERM or SIGHUP, which leaves a checkpoint.
 
         Args:
             observer: told what happens, for a display.
@@ -143,15 +149,18 @@ class Trainer:
             config_yaml: text of RUN/config.yaml; None writes the trainer's own settings.
 
         Raises:
-            UserError: for an output in use, a checkpoint of another model, a reward that fails or a full device.
+            UserError: for an output in use, a run that another process trains, a checkpoint of another model, a reward
+                that fails or a full device.
             TrainingError: from a guard, because going on would train nothing or nonsense.
         """
         self.observer, started = observer or Observer(), time.monotonic()
-        run = self._open_run(resume, config_yaml)
-        if self.accelerator.is_main_process:
-            self.observer.on_start(summarize(self.job(), run))
-        with self._signals():
+        with self._signals(), ExitStack() as held:
+            run = self._open_run(resume, config_yaml, held)
             try:
+                with fail_together(self.accelerator):
+                    start_trackers(self.accelerator, self.config.tracking, run)
+                if self.accelerator.is_main_process:
+                    self._tell(self.observer.on_start, summarize(self.job(), run))
                 last = self._evaluate(run) if self._is_missing_evaluation(run) else None
                 first = last if self.iteration == 0 else None
                 while self.iteration < self.config.training.iterations and not self._should_stop():
@@ -162,17 +171,18 @@ class Trainer:
                         self._track(run, record)
                     if self._should_stop() or self._is_due(self.config.checkpoint.every):
                         self._save(run)
+                return self._finish(run, first, last, started)
             except BaseException as error:
-                self._close(run, "failed", started)
+                with suppress(UserError, OSError):  # the first error is the one to tell
+                    self._close(run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", started)
                 if isinstance(error, UserError):
-                    with suppress(UserError, MemoryError):  # the first error is the one to tell
+                    with suppress(UserError, MemoryError):
                         self._save_before_failure(run, error)
                 if isinstance(error, UserError | TrainingError):
                     error.advice = (
                         f"{_last_checkpoint(run)} When that is mended, go on with: cgrpo train --resume {run.path}"
                     )
                 raise
-        return self._finish(run, first, last, started)
 
     def _iterate(self) -> dict[str, float]:
         """One iteration: prompts, groups, scores, advantages, update."""
@@ -288,7 +298,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             evaluation.save(run.evaluation(0))
             copy_grid(base.parent, base.stem, run.samples)
-            self.observer.on_evaluation(evaluation)
+            self._tell(self.observer.on_evaluation, evaluation)
         return evaluation
 
     def _evaluate(self, run: RunFolder) -> Evaluation | None:
@@ -306,7 +316,7 @@ class Trainer:
             if self.accelerator.is_main_process:
                 evaluation.save(run.evaluation(self.iteration))
                 save_grid(evaluation, run.samples)
-                self.observer.on_evaluation(evaluation)
+                self._tell(self.observer.on_evaluation, evaluation)
         return evaluation
 
     def _track(self, run: RunFolder, record: dict[str, float]) -> None:
@@ -322,8 +332,8 @@ class Trainer:
             record["prompts/truncated"] = cut
         record["memory/peak_gib"] = peak_memory_gib(self.policy.device)
         run.log(record)
-        self.accelerator.log({k: v for k, v in record.items() if k != "iteration"}, step=self.iteration)
-        self.observer.on_iteration(record)
+        track(self.accelerator, record)
+        self._tell(self.observer.on_iteration, record)
 
     def _save(self, run: RunFolder) -> None:
         self._begin()
@@ -344,7 +354,7 @@ class Trainer:
             )  # fmt: skip
             path = checkpoints.save(run.checkpoints, state, self.policy, run.config.read_text(encoding="utf-8"))
             checkpoints.prune(run.checkpoints, self.config.checkpoint.keep)
-            self.observer.on_checkpoint(path)
+            self._tell(self.observer.on_checkpoint, path)
         self.accelerator.wait_for_everyone()
 
     def _save_before_failure(self, run: RunFolder, error: UserError) -> None:
@@ -356,28 +366,42 @@ class Trainer:
     def _restore(self, run: RunFolder) -> None:
         found = checkpoints.checkpoints(run.checkpoints)
         if not found:
+            if (logged := run.records()) and self.accelerator.is_main_process:
+                warnings.warn(
+                    f"The run in '{run.path}' has logged {len(logged)} iterations and has no checkpoint; it starts "
+                    f"again from iteration 0, and metrics.jsonl with it.",
+                    stacklevel=1,
+                )
             return
         changed = changes_on_resume(found[-1], self.config)
         state, prefix = checkpoints.load(found[-1]), "training.optimizer."
         arguments = {name.removeprefix(prefix).split(".")[0] for name in changed if name.startswith(prefix)}
-        self.iteration, self.samples = state.iteration, state.progress["samples"]
-        self.update.updates, self.update.skipped = state.progress["updates"], state.progress["skipped"]
-        done = self.update.updates + self.update.skipped
+        try:
+            counters = [state.progress[name] for name in ("samples", "updates", "skipped", "streak")]
+        except KeyError as error:
+            raise checkpoints.damaged(found[-1], f"state.json has no {error}") from error
+        self.samples, self.update.updates, self.update.skipped, streak = counters
+        self.spread_guard.streak = streak if isinstance(streak, dict) else {}  # one number in earlier versions
+        self.iteration, done = state.iteration, self.update.updates + self.update.skipped
         self.update.restore(state, arguments, total=done + self._updates_after(self.iteration))
-        self.spread_guard.streak = state.progress["streak"]
         if self.accelerator.process_index < len(state.rng):
             torch.set_rng_state(state.rng[self.accelerator.process_index])
 
     # ---- the run folder
 
-    def _open_run(self, resume: RunFolder | None, config_yaml: str | None) -> RunFolder:
+    def _open_run(self, resume: RunFolder | None, config_yaml: str | None, held: ExitStack) -> RunFolder:
+        """The run folder, which the main process locks for as long as `held` is open."""
         from customized_grpo.config import specs, to_yaml
 
         run = resume
-        if self.accelerator.is_main_process and resume is None:
-            run = RunFolder.create(self.config.output)
-            run.config.write_text(config_yaml or to_yaml(self.config), encoding="utf-8")
-            run.describe(**provenance())
+        with fail_together(self.accelerator):
+            if self.accelerator.is_main_process:
+                run = resume or RunFolder.create(self.config.output)
+                held.enter_context(run.lock())
+                if resume is None:
+                    run.check_free()  # again: another process may have been here before the lock
+                    run.write(run.config.name, config_yaml or to_yaml(self.config))
+                    run.describe(**provenance(), finished=None, status="running")
         if self.accelerator.num_processes > 1:
             run = RunFolder(Path(gather_object([str(run.path) if run else ""])[0]))
         assert run is not None
@@ -388,34 +412,44 @@ class Trainer:
                 run.adopt(config_yaml or to_yaml(self.config), self.iteration)
                 run.describe(status="running", finished=None)
         trust.remember(trust.items(specs(self.config)))  # who trained it may go on with it
-        start_trackers(self.accelerator, self.config.tracking, run)
         return run
 
     def _close(self, run: RunFolder, status: str, started: float) -> None:
         if self.accelerator.is_main_process:
-            run.describe(status=status, finished=now(), seconds=round(time.monotonic() - started, 1))
+            run.finish(status, seconds=round(time.monotonic() - started, 1))
 
     def _finish(self, run: RunFolder, first: Evaluation | None, last: Evaluation | None, started: float) -> Result:
         interrupted = self.iteration < self.config.training.iterations
         for reward in [*self.rewards.values(), *self.metrics.values()]:
             if hasattr(reward, "close"):
                 reward.close()  # pyright: ignore[reportFunctionMemberAccess] - a reward in a process of its own
-        self._close(run, "interrupted" if interrupted else "finished", started)
-        self.accelerator.end_training()
+        end_training(self.accelerator)
         changes: list[Change] = []
-        if self.accelerator.is_main_process and self.eval_examples:
+        if self.accelerator.is_main_process:
             save_history(run)
-            logged = run.evaluation(0)
-            before = first.scores() if first else read_evaluation(logged) if logged.is_file() else None
-            if before is not None and last is not None:
-                changes = evaluations.changes(before, last.scores())
+            with suppress(OSError, ValueError):  # missing or damaged: nothing to compare with
+                before = first.scores() if first else read_evaluation(run.evaluation(0))
+                changes = evaluations.changes(before, last.scores()) if last is not None else []
+            status = "interrupted" if interrupted else "finished"
+            run.describe(seconds=round(time.monotonic() - started, 1))
+            self._tell(self.observer.on_end, run.path, status)
+            self._close(run, status, started)
         return Result(run.path, changes, time.monotonic() - started, interrupted)
 
     # ---- small things
 
     def _stage(self, name: str) -> None:
         if self.accelerator.is_main_process:
-            self.observer.on_stage(name)
+            self._tell(self.observer.on_stage, name)
+
+    def _tell(self, event: Callable[..., None], *what: Any) -> None:
+        """Tell the observer. If what it writes to was closed, the run stops as after a signal, with a checkpoint."""
+        try:
+            event(*what)
+        except (OSError, SystemExit) as error:  # rich turns a broken pipe into the latter
+            if isinstance(error, OSError) and error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            self.observer, self.stop_requested = Observer(), True
 
     def _should_stop(self) -> bool:
         """Whether any process was told to stop, agreed by all."""
@@ -424,7 +458,7 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM finish the iteration, save and stop. A second SIGINT stops at once."""
+        """SIGINT, SIGTERM and SIGHUP finish the iteration, save and stop. A second SIGINT stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -434,7 +468,10 @@ class Trainer:
                 raise KeyboardInterrupt
             self.stop_requested = True
 
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        names = ("SIGINT", "SIGTERM", "SIGHUP")
+        wanted = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        heard = [number for number in wanted if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        previous = {number: signal.signal(number, stop) for number in heard}
         try:
             yield
         finally:

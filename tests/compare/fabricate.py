@@ -11,7 +11,7 @@ from compare.tiny import CONFIG
 from customized_grpo.compare.cells import open_folder
 from customized_grpo.compare.grid import Cell, Grid, base_config
 from customized_grpo.config import parse_config, to_yaml
-from customized_grpo.tracking import write_text
+from customized_grpo.store import write
 
 METRICS = ("prompt", "identity", "oracle_prompt", "oracle_subject")
 REWARDS = METRICS[:2]
@@ -33,7 +33,7 @@ def fabricate(root: Path, gains: Gains, *, seeds=(0, 1, 2), tasks: int = 24, noi
     random = np.random.default_rng(0)
     base = np.array(BASE_LEVELS) + random.normal(0, 0.1, (2, tasks, 4))
     write_evaluation(root / "base" / "iteration-000000.json", 0, base)
-    write_text(root / "base" / "config.yaml", to_yaml(base_config(grid, root)))
+    write(root / "base" / "config.yaml", to_yaml(base_config(grid, root)))
     write_pictures(root / "base" / "cells", 0)
     for cell in made:
         write_cell(cell, base, np.array(gains[cell.method]), random, noise)

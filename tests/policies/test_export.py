@@ -99,6 +99,7 @@ def run(folder: Path, use: str = "FluxKontextPolicy", **files: dict[str, torch.T
             file = folder / "checkpoints" / f"iteration-{iteration:06d}" / "adapter" / name
             file.parent.mkdir(parents=True)
             save_file({key: scale * tensor for key, tensor in state.items()}, file)
+            (file.parents[len(Path(name).parts)] / "state.json").write_text(f'{{"iteration": {iteration}}}')
     (folder / "config.yaml").write_text(yaml.safe_dump({"policy": {"use": use, "path": "a/b"}}))
     return folder
 

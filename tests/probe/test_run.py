@@ -56,6 +56,7 @@ def test_a_probe_leaves_everything_behind(config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "probe"
     found = new_probe(quiet(), config, ["seed=3"], SMALL, output=folder)
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "probe.json", "config.yaml", "steps", "findings.json", "time_weights.json", "probe.html", "plots",
     }  # fmt: skip
     info = json.loads((folder / "probe.json").read_text())
@@ -126,7 +127,7 @@ def test_steps_of_another_policy_or_setting_are_not_mixed_in(tmp_path: Path) -> 
         (linear.probe((-2.0, 2.0), subjects=3), "examples"),
         (linear.probe((-2.0, 2.0), rewards={"a": linear.early, "b": linear.late}), "rewards"),
     ):
-        with pytest.raises(UserError, match=f"measured with other {what} than these"):
+        with pytest.raises(UserError, match=f"holds a probe with other {what} than this one"):
             run_probe(other, folder)
     run_probe(linear.probe((-2.0, 2.0), batch=3), folder)
 
@@ -181,7 +182,7 @@ def test_an_unknown_time_weight_is_named_with_its_nearest() -> None:
 def test_a_folder_in_use_is_left_alone(config: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds something already; name another --output"):
+    with pytest.raises(UserError, match="holds something already; name another output"):
         new_probe(quiet(), config, [], SMALL, output=tmp_path / "full")
     with pytest.raises(UserError, match="is a file"):
         new_probe(quiet(), config, [], SMALL, output=config)

@@ -30,7 +30,8 @@ from customized_grpo.config import load_settings, open_config
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy
 from customized_grpo.policies.pipeline import default_device
-from customized_grpo.tracking import RunFolder, provenance
+from customized_grpo.store.run import RunFolder
+from customized_grpo.tracking import provenance
 
 
 def bench_command(
@@ -156,7 +157,7 @@ def newest(run: RunFolder, iteration: int | None) -> int:
     found = checkpoint.checkpoints(run.checkpoints)
     if not found:
         raise UserError(f"'{run.path}' has no finished checkpoint under {run.checkpoints}; train on, or name another.")
-    return int(found[-1].name.split("-")[1])
+    return checkpoint.iteration_of(found[-1])
 
 
 def identify(plan: Plan, suite: Suite, run: RunFolder | None, iteration: int | None) -> dict[str, Any]:

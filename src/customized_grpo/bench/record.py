@@ -2,9 +2,9 @@
 
 import csv
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from customized_grpo.bench.suites import Task
 from customized_grpo.errors import UserError
 from customized_grpo.images import png
 from customized_grpo.settings import Spec
-from customized_grpo.tracking import write_text
+from customized_grpo.store import append, read_lines, replacing, write
 
 Job = tuple[Task, int]
 """A picture to be: its task, and which of the task's images."""
@@ -49,9 +49,9 @@ class BenchFolder:
         if self.path.exists() and not self.info.exists() and self._foreign():
             raise UserError(f"'{self.path}' holds something that is no bench; name another --output.")
         if not self.info.exists():
-            self.path.mkdir(parents=True, exist_ok=True)
-            _write_once(self.tasks, json.dumps(listed, indent=1))
-            _write_once(self.info, json.dumps({"identity": identity, **about}, indent=1, default=str))
+            for file, content in ((self.tasks, listed), (self.info, {"identity": identity, **about})):
+                with suppress(FileExistsError):  # the first of several processes wins
+                    write(file, json.dumps(content, indent=1, default=str), new=True)
         info = read_json(self.info)
         known = info["identity"]
         if known == wanted and read_json(self.tasks) == listed:
@@ -64,14 +64,14 @@ class BenchFolder:
             if drawn:
                 raise UserError(f"'{self.path}' holds a bench of other tasks; name another --output.")
             shutil.rmtree(self.oracle, ignore_errors=True)
-            write_text(self.tasks, json.dumps(listed, indent=1))
+            write(self.tasks, json.dumps(listed, indent=1))
         for name, metric in wanted["metrics"].items():
             before = known["metrics"].get(name, metric)
             if before["spec"] != metric["spec"]:
                 if self.score_lines(name):
                     raise self._another(f"metric {name}", before["spec"], metric["spec"])
                 (self.oracle / f"{name}.json").unlink(missing_ok=True)
-        write_text(self.info, json.dumps({**info, "identity": wanted, **about}, indent=1, default=str))
+        write(self.info, json.dumps({**info, "identity": wanted, **about}, indent=1, default=str))
 
     def _another(self, name: str, seen: Any, now: Any) -> UserError:
         return UserError(
@@ -86,7 +86,7 @@ class BenchFolder:
 
     def remember(self, against: Iterable[Path]) -> None:
         """Which benches the report compares with."""
-        _write_bytes(self.path / "against.json", json.dumps([str(path.resolve()) for path in against]).encode())
+        write(self.path / "against.json", json.dumps([str(path.resolve()) for path in against]))
 
     def against(self) -> list[Path]:
         """What was remembered, where it is still there."""
@@ -100,13 +100,13 @@ class BenchFolder:
         return self.images / task.subject / f"{task.id}-{n}.png"
 
     def save_image(self, job: Job, image: Image.Image) -> None:
-        _write_bytes(self.image(job), png(image))
+        write(self.image(job), png(image))
 
     def reference(self, subject: str, n: int) -> Path:
         return self.references / f"{subject}-{n}.png"
 
     def save_reference(self, subject: str, n: int, image: Image.Image) -> None:
-        _write_bytes(self.reference(subject, n), png(image))
+        write(self.reference(subject, n), png(image))
 
     # ---- scores
 
@@ -114,26 +114,17 @@ class BenchFolder:
         """(task, image) to score, NaN where it could not be measured; a line that a kill has cut is left out."""
         found: dict[tuple[str, int], float] = {}
         for file in sorted(self.scores.glob(f"{metric}.*.jsonl")) if self.scores.is_dir() else []:
-            for line in file.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                    value = entry["score"]
-                    found[entry["task"], entry["image"]] = float("nan") if value is None else float(value)
-                except (ValueError, KeyError, TypeError):
-                    continue
+            for row in read_lines(file, task=str, image=int).rows:
+                if isinstance(value := row.get("score", ""), int | float | None):
+                    found[row["task"], row["image"]] = float("nan") if value is None else float(value)
         return found
 
     def add_scores(self, metric: str, part: int, scored: Iterable[tuple[Job, float]]) -> None:
         """Append to this process's own file."""
-        lines = [
-            json.dumps({"task": task.id, "image": n, "score": value if np.isfinite(value) else None})
-            for (task, n), value in scored
-        ]
-        self.scores.mkdir(parents=True, exist_ok=True)
-        with (self.scores / f"{metric}.{part}.jsonl").open("a", encoding="utf-8") as file:
-            file.write("\n" + "\n".join(lines) + "\n")  # the leading one ends a line that was cut short
-            file.flush()
-            os.fsync(file.fileno())
+        append(
+            self.scores / f"{metric}.{part}.jsonl",
+            *({"task": task.id, "image": n, "score": float(value)} for (task, n), value in scored),
+        )
 
     def oracle_scores(self, metric: str) -> list[tuple[str, float]] | None:
         """(subject, score) of every true picture, or None if they are not measured yet."""
@@ -144,12 +135,11 @@ class BenchFolder:
 
     def save_oracle(self, metric: str, scored: Iterable[tuple[str, str, float]]) -> None:
         """(subject, picture, score) of every true picture."""
-        self.oracle.mkdir(parents=True, exist_ok=True)
         entries = [
             {"subject": subject, "picture": name, "score": value if np.isfinite(value) else None}
             for subject, name, value in scored
         ]
-        write_text(self.oracle / f"{metric}.json", json.dumps(entries, indent=1))
+        write(self.oracle / f"{metric}.json", json.dumps(entries, indent=1))
 
 
 @dataclass(frozen=True)
@@ -237,17 +227,14 @@ def write_table(bench: Bench) -> Path:
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError:
         target = bench.folder.path / "scores.csv"
-        draft = target.with_name(f".{target.name}.{os.getpid()}")
-        with draft.open("w", encoding="utf-8", newline="") as file:
+        with replacing(target) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(found[0]))
             writer.writeheader()
             writer.writerows({k: "" if v != v else v for k, v in row.items()} for row in found)
-        draft.replace(target)
         return target
     target = bench.folder.path / "scores.parquet"
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), draft)
-    draft.replace(target)
+    with replacing(target) as draft:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(found), draft)
     return target
 
 
@@ -266,25 +253,6 @@ def read_json(path: Path) -> Any:
 def _role(name: str) -> Role:
     roles: dict[str, Role] = {"identity": "identity", "prompt": "prompt", "copy": "copy"}
     return roles[name]
-
-
-def _write_once(path: Path, text: str) -> None:
-    """Whole or not at all; the first of several processes wins."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_bytes(content)
-    draft.replace(path)
 
 
 def _brief(value: Any) -> str:

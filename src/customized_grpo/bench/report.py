@@ -14,10 +14,12 @@ from customized_grpo.bench import analysis
 from customized_grpo.bench.protocols import Metric
 from customized_grpo.bench.record import Bench, read_bench
 from customized_grpo.grids import grid
+from customized_grpo.images import png
 from customized_grpo.report import page
 from customized_grpo.report.intervals import Estimate
 from customized_grpo.report.page import Remark
 from customized_grpo.report.tables import Cell, Flipped, PictureRow, Plain, Row, Table
+from customized_grpo.store import write
 
 ABSENT = "\N{EN DASH}"
 
@@ -193,8 +195,7 @@ def pictures(bench: Bench, others: Sequence[Bench] = ()) -> tuple[list[str], lis
         captions.append(task.prompt)
     headers = ["reference"] * shown + ([b.label for b in (bench, *others)] if others else ["generations"])
     if rows:
-        (bench.folder.path / "plots").mkdir(exist_ok=True)
-        grid(sheet, headers, captions).save(bench.folder.path / "plots" / "pictures.png")
+        write(bench.folder.path / "plots" / "pictures.png", png(grid(sheet, headers, captions)))
     rule = (
         f"All prompts are ranked by the mean {bench.metrics[first].title} of their images, and shown at even steps "
         f"from the worst to the best{', the first image of each' if others and most > 1 else ''}."

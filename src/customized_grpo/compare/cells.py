@@ -19,7 +19,9 @@ from customized_grpo.compare.grid import Cell, Grid, base_config, base_evaluatio
 from customized_grpo.config import load_config, to_yaml
 from customized_grpo.errors import UserError
 from customized_grpo.report.record import read_evaluation
-from customized_grpo.tracking import RunFolder, now, provenance, write_text
+from customized_grpo.store import now, write
+from customized_grpo.store.run import RunFolder
+from customized_grpo.tracking import provenance
 
 Status = Literal["waiting", "running", "stopped", "failed", "damaged", "finished"]
 Say = Callable[[str], None]
@@ -44,19 +46,20 @@ class State:
 
 
 def state(cell: Cell) -> State:
-    """Where a cell stands, as its folder and its lock say.
+    """Where a cell stands, as its folder, its lock and the lock of its run say.
 
     Raises:
         UserError: if the folder holds a run of another configuration.
     """
     found = _in_folder(cell)
-    return State("running", found.iteration, found.seconds) if _is_locked(cell) else found
+    busy = _is_locked(cell) or RunFolder(cell.folder).is_locked()
+    return State("running", found.iteration, found.seconds) if busy else found
 
 
 def _in_folder(cell: Cell) -> State:
     """Where a cell stands if no process is at it."""
     run = RunFolder(cell.folder)
-    if not run.path.is_dir() or not any(path.is_file() for path in run.path.rglob("*")):
+    if run.is_empty():
         return State("waiting")
     if not run.config.is_file():
         return State("damaged", note="it has no config.yaml")
@@ -64,16 +67,13 @@ def _in_folder(cell: Cell) -> State:
     rows = run.records()
     done = int(rows[-1]["iteration"]) if rows else 0
     seconds = sum(value for row in rows for key, value in row.items() if key.startswith("seconds/") and value)
-    try:
-        status = json.loads(run.info.read_text(encoding="utf-8"))["status"]
-    except (OSError, ValueError, KeyError):
-        status = "stopped"  # killed before run.json was whole: training can go on without it
+    status = run.facts().get("status")  # none if run.json is damaged: training can go on without it
     if status != "finished":
         return State("failed" if status == "failed" else "stopped", done, seconds)
     last = run.evaluation(cell.config.training.iterations)
     try:
         read_evaluation(last)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         note = f"it says that it is finished, but {last.relative_to(run.path)} is missing or damaged"
         return State("damaged", done, seconds, note)
     return State("finished", done, seconds)
@@ -146,10 +146,9 @@ def open_folder(grid: Grid, root: Path) -> list[Cell]:
     shared = root / "base" / "config.yaml"
     if shared.is_file() and (differ := differences(base_config(grid, root), load_config(shared))):
         raise UserError(f"The base evaluation in '{root}' is not of this grid: {differ[0]}; name another --output.")
-    root.mkdir(parents=True, exist_ok=True)
-    write_text(root / "compare.yaml", to_yaml(grid))
+    write(root / "compare.yaml", to_yaml(grid))
     if not (root / "compare.json").is_file():
-        write_text(root / "compare.json", json.dumps(provenance(), indent=1))
+        write(root / "compare.json", json.dumps(provenance(), indent=1))
     return found
 
 
@@ -207,7 +206,7 @@ def _start_next(queue: list[Cell], environment: dict[str, str], say: Say) -> "_P
     """Start the first cell of the queue that nobody else runs, and take it off the queue."""
     for cell in list(queue):
         with _lock(cell) as lock:
-            if lock is None:
+            if lock is None or RunFolder(cell.folder).is_locked():
                 continue
             queue.remove(cell)
             found = _in_folder(cell)
@@ -228,8 +227,7 @@ def command(cell: Cell, found: State) -> list[str]:
     if found.status != "waiting":
         return [*program, "--resume", str(cell.folder)]
     path = cell.root / "configs" / f"{cell.method}-seed-{cell.seed}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, to_yaml(cell.config))
+    write(path, to_yaml(cell.config))
     return [*program, str(path)]
 
 
@@ -332,10 +330,9 @@ def _evaluate_base(grid: Grid, root: Path, say: Say, lock: IO[str]) -> None:
     config, target = base_config(grid, root), base_evaluation(root)
     draft, log = root / ".base.partial", root / "logs" / "base.log"
     shutil.rmtree(draft, ignore_errors=True)
-    for folder in (root / "configs", log.parent):
-        folder.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
     file = root / "configs" / "base.yaml"
-    write_text(file, to_yaml(config))
+    write(file, to_yaml(config))
     words = [sys.executable, "-m", "customized_grpo", "eval", "--trust-code", str(file), "--output", str(draft)]
     say("base: begins")
     with log.open("a", encoding="utf-8") as output:
@@ -346,7 +343,7 @@ def _evaluate_base(grid: Grid, root: Path, say: Say, lock: IO[str]) -> None:
         ).returncode
     if code != 0 or not (draft / target.name).is_file():
         raise UserError(f"The base policy could not be evaluated ({last_line(log)}); the log is {log}.")
-    (draft / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    write(draft / "config.yaml", to_yaml(config))
     draft.rename(target.parent)
     say("base: finished")
 

@@ -9,9 +9,11 @@ from PIL import Image
 from customized_grpo.compare.analysis import Analysis
 from customized_grpo.compare.methods import BASE
 from customized_grpo.grids import grid as picture_grid
+from customized_grpo.images import png
 from customized_grpo.report import page
 from customized_grpo.report.page import words
 from customized_grpo.report.tables import Cell, PictureRow
+from customized_grpo.store import write
 
 
 def pictures(analysis: Analysis) -> tuple[list[str], list[PictureRow], str]:
@@ -44,8 +46,7 @@ def pictures(analysis: Analysis) -> tuple[list[str], list[PictureRow], str]:
         sheet.append([Image.open(f).convert("RGB") for f in files])
         captions.append(prompt)
     if rows:
-        (comparison.folder / "plots").mkdir(exist_ok=True)
-        picture_grid(sheet, headers, captions).save(comparison.folder / "plots" / "pictures.png")
+        write(comparison.folder / "plots" / "pictures.png", png(picture_grid(sheet, headers, captions)))
     return headers, rows, f"{rule} Pictures of training seed {seed}, first noise." if rows else ""
 
 

@@ -125,7 +125,7 @@ def _read_base(grid: Grid, folder: Path) -> Evaluation:
     path = base_evaluation(folder)
     try:
         base = read_evaluation(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"The base evaluation '{path}' is missing or damaged; remove '{path.parent}' and run "
             f"`cgrpo compare` on the grid again to measure it anew."

@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple
 from customized_grpo.data.examples import Record, identities
 from customized_grpo.data.hub import as_picture, open_dataset
 from customized_grpo.errors import UserError
+from customized_grpo.images import png
+from customized_grpo.store import write
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 References = Literal["first", "all", "each"]
@@ -33,22 +35,18 @@ def write_manifest(output: str | Path, records: Iterable[Record], skipped: int =
         UserError: if the file exists, or there is no record.
     """
     path = check_free(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    lines: list[str] = []
     firsts: list[str] = []
+    for record in records:
+        fields = {name: value for name, value in record.model_dump().items() if value not in ("", ())}
+        lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
+        firsts.append(record.references[0])
+    if not firsts:
+        raise UserError(f"Nothing was found to write to '{path}'.")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            for record in records:
-                fields = {name: value for name, value in record.model_dump().items() if value not in ("", ())}
-                file.write(json.dumps(fields, ensure_ascii=False) + "\n")
-                firsts.append(record.references[0])
-        if not firsts:
-            raise UserError(f"Nothing was found to write to '{path}'.")
-        os.link(partial, path)  # fails where another import has been faster
-    except FileExistsError as error:
+        write(path, "".join(lines), new=True)
+    except FileExistsError as error:  # another import has been faster
         raise UserError(f"'{path}' exists already; name another file, or move it away.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return Imported(path, len(firsts), len(set(identities(firsts))), skipped)
 
 
@@ -308,8 +306,7 @@ def _halves(
         for half in (0, 1) if both_ways else (0,):
             left = margin + half * (side + margin)
             reference = folder / f"{number:06d}" / f"{('left', 'right')[half]}.png"
-            reference.parent.mkdir(parents=True, exist_ok=True)
-            image.crop((left, margin, left + side, margin + side)).save(reference)
+            write(reference, png(image.crop((left, margin, left + side, margin + side))))
             yield Record(
                 id=f"subjects200k-{number:06d}-{half}",
                 prompt=str(told[f"description_{1 - half}"]),

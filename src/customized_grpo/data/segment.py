@@ -9,6 +9,8 @@ from PIL import Image
 from customized_grpo.data.examples import JsonlDataset, Record, read_picture
 from customized_grpo.data.importers import Imported, check_free, relative, write_manifest
 from customized_grpo.errors import UserError
+from customized_grpo.images import png
+from customized_grpo.store import write
 
 Segmenter = Callable[[Image.Image], Image.Image]
 """An RGB picture to an "L" mask of its size, 255 on the subject."""
@@ -78,8 +80,7 @@ def _make(picture: Path, target: Path, manifest: Path, segment: Segmenter) -> st
         raise UserError(f"The segmenter made a mask of {mask.size} for '{picture}', which is {image.size}.")
     if np.asarray(mask).max() < 128:
         return None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    mask.save(target)
+    write(target, png(mask))
     return relative(target, manifest)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.policies.flux_names import BLOCKS, FLUX1, FLUX2
 from customized_grpo.policies.lora import ADAPTER_FILE, read_adapter
+from customized_grpo.store import replacing
 
 Format = Literal["diffusers", "kohya"]
 
@@ -43,7 +44,8 @@ def export_adapter(adapter: Path, file: str | Path, format: Format = "diffusers"
             )
         return export_kohya(source, file)
     target = _new_file(file)
-    shutil.copyfile(source, target)
+    with replacing(target, new=True) as draft:
+        shutil.copyfile(source, draft)
     return target
 
 
@@ -62,7 +64,8 @@ def export_kohya(adapter: str | Path, file: str | Path) -> Path:
     target = _new_file(file)
     state, settings = read_adapter(Path(adapter).expanduser())
     converted = to_kohya(state, settings.get("lora_alpha"))
-    save_file(converted, target, metadata={"format": "pt", "ss_network_module": "networks.lora_flux"})
+    with replacing(target, new=True) as draft:
+        save_file(converted, draft, metadata={"format": "pt", "ss_network_module": "networks.lora_flux"})
     return target
 
 
@@ -73,7 +76,6 @@ def _new_file(file: str | Path) -> Path:
         raise UserError(f"The export is a safetensors file; '{target}' should end in .safetensors.")
     if target.exists():
         raise UserError(f"'{target}' is already there; nothing was overwritten. Give another name.")
-    target.parent.mkdir(parents=True, exist_ok=True)
     return target
 
 

@@ -16,7 +16,8 @@ from customized_grpo.probe.findings import Findings
 from customized_grpo.probe.measure import Probe, ProbeSettings, choose
 from customized_grpo.probe.record import ProbeFolder
 from customized_grpo.probe.run import run_probe
-from customized_grpo.tracking import RunFolder, provenance
+from customized_grpo.store.run import RunFolder
+from customized_grpo.tracking import provenance
 
 
 def new_probe(
@@ -41,7 +42,7 @@ def new_probe(
     if run is None and iteration is not None:
         raise UserError("--iteration names a checkpoint of a run; give --run too.")
     if output is not None:
-        ProbeFolder.check_free(output)
+        ProbeFolder(output).check_free()
     if run is not None:
         _, config = open_run(run, overrides, trust_code=trust_code)
     else:
@@ -49,9 +50,11 @@ def new_probe(
     chosen = parse_config({"seed": config.seed, **settings}, ProbeSettings)
     probe, checkpoint = build_probe(config, chosen, {"run": str(run), "iteration": iteration} if run else None)
     folder = ProbeFolder.create(output)
-    folder.config.write_text(to_yaml(config), encoding="utf-8")
-    folder.describe(**provenance(), settings=chosen.model_dump(exclude={"batch"}), checkpoint=checkpoint)
-    return _go(console, probe, folder)
+    with folder.lock():
+        folder.check_free()  # again: another process may have been here before the lock
+        folder.write(folder.config.name, to_yaml(config))
+        folder.describe(**provenance(), settings=chosen.model_dump(exclude={"batch"}), checkpoint=checkpoint)
+        return _go(console, probe, folder)
 
 
 def resume_probe(console: Console, path: Path, *, trust_code: bool = False) -> Findings:
@@ -61,9 +64,11 @@ def resume_probe(console: Console, path: Path, *, trust_code: bool = False) -> F
     if not folder.config.is_file() or "settings" not in info:
         raise UserError(f"'{path}' was stopped before its configuration was written; remove it and start again.")
     chosen = parse_config(info["settings"], ProbeSettings)
+    folder.check_idle()
     config = open_config(folder.config, trust_code=trust_code)
     probe, _ = build_probe(config, chosen, info.get("checkpoint"))
-    return _go(console, probe, folder)
+    with folder.lock():
+        return _go(console, probe, folder)
 
 
 def build_probe(

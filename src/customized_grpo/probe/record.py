@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,49 +15,20 @@ from customized_grpo.errors import UserError
 from customized_grpo.evaluation import cluster
 from customized_grpo.policies.contract import Policy
 from customized_grpo.probe.measure import Branches, Probe
-from customized_grpo.tracking import check_empty, check_made, folder_by_time, write_text
+from customized_grpo.store import Folder
 
 
-class ProbeFolder:
+class ProbeFolder(Folder):
     """PROBE/: probe.json, config.yaml, steps/, findings.json, time_weights.json, probe.html, plots/."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.info = path / "probe.json"
-        self.config = path / "config.yaml"
-        self.steps = path / "steps"
-        self.findings = path / "findings.json"
-        self.time_weights = path / "time_weights.json"
+    KIND, MARKER, INFO, COMMAND = "probe", "probe.json", "probe.json", "cgrpo probe"
 
-    @classmethod
-    def create(cls, path: Path | None) -> "ProbeFolder":
-        """A new folder; None names it by the time under probes/.
-
-        Raises:
-            UserError: if the folder holds anything already.
-        """
-        path = path or folder_by_time("probes")
-        cls.check_free(path)
-        folder = cls(path)
-        folder.steps.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    @staticmethod
-    def check_free(path: Path) -> None:
-        """Raise UserError if a new probe cannot go there."""
-        go_on = f"name another --output, or go on with the probe in it: cgrpo probe --resume {path}"
-        check_empty(path, f"'{path}' is a file", go_on)
-
-    @classmethod
-    def existing(cls, path: str | Path) -> "ProbeFolder":
-        """The folder of a probe.
-
-        Raises:
-            UserError: if there is none.
-        """
-        folder = cls(Path(path))
-        check_made(folder.info, "probe", "cgrpo probe")
-        return folder
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self.config = self.path / "config.yaml"
+        self.steps = self.path / "steps"
+        self.findings = self.path / "findings.json"
+        self.time_weights = self.path / "time_weights.json"
 
     def described(self) -> dict[str, Any]:
         """probe.json.
@@ -67,11 +38,6 @@ class ProbeFolder:
         """
         return _read_json(self.info)
 
-    def describe(self, **fields: Any) -> None:
-        """Merge fields into probe.json."""
-        known = self.described() if self.info.exists() else {}
-        write_text(self.info, json.dumps({**known, **fields}, indent=1, default=str))
-
     def save(self, branches: Branches) -> None:
         """Write one finished measurement, whole or not at all."""
         content = {
@@ -80,7 +46,7 @@ class ProbeFolder:
             "gram": None if branches.gram is None else to_json(branches.gram),
             "seconds": round(branches.seconds, 3),
         }
-        write_text(self.steps / f"{branches.name}.json", json.dumps(content))
+        self.write(f"steps/{branches.name}.json", json.dumps(content))
 
     def finished(self) -> dict[tuple[int, ...], Branches]:
         """What has been measured so far, by its stochastic steps.
@@ -127,15 +93,6 @@ class Identity:
         return cls(
             list(probe.rewards), examples, settings, probe.num_inference_steps, sigmas, fingerprint(probe.policy)
         )
-
-    def check(self, described: Mapping[str, Any]) -> None:
-        """Raise UserError if probe.json describes another probe."""
-        for name, own in vars(self).items():
-            if name in described and described[name] != own:
-                raise UserError(
-                    f"The finished steps of this probe were measured with other {name} than these; "
-                    f"start a new one in another --output."
-                )
 
 
 def fingerprint(policy: Policy) -> str:

@@ -16,7 +16,6 @@ from customized_grpo.probe.plots import COLOURS, MARKERS, Line, over_progress
 from customized_grpo.probe.record import ProbeFolder
 from customized_grpo.report import page
 from customized_grpo.report.page import Picture, Remark
-from customized_grpo.tracking import write_text
 
 FEW_SUBJECTS = 10
 
@@ -38,7 +37,7 @@ def analyse(folder: ProbeFolder) -> Findings:
         )
     subjects = [example["subject"] for example in info["examples"]]
     found = conclude([finished[key] for key in wanted], info["rewards"], subjects, info["num_inference_steps"])
-    write_text(folder.findings, json.dumps(to_dict(found), indent=1))
+    folder.write(folder.findings.name, json.dumps(to_dict(found), indent=1))
     source = {
         "made_by": "cgrpo probe",
         "verdict": found.verdict.answer,

@@ -6,7 +6,7 @@ from customized_grpo.probe.findings import Findings
 from customized_grpo.probe.measure import Branches, Probe, measure_all
 from customized_grpo.probe.record import Identity, ProbeFolder
 from customized_grpo.probe.report import analyse, write_page
-from customized_grpo.tracking import now, provenance
+from customized_grpo.tracking import provenance
 
 
 def run_probe(
@@ -22,12 +22,10 @@ def run_probe(
     Raises:
         UserError: if the folder is of another probe, a file in it is damaged, or a reward did not move.
     """
-    identity = Identity.of(probe)
-    if folder.info.is_file():
-        identity.check(folder.described())
-    else:
+    if not folder.info.is_file():
         folder.describe(**provenance())
-    folder.describe(**vars(identity), steps=list(probe.steps), model=probe.policy.name, status="running")
+    folder.claim(vars(Identity.of(probe)))
+    folder.describe(steps=list(probe.steps), model=probe.policy.name, status="running")
 
     def keep(branches: Branches) -> None:
         folder.save(branches)
@@ -35,7 +33,8 @@ def run_probe(
 
     measured = measure_all(probe, folder.finished(), on_finished=keep)
     seconds = round(sum(branches.seconds for branches in measured), 1)
-    folder.describe(status="finished", finished=now(), seconds=seconds)
+    folder.describe(seconds=seconds)
     found = analyse(folder)
     write_page(folder, found)
+    folder.finish("finished")
     return found

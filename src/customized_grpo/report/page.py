@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from customized_grpo import store
 from customized_grpo.errors import UserError
 from customized_grpo.report import plots
 
@@ -94,13 +94,7 @@ def render(template: str, **content: Any) -> str:
 
 def write(path: Path, html: str) -> Path:
     """Write a page, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(html, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+    return store.write(path, html)
 
 
 def cannot_write(folder: Path, error: OSError) -> UserError:

@@ -14,6 +14,7 @@ from zlib import crc32
 import numpy as np
 
 from customized_grpo.report.intervals import Estimate
+from customized_grpo.store import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,15 +44,14 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     import matplotlib
     from matplotlib.text import Text
 
-    folder.mkdir(parents=True, exist_ok=True)
     stem = re.sub(r"[^\w.-]+", "-", name)[:80]
     path = folder / f"{stem if stem == name else f'{stem}-{crc32(name.encode()):08x}'}.svg"
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # pyright: ignore[reportAttributeAccessIssue]
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context(_STYLE), replacing(path) as svg, replacing(path.with_suffix(".png")) as png:
+        figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.set_layout_engine("none")
-        figure.savefig(path.with_suffix(".png"), format="png", dpi=150)
+        figure.savefig(png, format="png", dpi=150)
     return path
 
 

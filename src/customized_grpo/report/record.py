@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from customized_grpo.errors import UserError
+from customized_grpo.store.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """running, finished, interrupted, failed, or unknown."""
+        """running, finished, interrupted, failed, unknown, or killed: its process ended without a word."""
         return str(self.info.get("status") or "unknown")
 
     @property
@@ -127,7 +127,10 @@ def read_run(folder: Path) -> RunRecord:
     problems: list[str] = []
     info = _read_info(folder / "run.json", problems)
     config = _read_text(folder / "config.yaml", problems)
-    rows = _read_rows(folder / "metrics.jsonl", problems)
+    run = RunFolder(folder)
+    if info.get("status") == "running":
+        info["status"] = run.status
+    rows = _read_rows(run, problems)
     evaluations = _read_evaluations(folder / "evaluations", problems)
     return RunRecord(folder, info, config, rows, evaluations, tuple(problems))
 
@@ -151,27 +154,25 @@ def _read_info(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
 
 
-def _read_rows(path: Path, problems: list[str]) -> tuple[dict[str, Any], ...]:
+def _read_rows(run: RunFolder, problems: list[str]) -> tuple[dict[str, Any], ...]:
     """The last line of an iteration counts: a resumed run writes again what it had not saved."""
-    lines = _read_text(path, problems).splitlines()
-    rows: dict[int, dict[str, Any]] = {}
-    damaged: list[int] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            rows[int(row["iteration"])] = row
-        except (ValueError, TypeError, KeyError):
-            damaged.append(number)
-    if damaged == [len(lines)]:
+    try:
+        lines = run.metric_lines()
+    except OSError as error:
+        problems.append(f"{run.metrics.name} could not be read ({error.strerror}).")
+        return ()
+    if not run.metrics.exists():
+        problems.append(f"There is no {run.metrics.name}.")
+    rows = {row["iteration"]: row for row in lines.rows}
+    if list(lines.damaged) == [lines.count]:
         problems.append(
-            f"The last line of {path.name} is cut off (the run was stopped while writing it); it is left out."
+            f"The last line of {run.metrics.name} is cut off (the run was stopped while writing it); it is left out."
         )
-    elif damaged:
-        numbers = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
+    elif lines.damaged:
+        numbers = ", ".join(map(str, [*lines.damaged][:5])) + (", ..." if len(lines.damaged) > 5 else "")
         problems.append(
-            f"{len(damaged)} of {len(lines)} lines of {path.name} are damaged and left out (line {numbers})."
+            f"{len(lines.damaged)} of {lines.count} lines of {run.metrics.name} are damaged and left out "
+            f"(line {numbers})."
         )
     return tuple(rows[iteration] for iteration in sorted(rows))
 
@@ -181,7 +182,7 @@ def _read_evaluations(folder: Path, problems: list[str]) -> tuple[Evaluation, ..
     for path in sorted(folder.glob("iteration-*.json")):
         try:
             evaluation = read_evaluation(path)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError):
             problems.append(f"{folder.name}/{path.name} is damaged and left out.")
         else:
             found[evaluation.iteration] = evaluation
@@ -192,9 +193,17 @@ def read_evaluation(path: Path) -> Evaluation:
     """One evaluation file.
 
     Raises:
-        OSError, ValueError, TypeError or KeyError: if it is missing or damaged.
+        OSError: if it cannot be read.
+        ValueError: if it is damaged.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    try:
+        return _parse_evaluation(json.loads(text))
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError) as error:
+        raise ValueError(f"'{path}' is damaged ({type(error).__name__}: {error})") from error
+
+
+def _parse_evaluation(content: dict[str, Any]) -> Evaluation:
     metrics, tasks = tuple(content["metrics"]), content["tasks"]
     values = np.array([[[_number(x) for x in task] for task in replicate] for replicate in content["values"]])
     if values.shape[1:] != (len(tasks), len(metrics)):
@@ -207,13 +216,6 @@ def read_evaluation(path: Path) -> Evaluation:
         subjects=tuple(str(task.get("subject") or task["id"]) for task in tasks),
         values=values,
     )
-
-
-def iteration_files(folder: Path, suffix: str) -> Iterator[tuple[int, Path]]:
-    """(iteration, path) of every `iteration-000010SUFFIX` in `folder`, ascending."""
-    for path in sorted(folder.glob(f"iteration-*{suffix}")):
-        if match := re.fullmatch(r"iteration-(\d+)", path.name.removesuffix(suffix)):
-            yield int(match[1]), path
 
 
 def _number(value: Any) -> float:

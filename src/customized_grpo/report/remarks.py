@@ -35,7 +35,9 @@ def _status(record: RunRecord) -> Iterator[Remark]:
     elif record.status == "interrupted":
         yield Remark("The run was interrupted; it can be resumed from its last checkpoint.")
     elif record.status == "running":
-        yield Remark("The run was still going, or was killed, when this report was written.")
+        yield Remark("The run was still going when this report was written.")
+    elif record.status == "killed":
+        yield Remark("The run was killed; it can be resumed from its last checkpoint.", True)
     if not record.rows:
         yield Remark("No iteration has been logged yet.")
 

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ import numpy as np
 from customized_grpo.report import page, plots
 from customized_grpo.report.intervals import Change, change, since_first
 from customized_grpo.report.page import Picture, listed, words
-from customized_grpo.report.record import RunRecord, iteration_files, read_run
+from customized_grpo.report.record import RunRecord, read_run
 from customized_grpo.report.remarks import CLAMP_LIMIT, CLIP_LIMIT, RATIO_TOLERANCE, remarks
+from customized_grpo.store.run import iteration_files
 
 STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
 
@@ -54,13 +55,14 @@ VITALS = (
 )
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, status: str | None = None) -> Path:
     """Write RUN/report.html, self-contained, and its plots as SVG and PNG into RUN/plots.
 
     Works on a run that is still going, was killed, or was never evaluated: the page says what is missing.
 
     Args:
         run: the folder that training wrote.
+        status: how the run ended, if run.json does not say it yet; None reads it there.
 
     Returns:
         The path of the report.
@@ -69,6 +71,8 @@ def write_report(run: Path) -> Path:
         UserError: if the folder holds no run or cannot be written.
     """
     record = read_run(run)
+    if status is not None:
+        record = replace(record, info={**record.info, "status": status})
     try:
         return page.write(record.folder / "report.html", page.render("run.html", **contents(record)))
     except OSError as error:

@@ -19,6 +19,7 @@ from customized_grpo.errors import UserError, nearest
 from customized_grpo.http import NoAnswer, request_json
 from customized_grpo.images import png, segmented, to_pil
 from customized_grpo.rewards.contract import RewardUnavailable
+from customized_grpo.store import append, read_lines
 from customized_grpo.types import Example
 
 TOP_SCORE = 4
@@ -270,12 +271,7 @@ class _Cache:
         self.path = None if path is None else Path(path).expanduser()
         self.scores: dict[str, int] = {}
         if self.path is not None and self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                    self.scores[entry["key"]] = int(entry["score"])
-                except (ValueError, KeyError, TypeError):  # the last line of a run that was killed
-                    continue
+            self.scores = {row["key"]: row["score"] for row in read_lines(self.path, key=str, score=int).rows}
 
     def __contains__(self, key: str) -> bool:
         return key in self.scores
@@ -286,7 +282,4 @@ class _Cache:
     def add(self, scores: Mapping[str, int]) -> None:
         self.scores.update(scores)
         if self.path is not None and scores:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps({"key": key, "score": score}) for key, score in scores.items()]
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("\n" + "\n".join(lines) + "\n")  # the leading one ends a line that was cut short
+            append(self.path, *({"key": key, "score": score} for key, score in scores.items()))

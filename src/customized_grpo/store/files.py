@@ -1,0 +1,136 @@
+"""Files that are replaced in one step, and files of JSON lines that are read in whatever state they are."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from safetensors import SafetensorError
+
+from customized_grpo.errors import UserError
+
+DRAFT = ".partial"
+"""Ending of a file that is being written. A kill may leave one behind; `Folder.lock` removes it."""
+
+
+@contextmanager
+def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
+    """Give a draft to write to, and put it in the place of `path` when the block ends without an error.
+
+    After a kill or a power cut there is the old file or the new one, never a part of either.
+
+    Args:
+        path: the file; missing parent folders are made.
+        new: do not overwrite. The first of several processes wins.
+
+    Raises:
+        FileExistsError: with `new`, if the file exists.
+        UserError: if it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}{DRAFT}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        if new:
+            _link(draft, path)
+        else:
+            draft.replace(path)
+    except (OSError, SafetensorError) as error:
+        if new and isinstance(error, FileExistsError):
+            raise
+        raise cannot_write(path, error) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _link(draft: Path, path: Path) -> None:
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # this file system has no hard links
+        if path.exists():
+            raise FileExistsError(f"'{path}' exists already") from None
+        draft.rename(path)
+
+
+def cannot_write(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:150]
+    return UserError(f"'{path}' could not be written ({reason}); free space or permit it, or name another place.")
+
+
+def write(path: Path, content: str | bytes, *, new: bool = False) -> Path:
+    """Write a whole file as `replacing` does, text as UTF-8, and return its path."""
+    with replacing(path, new=new) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def append(path: Path, *records: Mapping[str, Any]) -> None:
+    """Add records to a file of JSON lines; they are on the disk when this returns.
+
+    Numbers that are not finite become null. If a kill has cut the last line, the records start on a line of their own.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    text = b"".join(json.dumps({k: _finite(v) for k, v in row.items()}).encode() + b"\n" for row in records)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b"\n" else b"\n" + text
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What could be read of a file of JSON lines."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    damaged: dict[int, bytes] = field(default_factory=dict)
+    """Lines that could not be read, by their number from 1."""
+    count: int = 0
+    """Number of the last line that is not blank."""
+
+
+def read_lines(path: Path, **fields: type) -> Lines:
+    """Read a file of JSON lines. A missing file has none, and damaged lines do not hide those after them.
+
+    Args:
+        path: the file.
+        fields: names and types that a line must have. Lines without them count as damaged.
+
+    Raises:
+        OSError: if the file exists and cannot be read.
+    """
+    found, count = Lines(), 0
+    content = path.read_bytes() if path.exists() else b""
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        count = number
+        try:
+            row = json.loads(line.decode())
+            if not isinstance(row, dict) or any(type(row.get(name)) is not kind for name, kind in fields.items()):
+                raise ValueError("not a record")
+            found.rows.append(row)
+        except (ValueError, RecursionError):
+            found.damaged[number] = line
+    return Lines(found.rows, found.damaged, count)

@@ -1,0 +1,225 @@
+"""The folder of one run, probe or study: who it belongs to, one process that writes, facts that outlive a kill."""
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from customized_grpo.errors import UserError
+from customized_grpo.store import files
+from customized_grpo.store.files import DRAFT, Lines
+
+F = TypeVar("F", bound="Folder")
+LOCK = ".lock"
+NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What a file system says that has no locks of the operating system's."""
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+class Folder:
+    """A folder of one kind. A subclass names the kind; every file in it is written through `write` and `append`."""
+
+    KIND: ClassVar[str]
+    """Such as "run"."""
+    MARKER: ClassVar[str]
+    """File that makes a folder one of this kind."""
+    INFO: ClassVar[str]
+    """JSON file of the facts: identity, status, times. May be the marker."""
+    COMMAND: ClassVar[str]
+    """The command that makes such folders, and resumes them with --resume."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.info = self.path / self.INFO
+
+    # ---- whose folder it is
+
+    @classmethod
+    def create(cls: type[F], path: Path | None) -> F:
+        """A new folder; None names it by the time, under `runs` for a run.
+
+        Raises:
+            UserError: if the folder holds anything, or cannot be made.
+        """
+        folder = cls(path if path is not None else _folder_by_time(Path(f"{cls.KIND}s")))
+        folder.check_free()
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.cannot_write(folder.path, error) from error
+        return folder
+
+    @classmethod
+    def existing(cls: type[F], path: str | Path) -> F:
+        """A folder that `COMMAND` made.
+
+        Raises:
+            UserError: if it is missing or of another kind.
+        """
+        folder = cls(path)
+        if not (folder.path / cls.MARKER).is_file():
+            seen = f"has no {cls.MARKER}" if folder.path.is_dir() else "does not exist"
+            raise UserError(
+                f"'{folder.path}' is not a {cls.KIND} folder: it {seen}. `{cls.COMMAND}` makes one and prints its name."
+            )
+        return folder
+
+    def is_empty(self) -> bool:
+        """Whether it holds no file, or only what a kill in the first moment leaves."""
+        return not any(p.is_file() and p.name != LOCK and p.suffix != DRAFT for p in self.path.rglob("*"))
+
+    def check_free(self) -> None:
+        """Raise UserError if something new cannot go there."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"The output '{self.path}' is a file; name a folder that does not exist yet.")
+        if not self.is_empty():
+            raise UserError(
+                f"The folder '{self.path}' holds something already; name another output, or resume the {self.KIND} in "
+                f"it: {self.COMMAND} --resume {self.path}"
+            )
+
+    def claim(self, identity: Mapping[str, Any]) -> None:
+        """Write who the folder belongs to, or go on in it if it belongs to the same. Call it under `lock`.
+
+        Args:
+            identity: what two processes that work on one record have in common, as JSON.
+
+        Raises:
+            UserError: if the folder holds something else, or a record of another identity.
+        """
+        wanted, known = json.loads(json.dumps(identity, default=str)), self.facts()
+        if not (self.path / self.MARKER).is_file():
+            self.check_free()
+        for name, value in wanted.items():
+            if name in known and known[name] != value:
+                raise UserError(
+                    f"'{self.path}' holds a {self.KIND} with other {name} than this one; name another output."
+                )
+        self.describe(**wanted)
+
+    # ---- one process that writes
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from writing here until the block ends. The lock dies with the process.
+
+        On a file system without such locks, a file with the process's number and host stands for it.
+
+        Raises:
+            UserError: if another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            held = self._acquire(timeout=1)  # a reader that looks whether it is free has it for an instant
+        except Timeout:
+            raise self._in_use() from None
+        try:
+            self._sweep()
+            yield
+        finally:
+            held.release()
+
+    def is_locked(self) -> bool:
+        """Whether a process is writing here, as far as can be seen from this machine."""
+        if not any((self.path / name).exists() for name in (LOCK, f"{LOCK}.pid")):
+            return False
+        try:
+            self._acquire(timeout=0).release()
+        except (Timeout, OSError):
+            return True
+        return False
+
+    def check_idle(self) -> None:
+        """Raise UserError if another process is writing here."""
+        if self.is_locked():
+            raise self._in_use()
+
+    def _acquire(self, timeout: float) -> BaseFileLock:
+        lock: BaseFileLock = FileLock(self.path / LOCK, fallback_to_soft=False)
+        try:
+            lock.acquire(timeout=timeout, poll_interval=0.05)
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            lock = SoftFileLock(self.path / f"{LOCK}.pid")
+            lock.acquire(timeout=timeout, poll_interval=0.05)
+        return lock
+
+    def _in_use(self) -> UserError:
+        more = f", or remove '{LOCK}.pid' in it if that process is gone" if (self.path / f"{LOCK}.pid").exists() else ""
+        return UserError(
+            f"Another process is writing to the {self.KIND} folder '{self.path}'; wait until it ends, stop it, or name "
+            f"another folder{more}."
+        )
+
+    def _sweep(self) -> None:
+        """Remove the drafts that a kill has left."""
+        for draft in list(self.path.rglob(f".*{DRAFT}")):
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink(missing_ok=True)
+
+    # ---- what happens in it
+
+    def facts(self) -> dict[str, Any]:
+        """What the info file says; nothing if it is missing or damaged."""
+        try:
+            found = json.loads(self.info.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def describe(self, **fields: Any) -> None:
+        """Merge fields into the info file; a damaged one is kept beside it as INFO-damaged.json."""
+        known = self.facts()
+        if not known and self.info.exists():
+            self.info.replace(self.info.with_name(f"{self.info.stem}-damaged.json"))
+        self.write(self.INFO, json.dumps({**known, **fields}, indent=1, default=str))
+
+    def finish(self, status: str, **fields: Any) -> None:
+        """Say how it ended. Call it last, when everything else is on the disk."""
+        self.describe(**fields, finished=now(), status=status)
+
+    @property
+    def status(self) -> str:
+        """What the facts say: running, finished, interrupted, failed or unknown; killed if it says running and no
+        process is writing any more."""
+        said = str(self.facts().get("status") or "unknown")
+        return "killed" if said == "running" and not self.is_locked() else said
+
+    # ---- files
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Replace a file in one step. Raises UserError if it cannot be written."""
+        return files.write(self.path / name, content)
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """Add a record to a file of JSON lines. Raises UserError if it cannot be written."""
+        files.append(self.path / name, record)
+
+    def lines(self, name: str, **fields: type) -> Lines:
+        """The records of a file of JSON lines, as `read_lines` does."""
+        return files.read_lines(self.path / name, **fields)
+
+
+def _folder_by_time(home: Path) -> Path:
+    """A new folder named by the time, which no other process gets."""
+    stem = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for number in range(1000):
+        path = home / (stem + (f"-{number}" if number else ""))
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise UserError(f"The folder '{home}' holds a thousand folders of this second; name an output.")

@@ -1,0 +1,100 @@
+import json
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from customized_grpo.errors import UserError
+from customized_grpo.store import append, read_lines, replacing, write
+from store.kills import kills
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
+    write(tmp_path / "deep" / "a", "one ä")
+    write(tmp_path / "deep" / "a", b"two")
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a"]
+    assert (tmp_path / "deep" / "a").read_text() == "two"
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_a_kill_at_any_call_leaves_the_old_file_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: bool
+) -> None:
+    file, calls = tmp_path / "a.json", 0
+    for _ in kills(monkeypatch, lambda: write(file, "new" * 1000, new=new)):
+        calls += 1
+        assert not file.exists() or file.read_text() == "new" * 1000
+        if not new:
+            file.write_text("old")
+        file.unlink(missing_ok=new)
+    assert calls >= 2
+    assert file.read_text() == "new" * 1000
+
+
+def test_what_fails_in_the_block_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    write(tmp_path / "a", "one")
+    with suppress(ZeroDivisionError), replacing(tmp_path / "a") as draft:
+        draft.write_text("tw")
+        raise ZeroDivisionError
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "one"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_overwrites_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    write(tmp_path / "a", "one", new=True)
+    with pytest.raises(FileExistsError):
+        write(tmp_path / "a", "two", new=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "one"
+
+
+@pytest.mark.parametrize("add", [lambda path: write(path, "two"), lambda path: append(path, {"a": 2})])
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, add) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    write(tmp_path / "a", "one\n")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"a' could not be written \(No space left on device\); free space"):
+        add(tmp_path / "a")
+    assert (tmp_path / "a").read_text().startswith("one\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_lines_are_read_in_whatever_state_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    good = '{"iteration": 1, "note": "two\u2028lines\u0085here"}'.encode()
+    bad = [
+        b'{"iteration": 2, "lo',
+        b"\xff\xfe{}",
+        b"{}",
+        b"[1]",
+        b'{"iteration": "3"}',
+        b'{"iteration": true}',
+        b"[" * 9999,
+    ]
+    file.write_bytes(b"\n".join([good, *bad, b"", b'{"iteration": 9}']))
+    found = read_lines(file, iteration=int)
+    assert [row["iteration"] for row in found.rows] == [1, 9]
+    assert found.rows[0]["note"] == "two\u2028lines\u0085here", "only a newline ends a line"
+    assert list(found.damaged.values()) == bad
+    assert (list(found.damaged), found.count) == ([2, 3, 4, 5, 6, 7, 8], 10)
+    assert read_lines(tmp_path / "none.jsonl").rows == []
+
+
+def test_a_line_that_was_cut_costs_only_itself(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "lines.jsonl"
+    append(file, {"a": 1, "b": math.nan}, {"a": 2, "b": -math.inf})
+    with file.open("ab") as opened:
+        opened.write(b'{"a": 3, "b')
+    append(file, {"a": 4})
+    assert read_lines(file, a=int).rows == [{"a": 1, "b": None}, {"a": 2, "b": None}, {"a": 4}]
+    assert [json.loads(line)["a"] for line in file.read_text().splitlines()[::3]] == [1, 4]
