@@ -701,7 +701,8 @@ def test_a_reward_that_harms_the_process_names_itself_and_fails_the_run(
     rewards = {"prompt": fakes.red, "identity": harmful}
     with pytest.raises((UserError, KeyboardInterrupt), match=rf"The reward test_trainer:.*harmful {sentence}"):
         trainer(Path(), rewards=rewards, rollout={**QUICK["rollout"], "chunk_prompts": chunks}).train()
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    ended = "interrupted" if sentence == "was interrupted" else "failed"
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == ended
     assert torch.is_grad_enabled()
 
 
