@@ -22,10 +22,9 @@ def run_probe(
     Raises:
         UserError: if the folder is of another probe, a file in it is damaged, or a reward did not move.
     """
-    if not folder.info.is_file():
-        folder.describe(**provenance())
     folder.claim(vars(Identity.of(probe)))
-    folder.describe(steps=list(probe.steps), model=probe.policy.name, status="running")
+    about = {} if "started" in folder.facts() else provenance()
+    folder.describe(**about, steps=list(probe.steps), model=probe.policy.name, status="running")
 
     def keep(branches: Branches) -> None:
         folder.save(branches)
