@@ -701,8 +701,7 @@ def test_a_reward_that_harms_the_process_names_itself_and_fails_the_run(
     rewards = {"prompt": fakes.red, "identity": harmful}
     with pytest.raises((UserError, KeyboardInterrupt), match=rf"The reward test_trainer:.*harmful {sentence}"):
         trainer(Path(), rewards=rewards, rollout={**QUICK["rollout"], "chunk_prompts": chunks}).train()
-    ended = "interrupted" if sentence == "was interrupted" else "failed"
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == ended
+    assert status(tmp_path) == ("interrupted" if sentence == "was interrupted" else "failed")
     assert torch.is_grad_enabled()
 
 
