@@ -543,10 +543,16 @@ def test_memory_that_runs_out_says_what_to_lower_and_keeps_the_finished_iteratio
             if record["iteration"] == 2:
                 broken.policy.stage, broken.policy.error = stage, FULL[error]
 
+        def on_stage(self, stage) -> None:
+            if stage == "update" and broken.iteration == 2:
+                broken.spread_guard.streak["identity"] = 1  # of the third iteration, which is done again
+
     broken = made(tmp_path)
     with pytest.raises(UserError, match=rf"^Memory ran out on cpu {ADVICE[stage]}") as caught:
         broken.train(FailInTheThird())
     assert caught.value.advice.startswith("The last checkpoint is iteration-000002. ")
+    state = json.loads((tmp_path / "run" / "checkpoints" / "iteration-000002" / "state.json").read_text())
+    assert state["streak"] == {}
     straight, resumed = made(tmp_path / "straight"), made(tmp_path)
     lines = records(straight.train())
     assert without_times(records(resumed.train(resume=RunFolder(tmp_path / "run")))) == without_times(lines)

@@ -212,7 +212,7 @@ class Trainer:
 
     def _begin(self) -> None:
         """Remember what an iteration or an evaluation that fails must not leave behind."""
-        self._before = torch.get_rng_state(), self.spread_guard.streak
+        self._before = torch.get_rng_state(), dict(self.spread_guard.streak)
 
     # ---- 1. prompts and groups
 
