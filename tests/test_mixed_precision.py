@@ -1,9 +1,10 @@
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import nn
 
-from customized_grpo.mixed_precision import MixedPrecision
+from customized_grpo.mixed_precision import MixedPrecision, checkpoint
 
 
 def test_written_out_attention_equals_the_kernel_and_leaves_masks_alone() -> None:
@@ -34,3 +35,21 @@ def test_a_norm_keeps_the_dtype_of_its_input_and_trains_its_scale() -> None:
     assert torch.allclose(out.float(), norm(rows), atol=2e-2)
     assert norm.weight.grad is not None
     assert norm.weight.grad.dtype == torch.float32
+
+
+def test_a_recomputation_in_another_thread_runs_what_the_forward_pass_ran() -> None:
+    """As on a GPU, whose backward pass has a thread of its own."""
+    weight = torch.randn(8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rows = torch.randn(1, 2, 4, 8, generator=torch.Generator().manual_seed(1))
+
+    def block(rows: torch.Tensor) -> torch.Tensor:
+        normed = nn.functional.rms_norm(rows.bfloat16(), (8,), weight)
+        return nn.functional.scaled_dot_product_attention(normed, normed, normed)
+
+    gradients = []
+    for call in (block, lambda rows: checkpoint(block, rows)):
+        with torch.autocast("cpu", torch.bfloat16), MixedPrecision("cpu"):
+            loss = call(rows).float().square().sum()
+        with ThreadPoolExecutor(1) as thread:
+            gradients += thread.submit(torch.autograd.grad, loss, weight).result()
+    assert torch.equal(*gradients)

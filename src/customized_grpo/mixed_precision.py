@@ -1,11 +1,16 @@
 """What autocast leaves undone, for small models in bfloat16."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode_stack,  # pyright: ignore[reportPrivateUsage] - nothing public tells the active modes
+)
 
 
 class MixedPrecision(TorchFunctionMode):
@@ -38,6 +43,30 @@ class MixedPrecision(TorchFunctionMode):
             inputs = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
             return _attend(inputs["query"], inputs["key"], inputs["value"], kwargs.get("scale"))
         return func(*args, **kwargs)
+
+
+def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
+    """`torch.utils.checkpoint.checkpoint`, which also restores `MixedPrecision` for the recomputation.
+
+    PyTorch restores autocast and the random state, but no function modes, so the recomputation would run other
+    operations than the forward pass.
+
+    Args:
+        function: whose activations are recomputed in the backward pass, such as a block of a transformer.
+        args: of `function`.
+    """
+    modes = [mode for mode in _get_current_function_mode_stack() if isinstance(mode, MixedPrecision)]
+
+    @contextmanager
+    def recomputation() -> Iterator[None]:
+        with ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode)
+            yield
+
+    return torch.utils.checkpoint.checkpoint(
+        function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), recomputation())
+    )
 
 
 def _norm(input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:

@@ -5,9 +5,11 @@ import torch
 
 from customized_grpo import policies
 from customized_grpo.errors import UserError
-from customized_grpo.policies import PipelinePolicy, check_policy
+from customized_grpo.mixed_precision import MixedPrecision
+from customized_grpo.policies import PipelinePolicy, check_policy, pipeline
 from customized_grpo.policies.lora import LoraSettings
 from customized_grpo.rollout import sample_ode
+from customized_grpo.types import Example
 
 from . import tiny
 from .runs import train, train_from_the_command_line, write_run
@@ -70,18 +72,48 @@ def test_the_base_policy_is_the_one_before_training(family):
     assert not torch.equal(sample(policy, family), before)
 
 
-def test_recomputed_activations_give_the_same_gradient(family):
-    gradients = []
-    for checkpointing in (False, True):
-        policy = make(family, gradient_checkpointing=checkpointing)
-        tiny.disturb(policy)
-        conditioning = policy.encode(family.examples())
-        latents = tiny.noise(policy, conditioning)
-        policy.velocity(latents, torch.full((len(latents),), 0.6), conditioning).square().mean().backward()
-        gradients.append([p.grad for p in policy.trainable_parameters() if p.grad is not None])
+def gradients(policy: PipelinePolicy, examples: list[Example]) -> list[torch.Tensor]:
+    conditioning = policy.encode(examples)
+    latents = tiny.noise(policy, conditioning)
+    policy.velocity(latents, torch.full((len(latents),), 0.6), conditioning).square().mean().backward()
+    found = [p.grad for p in policy.trainable_parameters() if p.grad is not None]
+    policy.module.zero_grad()
+    return found
+
+
+def check_recomputation(policy: PipelinePolicy, examples: list[Example]) -> None:
+    """Gradients with and without recomputed activations are equal bit for bit, so the operations are the same."""
     assert policy.transformer.is_gradient_checkpointing
-    for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(plain, recomputed)
+    recomputed = gradients(policy, examples)
+    policy.transformer.disable_gradient_checkpointing()
+    plain = gradients(policy, examples)
+    assert any(bool(gradient.any()) for gradient in plain)
+    assert all(torch.equal(one, other) for one, other in zip(plain, recomputed, strict=True))
+
+
+PATHS = [("float32", "cpu"), ("bfloat16", "cpu"), ("bfloat16", "cuda")]
+"""The dtype, and the device whose operations `MixedPrecision` chooses; all of them run on a CPU."""
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+@pytest.mark.parametrize(("dtype", "device"), PATHS)
+def test_recomputed_activations_give_the_same_gradient(family, dtype, device, trainable, monkeypatch):
+    monkeypatch.setattr(pipeline, "MixedPrecision", lambda _: MixedPrecision(device))
+    policy = make(family, gradient_checkpointing=True, dtype=dtype, trainable=trainable)
+    tiny.disturb(policy)
+    check_recomputation(policy, family.examples())
+
+
+def test_recomputed_activations_of_the_embedded_model_and_of_a_pipeline_that_came_with_them():
+    embedded = policies.FluxKontextPolicy.from_pretrained(
+        gradient_checkpointing=True, trainable="full", dtype="bfloat16", device="cpu"
+    )
+    check_recomputation(embedded, [tiny.example()])
+    loaded = tiny.kontext_pipeline()
+    loaded.transformer.enable_gradient_checkpointing()
+    policy = policies.FluxKontextPolicy(loaded, dtype="bfloat16", device="cpu")
+    tiny.disturb(policy)
+    check_recomputation(policy, [tiny.example()])
 
 
 def test_half_precision_keeps_latents_and_trained_weights_whole(family):

@@ -19,7 +19,7 @@ from torch import Tensor
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.functional.schedule import shifted_sigmas
 from customized_grpo.images import to_tensor
-from customized_grpo.mixed_precision import MixedPrecision
+from customized_grpo.mixed_precision import MixedPrecision, checkpoint
 from customized_grpo.policies import lora as _lora
 from customized_grpo.policies.contract import Policy
 from customized_grpo.policies.encodings import EncodingCache, Row, digest
@@ -55,7 +55,8 @@ class PipelinePolicy(Policy):
             of the guided velocity, in sampling and in training. None is the family's own.
         negative_prompt: for classifier-free guidance.
         max_text_tokens: a longer prompt is cut, counted in `truncated_prompts`, and warned about once.
-        gradient_checkpointing: recompute activations in the backward pass, for memory.
+        gradient_checkpointing: recompute activations in the backward pass, for memory; a pipeline that comes with it on
+            keeps it on.
         offload: "cpu" keeps text encoders and VAE off the device except while they work.
         cache_mib: memory of the host for encoded prompts and references; the least recently used make room.
         device: None is this process's own GPU, or the CPU where there is none.
@@ -121,8 +122,8 @@ class PipelinePolicy(Policy):
         self.transformer: Any = pipeline.transformer
         _lora.make_trainable(self.transformer, trainable, lora or LoraSettings(), seed, self.TARGETS)
         self.module = self.transformer
-        if gradient_checkpointing:
-            self.transformer.enable_gradient_checkpointing()
+        if gradient_checkpointing or self.transformer.is_gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing(checkpoint)
 
     @classmethod
     def from_pretrained(
