@@ -66,6 +66,7 @@ _EXPECTED = {
     "dict_type": "a mapping, such as {name: value}",
     "path_type": "a path",
     "literal_error": "{expected}",
+    "finite_number": "a finite number",
     "greater_than": "more than {gt}",
     "greater_than_equal": "{ge} or more",
     "less_than": "less than {lt}",

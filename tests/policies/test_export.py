@@ -1,16 +1,20 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from customized_grpo.cli import app
 from customized_grpo.errors import UserError
 from customized_grpo.policies import export_kohya
-from customized_grpo.policies.export import to_kohya
-from customized_grpo.policies.lora import ADAPTER_FILE
+from customized_grpo.policies.export import export_adapter, to_kohya
+from customized_grpo.policies.lora import ADAPTER_FILE, read_adapter
+
+from . import tiny
 
 WIDTH = 3072
 """diffusers' reader of kohya files knows the real model's width only."""
@@ -25,11 +29,11 @@ def adapter(layers: dict[str, tuple[int, int]], rank: int = 2) -> dict[str, torc
     return state
 
 
-def update(state: dict[str, torch.Tensor], layer: str, scale: float = 1.0) -> torch.Tensor:
+def update(state: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
     """What the adapter adds to the layer's output for three inputs."""
     down, up = state[f"{layer}.lora_A.weight"], state[f"{layer}.lora_B.weight"]
     inputs = torch.randn(down.shape[1], 3, generator=torch.Generator().manual_seed(1))
-    return scale * up.double() @ (down.double() @ inputs.double())
+    return up.double() @ (down.double() @ inputs.double())
 
 
 FLUX1 = {
@@ -53,13 +57,13 @@ FLUX2 = {
 def test_diffusers_reads_the_same_update_back(pipeline, layers, tmp_path):
     import diffusers
 
-    state, alpha, rank = adapter(layers), 3.0, 2
-    save_file(to_kohya(state, alpha), tmp_path / "kohya.safetensors")
+    state = adapter(layers)
+    save_file(to_kohya(state), tmp_path / "kohya.safetensors")
     read = getattr(diffusers, pipeline).lora_state_dict(str(tmp_path / "kohya.safetensors"))
     read = read[0] if isinstance(read, tuple) else read
     back = {name.removeprefix("transformer."): tensor for name, tensor in read.items()}
     for layer in layers:
-        torch.testing.assert_close(update(back, layer), update(state, layer, alpha / rank), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(update(back, layer), update(state, layer), atol=1e-4, rtol=1e-4)
     silent = {name.split(".lora_")[0] for name in back} - layers.keys()
     assert all(bool((update(back, layer) == 0).all()) for layer in silent)
 
@@ -80,6 +84,62 @@ def test_the_file_has_kohyas_names_and_alpha(tmp_path):
     torch.testing.assert_close(whole[:4], update(state, "transformer_blocks.5.attn.to_q"))
     assert bool((whole[4:8] == 0).all())
     torch.testing.assert_close(whole[8:], update(state, "transformer_blocks.5.attn.to_v"))
+
+
+SCALED: list[dict[str, Any]] = [
+    {"lora_alpha": 3},
+    {"lora_alpha": 3, "use_rslora": True},
+    {"lora_alpha": 3, "alpha_pattern": {"attn.to_q": 7}, "rank_pattern": {"attn.to_out.0": 1, "attn.to_q": 4}},
+]
+
+
+@pytest.mark.parametrize("settings", SCALED)
+def test_every_export_has_the_scale_in_its_matrices_and_no_other(settings, tmp_path):
+    """So a reader that knows alpha and one that does not see the update that peft computes."""
+    from diffusers import FluxPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    model, block = tiny.flux_parts()["transformer"], "transformer_blocks.0.attn"
+    model.add_adapter(LoraConfig(r=2, target_modules=[f"{block}.to_q", f"{block}.to_out.0"], **settings))
+    draw, x = torch.Generator().manual_seed(0), torch.randn(3, 32, generator=torch.Generator().manual_seed(1))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=draw)
+    layers = [model.get_submodule(f"{block}.{part}") for part in ("to_q", "to_out.0")]
+    wanted = torch.cat([layer(x) - layer.base_layer(x) for layer in layers], dim=1)
+    FluxPipeline.save_lora_weights(
+        tmp_path, get_peft_model_state_dict(model),
+        transformer_lora_adapter_metadata=model.peft_config["default"].to_dict(),
+    )  # fmt: skip
+
+    written = export_adapter(tmp_path, tmp_path / "diffusers.safetensors")
+    state, updates = load_file(written), []
+    for part in ("to_q", "to_out.0"):
+        down, up = (state[f"transformer.{block}.{part}.lora_{letter}.weight"] for letter in "AB")
+        updates.append(x @ (up @ down).T)
+    torch.testing.assert_close(torch.cat(updates, dim=1), wanted)
+    with safe_open(written, "pt") as opened:
+        assert not any("alpha" in name for name in [*opened.keys(), *opened.metadata()])
+
+    state = load_file(export_kohya(tmp_path, tmp_path / "kohya.safetensors"))
+    updates = []
+    for layer in ("qkv", "proj"):
+        name = f"lora_unet_double_blocks_0_img_attn_{layer}"
+        down, up = state[f"{name}.lora_down.weight"], state[f"{name}.lora_up.weight"]
+        assert float(state[f"{name}.alpha"]) == len(down)
+        updates.append((x @ (up @ down).T)[:, :32])
+    torch.testing.assert_close(torch.cat(updates, dim=1), wanted)
+
+
+def test_an_alpha_beside_the_matrices_counts_and_other_tensors_are_refused(tmp_path):
+    state = adapter({"transformer_blocks.0.attn.to_q": (4, 4)})
+    name, file = "transformer_blocks.0.attn.to_q", tmp_path / "a.safetensors"
+    save_file({**state, f"{name}.alpha": torch.tensor(6.0)}, file)
+    torch.testing.assert_close(update(read_adapter(file), name), 3 * update(state, name))
+    save_file({**state, f"{name}.lora_magnitude_vector": torch.ones(4)}, file)
+    with pytest.raises(UserError, match=r"not a plain LoRA.*to_q\.lora_magnitude_vector is left over or missing"):
+        read_adapter(file)
 
 
 def test_what_cannot_be_exported(tmp_path):

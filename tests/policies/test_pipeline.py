@@ -1,5 +1,7 @@
 import json
+import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -113,10 +115,33 @@ def test_the_pipeline_loads_from_a_folder_with_settings_as_in_yaml(tmp_path):
     made = FluxKontextPolicy.from_pretrained(tmp_path, lora={"rank": 2}, dtype="bfloat16", device="cpu")
     assert made.pipeline.transformer.dtype == torch.bfloat16
     assert made.pipeline.vae.dtype == torch.float32
-    with pytest.raises(UserError, match=r"policy\.lora\.rank is 0"):
-        FluxKontextPolicy.from_pretrained(tmp_path, lora={"rank": 0})
-    with pytest.raises(UserError, match=r"policy\.lora\.rnk"):
-        FluxKontextPolicy.from_pretrained(tmp_path, lora={"rnk": 1})
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"rank": 0}, "policy.lora.rank is 0: expected 1 or more."),
+        ({"alpha": 0}, "policy.lora.alpha is 0: expected more than 0.0."),
+        ({"alpha": float("inf")}, "policy.lora.alpha is inf: expected a finite number."),
+        ({"targets": []}, "policy.lora.targets is []: expected at least 1."),
+        ({"rnk": 1}, "There is no setting 'policy.lora.rnk'. Did you mean 'rank'?"),
+        (0, "policy.lora is 0: expected a mapping of settings."),
+    ],
+)
+def test_a_wrong_adapter_is_refused_before_the_pipeline_is_loaded(lora, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        FluxKontextPolicy.from_pretrained("nowhere", lora=lora)
+
+
+def test_device_zero_is_a_gpu_and_not_the_default(monkeypatch):
+    """YAML gives `device: 0` as a number; the default is another GPU in every process but the first."""
+    asked = []
+    monkeypatch.setattr(pipeline, "default_device", lambda: asked.append("default") or torch.device("cpu"))
+    with suppress(RuntimeError):  # where there is no GPU
+        policy(device=0)
+    assert asked == []
+    assert policy(device=None).device.type == "cpu"
+    assert asked == ["default"]
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path):

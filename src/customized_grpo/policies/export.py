@@ -1,6 +1,8 @@
-"""A trained adapter as one file for other tools: diffusers' own, or kohya's naming, which ComfyUI and others read."""
+"""A trained adapter as one file for other tools: diffusers' own naming, or kohya's, which ComfyUI and others read.
 
-import shutil
+In either, alpha is the rank, so that readers with and without an alpha see the same update.
+"""
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -43,10 +45,7 @@ def export_adapter(adapter: Path, file: str | Path, format: Format = "diffusers"
                 f"export it with --format diffusers."
             )
         return export_kohya(source, file)
-    target = _new_file(file)
-    with replacing(target, new=True) as draft:
-        shutil.copyfile(source, draft)
-    return target
+    return _write({f"transformer.{name}": tensor for name, tensor in read_adapter(source).items()}, file)
 
 
 def export_kohya(adapter: str | Path, file: str | Path) -> Path:
@@ -59,35 +58,32 @@ def export_kohya(adapter: str | Path, file: str | Path) -> Path:
     Raises:
         UserError: if the adapter is of another family, or the file exists.
     """
+    converted = to_kohya(read_adapter(Path(adapter).expanduser()))
+    return _write(converted, file, ss_network_module="networks.lora_flux")
+
+
+def _write(state: Mapping[str, Tensor], file: str | Path, **metadata: str) -> Path:
+    """Write a safetensors file that is not there yet."""
     from safetensors.torch import save_file
 
-    target = _new_file(file)
-    state, settings = read_adapter(Path(adapter).expanduser())
-    converted = to_kohya(state, settings.get("lora_alpha"))
-    with replacing(target, new=True) as draft:
-        save_file(converted, draft, metadata={"format": "pt", "ss_network_module": "networks.lora_flux"})
-    return target
-
-
-def _new_file(file: str | Path) -> Path:
-    """A safetensors file that is not there yet, in a folder that is."""
     target = Path(file).expanduser()
     if target.suffix != ".safetensors":
         raise UserError(f"The export is a safetensors file; '{target}' should end in .safetensors.")
     if target.exists():
         raise UserError(f"'{target}' is already there; nothing was overwritten. Give another name.")
+    with replacing(target, new=True) as draft:
+        save_file(dict(state), draft, metadata={"format": "pt", **metadata})
     return target
 
 
-def to_kohya(state: Mapping[str, Tensor], alpha: float | None = None) -> dict[str, Tensor]:
+def to_kohya(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`{module}.lora_A.weight` of diffusers to `lora_unet_{original}.lora_down.weight`, `.lora_up.weight`, `.alpha`.
 
     Layers that the original model has as one (q, k and v) become one adapter of the summed rank, whose up matrix is
     block-diagonal: the same update exactly.
 
     Args:
-        state: of a FLUX.1 or FLUX.2 adapter.
-        alpha: of each layer; None is its rank.
+        state: of a FLUX.1 or FLUX.2 adapter, the update of each layer being B A.
 
     Raises:
         UserError: if a module is not FLUX's.
@@ -116,10 +112,9 @@ def to_kohya(state: Mapping[str, Tensor], alpha: float | None = None) -> dict[st
     converted: dict[str, Tensor] = {}
     for name, parts in groups.items():
         down, up = _stacked(parts, counts[name])
-        scale = 1.0 if alpha is None else alpha / len(next(iter(parts.values()))[0])
         converted[f"{name}.lora_down.weight"] = down.contiguous()
         converted[f"{name}.lora_up.weight"] = up.contiguous()
-        converted[f"{name}.alpha"] = torch.tensor(scale * len(down))
+        converted[f"{name}.alpha"] = torch.tensor(float(len(down)))
     return converted
 
 

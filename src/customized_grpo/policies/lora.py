@@ -28,9 +28,9 @@ class LoraSettings(Settings):
 
     rank: int = Field(default=16, ge=1)
     """Rank of the update of each layer."""
-    alpha: float | None = None
+    alpha: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Scale numerator; the update is alpha / rank * B A. None is alpha = rank."""
-    targets: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
     """Ends of module names that get an adapter, as peft's `target_modules`, inside transformer blocks only; None is
     every attention and feed-forward layer of the family."""
 
@@ -87,7 +87,7 @@ def _add_adapter(transformer: Any, lora: LoraSettings, seed: int, family_targets
     frozen = list(getattr(transformer, "peft_config", {}))
     if ADAPTER in frozen:
         raise UserError("The pipeline already holds an adapter that trains; load a fresh pipeline for another policy.")
-    alpha: Any = lora.alpha or lora.rank  # peft calls it an int, and takes a float
+    alpha: Any = lora.rank if lora.alpha is None else lora.alpha  # peft calls it an int, and takes a float
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=wanted)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # of an adapter beneath, which is meant
@@ -216,50 +216,77 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
 def save_adapter(pipeline: Any, transformer: Any, folder: Path) -> None:
-    """Write the adapter as diffusers does, with rank and alpha in its metadata, for `load_lora_weights(folder)`."""
+    """Write the adapter as diffusers does, for `load_lora_weights(folder)`.
+
+    Its scale, alpha / rank, is multiplied into the up matrices and the file names no alpha, because some readers ignore
+    it.
+    """
     from peft.utils import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(transformer, adapter_name=ADAPTER)
     layers = {name: value.detach().contiguous() for name, value in state.items()}
-    metadata = transformer.peft_config[ADAPTER].to_dict()
-    pipeline.save_lora_weights(folder, transformer_lora_layers=layers, transformer_lora_adapter_metadata=metadata)
+    for module in _modules(layers):
+        layers[f"{module}.lora_B.weight"] = layers[f"{module}.lora_B.weight"] * _scale(transformer, module)
+    pipeline.save_lora_weights(folder, transformer_lora_layers=layers)
+
+
+def _scale(transformer: nn.Module, module: str) -> float:
+    layer: Any = transformer.get_submodule(module)
+    return layer.scaling[ADAPTER]
 
 
 def load_adapter(transformer: Any, folder: Path) -> None:
-    """Inverse of `save_adapter`, into the adapter that trains.
+    """Inverse of `save_adapter`, into the adapter that trains, whatever alpha either has.
 
     Raises:
-        UserError: if there is no adapter, or it is of another model, rank, alpha or targets.
+        UserError: if there is no adapter, or it is of another model, rank or targets.
     """
-    state, metadata = read_adapter(folder)
-    config = transformer.peft_config[ADAPTER]
-    for field, own in (("r", config.r), ("lora_alpha", config.lora_alpha)):
-        if metadata.get(field, own) != own:
-            raise UserError(
-                f"The adapter in '{folder}' has {field} {metadata[field]:g}, the policy has {own:g}; "
-                f"set policy.lora to the rank and alpha it was trained with."
-            )
-    named = {
-        name.replace(".lora_A.", f".lora_A.{ADAPTER}.").replace(".lora_B.", f".lora_B.{ADAPTER}."): tensor
-        for name, tensor in state.items()
-    }
+    state, own = read_adapter(folder), trainable_state(transformer)
+    for module in _modules(state):
+        if f"{module}.lora_B.{ADAPTER}.weight" in own:
+            state[f"{module}.lora_B.weight"] = state[f"{module}.lora_B.weight"] / _scale(transformer, module)
+    named = {name.removesuffix("weight") + f"{ADAPTER}.weight": tensor for name, tensor in state.items()}
     load_trainable_state(transformer, named, f"The adapter in '{folder}'")
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An adapter in diffusers' layout: tensors by `{module}.lora_A.weight`, and peft's settings of it if it has them.
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """An adapter in diffusers' layout: `{module}.lora_A.weight` (rank, in) and `{module}.lora_B.weight` (out, rank).
+
+    The update of a layer is B A: a scale that the file names, as peft's settings or as `{module}.alpha`, is multiplied
+    into B.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no adapter, or it is more than two matrices for each layer.
     """
     file = folder / ADAPTER_FILE if folder.is_dir() else folder
-    state, metadata = read_safetensors(file)
-    settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    tensors, metadata = read_safetensors(file)
     prefix = "transformer."
-    return (
-        {name.removeprefix(prefix): tensor for name, tensor in state.items()},
-        {name.removeprefix(prefix): value for name, value in settings.items()},
-    )
+    settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    settings = {name.removeprefix(prefix): value for name, value in settings.items()}
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    alphas = {name: float(state.pop(name)) for name in list(state) if name.endswith(".alpha")}
+    modules = _modules(state)
+    if unknown := state.keys() ^ {f"{module}.lora_{part}.weight" for module in modules for part in "AB"}:
+        raise UserError(
+            f"The adapter in '{folder}' is not a plain LoRA, whose layers have lora_A.weight and lora_B.weight: "
+            f"{sorted(unknown)[0]} is left over or missing; give an adapter without biases or magnitudes."
+        )
+    for module in modules:
+        rank = len(state[f"{module}.lora_A.weight"])
+        scale = _told_scale(settings, module, rank, alphas.get(f"{module}.alpha"))
+        state[f"{module}.lora_B.weight"] = state[f"{module}.lora_B.weight"] * scale
+    return state
+
+
+def _told_scale(settings: Mapping[str, Any], module: str, rank: int, alpha: float | None) -> float:
+    """The scale of a module's update by peft's settings, unless it has an alpha of its own; 1 if nothing is told."""
+    from peft.utils.other import get_pattern_key
+
+    if alpha is None:
+        alphas: dict[str, float] = settings.get("alpha_pattern") or {}
+        key = get_pattern_key(list(alphas), module)
+        alpha = float(alphas[key] if key in alphas else settings.get("lora_alpha", rank))
+    return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

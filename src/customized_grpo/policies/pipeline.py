@@ -26,6 +26,7 @@ from customized_grpo.policies.encodings import EncodingCache, Row, digest
 from customized_grpo.policies.lora import LoraSettings, Trainable
 from customized_grpo.policies.quantization import Quantize, check_quantize, quantization
 from customized_grpo.policies.tokens import Size, fit_area
+from customized_grpo.settings import expectation
 from customized_grpo.sources import explain, locate, pin
 from customized_grpo.types import Conditioning, Example
 
@@ -98,10 +99,11 @@ class PipelinePolicy(Policy):
         one_of("trainable", trainable, "lora", "full")
         one_of("aspect", aspect, "square", "reference")
         one_of("offload", offload, "none", "cpu")
+        above_zero(shift=shift, reference_resolution=reference_resolution, max_text_tokens=max_text_tokens)
         self.pipeline: Any = pipeline
         self.trainable: Trainable = trainable
         self.dtype = as_dtype(dtype)
-        self.device = torch.device(device) if device else default_device()
+        self.device = default_device() if device is None else torch.device(device)
         self.shift, self.negative_prompt, self.max_text_tokens = shift, negative_prompt, max_text_tokens
         self.guidance_scale = self.GUIDANCE if guidance_scale is None else guidance_scale
         self.true_cfg_scale = self._default_cfg_scale() if true_cfg_scale is None else true_cfg_scale
@@ -120,7 +122,7 @@ class PipelinePolicy(Policy):
                 part.to(wanted)
             part.to("cpu" if offload == "cpu" and name != "transformer" else self.device)
         self.transformer: Any = pipeline.transformer
-        _lora.make_trainable(self.transformer, trainable, lora or LoraSettings(), seed, self.TARGETS)
+        _lora.make_trainable(self.transformer, trainable, LoraSettings() if lora is None else lora, seed, self.TARGETS)
         self.module = self.transformer
         if gradient_checkpointing or self.transformer.is_gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing(checkpoint)
@@ -141,9 +143,10 @@ class PipelinePolicy(Policy):
             UserError: if there is no such pipeline, or it cannot be quantised.
         """
         check_quantize(quantize, settings.get("trainable", "lora"))
+        settings = read_settings(settings)
         dtype = settings.get("dtype", torch.float32)
         pipeline = cls.load_pipeline(path, dtype, revision=revision, quantize=quantize)
-        return cls(pipeline, **read_settings(settings))
+        return cls(pipeline, **settings)
 
     @classmethod
     def load_pipeline(
@@ -191,14 +194,14 @@ class PipelinePolicy(Policy):
     # ---- sizes
 
     def _set_size(self, resolution: int | None, width: int | None, height: int | None) -> None:
-        if (width is None) != (height is None) or (width and resolution):
+        if (width is None) != (height is None) or (width is not None and resolution is not None):
             raise UserError(
                 f"policy.width is {width}, height {height} and resolution {resolution}; give width and height, or "
                 f"resolution alone."
             )
-        if not width:
+        if width is None and resolution is None:
             sample_size = self.pipeline.vae.config.get("sample_size")
-            resolution = resolution or sample_size or self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
+            resolution = sample_size or self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
         for name, side in (("resolution", resolution), ("width", width), ("height", height)):
             if side is not None and (side <= 0 or side % self.pixels_per_token):
                 raise UserError(f"policy.{name} is {side}; it must be a multiple of {self.pixels_per_token} pixels.")
@@ -341,7 +344,7 @@ class PipelinePolicy(Policy):
         return rows * columns, int(conditioning["reference"].shape[-1])
 
     def sigmas(self, num_inference_steps: int, conditioning: Conditioning) -> Tensor:
-        if self.shift:
+        if self.shift is not None:
             return shifted_sigmas(num_inference_steps, self.shift)
         scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
         mu = self._mu(self.latent_shape(conditioning)[0], num_inference_steps)
@@ -460,6 +463,13 @@ def _check_components(path: str | Path, index: Mapping[str, Any]) -> None:
             )
 
 
+def above_zero(**settings: float | None) -> None:
+    """Raise UserError unless each setting is more than 0, or left out."""
+    for name, value in settings.items():
+        if value is not None and not value > 0:
+            raise UserError(f"policy.{name} is {value:g}; it must be more than 0.")
+
+
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """The dtype of a forward pass.
 
@@ -478,12 +488,16 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as YAML has them, with the nested ones read."""
     read = dict(settings)
-    if isinstance(read.get("lora"), Mapping):
+    if read.get("lora") is not None:
         try:
-            read["lora"] = LoraSettings(**read["lora"])
+            read["lora"] = LoraSettings.model_validate(read["lora"])
         except ValidationError as error:
             first = error.errors()[0]
-            raise UserError(f"policy.lora.{first['loc'][0]} is {first['input']!r}: {first['msg']}.") from None
+            where = ".".join(map(str, ("policy.lora", *first["loc"])))
+            if first["type"] == "extra_forbidden":
+                known = nearest(str(first["loc"][0]), LoraSettings.model_fields)
+                raise UserError(f"There is no setting '{where}'.{known}") from None
+            raise UserError(f"{where} is {first['input']!r}: expected {expectation(first)}.") from None
     return read
 
 

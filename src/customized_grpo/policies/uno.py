@@ -80,11 +80,12 @@ class UnoPolicy(FluxPolicy):
                 f"policy.quantize is {quantize}, and weights are quantised while the pipeline loads: set policy.fuse "
                 f"to false, so that UNO's adapter lies beneath ours, and leave policy.transformer out."
             )
+        settings = read_settings(settings)
         dtype = settings.get("dtype", torch.float32)
         parts = {} if transformer is None else {"transformer": load_transformer(transformer).to(as_dtype(dtype))}
         pipeline = cls.load_pipeline(path, dtype, revision=revision, quantize=quantize, **parts)
         add_uno(pipeline.transformer, _locate(adapter, adapter_revision), fuse=fuse)
-        return cls(pipeline, **read_settings(settings))
+        return cls(pipeline, **settings)
 
     def reference_sizes(self, example: Example) -> list[Size]:
         return [floor_to(self._scaled(example, image.size), self.pixels_per_token) for image in example.references]

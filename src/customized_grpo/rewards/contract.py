@@ -147,7 +147,8 @@ def load(what: str, path: str | Path, read: Callable[..., T], revision: str | No
 
 def frozen(model: torch.nn.Module, device: str | None) -> torch.nn.Module:
     """The model in evaluation mode, without gradients, on `device`: the fastest there is, unless named."""
-    return model.eval().requires_grad_(False).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    fastest = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.eval().requires_grad_(False).to(fastest if device is None else device)
 
 
 def call_reward(reward: Callable[..., Tensor], images: Tensor, examples: Sequence[Example]) -> Tensor:

@@ -48,10 +48,11 @@ class Hpsv3Reward:
                 f"{{use: RemoteReward, reward: {{use: Hpsv3Reward}}, python: that/environment/bin/python}}."
             ) from error
         self.batch_size = batch_size
+        fastest = "cuda" if torch.cuda.is_available() else "cpu"
         self.inferencer: Any = HPSv3RewardInferencer(
             config_path=None if config is None else str(config),
             checkpoint_path=None if checkpoint is None else str(checkpoint),
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=fastest if device is None else device,
         )
         self.images = _name_of_images(self.inferencer.reward)
 
