@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 from rich.console import Console
 
-from bench.tiny import METRICS, dreambench
+from bench.tiny import METRICS, dreambench, dreambench_plus
 from customized_grpo.bench import find_protocol
 from customized_grpo.bench.command import bench_command
 from customized_grpo.bench.suites import ToySuite, open_suite, prompt_kind
@@ -113,12 +112,7 @@ def test_a_wrong_list_is_one_sentence(rows: list, sentence: str, data: Path, tmp
 
 
 def test_dreambench_plus_is_read(tmp_path: Path) -> None:
-    for kind, name in (("animal", "00"), ("style", "01")):
-        (tmp_path / "images" / kind).mkdir(parents=True)
-        (tmp_path / "captions" / kind).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "images" / kind / f"{name}.jpg")
-        prompts = [f"a cat {n}" for n in range(9)]
-        (tmp_path / "captions" / kind / f"{name}.txt").write_text("\n".join(["cat", *prompts]))
+    dreambench_plus(tmp_path, (("animal", "00"), ("style", "01")))
     suite = open_suite(find_protocol("dreambench++"), tmp_path, None)
     assert Counter(task.kind for task in suite.tasks) == {"animal": 9, "style": 9}
     assert Counter(task.prompt_kind for task in suite.tasks) == {"photorealistic": 8, "styled": 6, "imaginative": 4}

@@ -52,6 +52,17 @@ def dreambench(folder: Path, photos: int = 3) -> Path:
     return folder
 
 
+def dreambench_plus(folder: Path, subjects: tuple[tuple[str, str], ...] = (("animal", "00"),)) -> Path:
+    """A download: subjects by kind and number, nine prompts each."""
+    for kind, name in subjects:
+        for part in ("images", "captions"):
+            (folder / part / kind).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "images" / kind / f"{name}.jpg")
+        prompts = [f"a cat {n}" for n in range(9)]
+        (folder / "captions" / kind / f"{name}.txt").write_text("\n".join(["cat", *prompts]))
+    return folder
+
+
 class Policy(fakes.LinearPolicy):
     """Dies after as many batches as the environment says, and can be brighter."""
 

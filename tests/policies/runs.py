@@ -15,8 +15,8 @@ from customized_grpo.trainer import Trainer
 from . import tiny
 
 
-def write_run(family: tiny.Family, folder: Path, **policy) -> Path:
-    """Pipeline, pictures, manifest and configuration on disk, as a user has them."""
+def write_files(family: tiny.Family, folder: Path) -> dict[str, str]:
+    """Pipeline, pictures and train.jsonl on disk. Returns the settings of the policy that name files."""
     if family.on_disk:
         family.pipeline().save_pretrained(folder / "pipeline")
     lines = []
@@ -26,10 +26,15 @@ def write_run(family: tiny.Family, folder: Path, **policy) -> Path:
             image.save(folder / name)
         lines.append(json.dumps({"id": example.id, "prompt": example.prompt, "references": names, "split": "train"}))
     (folder / "train.jsonl").write_text("\n".join(lines))
-    settings = {"use": family.policy, "path": str(folder / "pipeline"), "lora": {"rank": 2}, "device": "cpu"}
+    return {"path": str(folder / "pipeline"), **family.files(folder)}
+
+
+def write_run(family: tiny.Family, folder: Path, **policy) -> Path:
+    """Pipeline, pictures, manifest and configuration on disk, as a user has them."""
+    settings = {"use": family.policy, "lora": {"rank": 2}, "device": "cpu", **write_files(family, folder)}
     tree = {
         "output": str(folder / "run"),
-        "policy": {**settings, **family.settings, **family.files(folder), **policy},
+        "policy": {**settings, **family.settings, **policy},
         "rewards": {"prompt": {"use": "fakes:red"}, "identity": {"use": "fakes:dark"}},
         "metrics": {},
         "data": {"train": str(folder / "train.jsonl")},
@@ -52,10 +57,16 @@ def train(file: Path, *overrides: str, policy: PipelinePolicy | None = None) -> 
 
 
 def train_from_the_command_line(file: Path) -> RunFolder:
+    from_the_command_line("train", file)
+    return RunFolder(load_config(file).output)
+
+
+def from_the_command_line(*words: object) -> str:
+    """What `cgrpo` says, in this process; it must succeed."""
     from typer.testing import CliRunner
 
     from customized_grpo.cli import app
 
-    result = CliRunner().invoke(app, ["train", str(file)])
-    assert result.exit_code == 0, (result.output, result.exception)
-    return RunFolder(load_config(file).output)
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output

@@ -1,23 +1,58 @@
-"""Every recipe of a real model is a valid configuration, and the paper's says what the paper says."""
+"""Every recipe is valid as it is, and runs from the command line with nothing but paths, sizes and counts replaced."""
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
+from bench.tiny import COLOURS, dreambench, dreambench_plus
+from customized_grpo import assemble, policies
+from customized_grpo.bench import read_bench
+from customized_grpo.bench.command import make_plan, read_settings
 from customized_grpo.build import bind, check_spec
+from customized_grpo.compare import cells, command
+from customized_grpo.compare.grid import load_grid
 from customized_grpo.config import load_config
 from customized_grpo.policies.lora import LoraSettings
+from customized_grpo.policies.uno import add_uno
+from customized_grpo.rollout import sample_ode
+from customized_grpo.settings import Spec
+from customized_grpo.tracking import RunFolder
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-NAMES = ("kontext", "uno-syncd", "flux2-klein", "qwen-image-edit")
+from . import tiny
+from .runs import from_the_command_line, write_files
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+FAR = ROOT / "tests" / "rewards" / "far"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_names_only_settings_that_exist(name):
-    config = load_config(RECIPES / f"{name}.yaml")
+def recipes(*, key: str | None = None) -> list[Any]:
+    """The recipes with a setting that tells their kind; without, those of training: all others."""
+    kinds = {"protocol", "methods"}
+    found = {file: kinds & yaml.safe_load(file.read_text()).keys() for file in sorted(RECIPES.rglob("*.yaml"))}
+    wanted = {key} if key else set()
+    return [pytest.param(f, id=str(f.relative_to(RECIPES))) for f, kind in found.items() if kind == wanted]
+
+
+# ---- as they are
+
+
+@pytest.mark.parametrize("file", recipes())
+def test_a_recipe_names_only_settings_that_exist(file):
+    config = load_config(file)
     check_spec(config.policy, "policy")
-    LoraSettings(**config.policy.arguments["lora"])
+    LoraSettings(**config.policy.arguments.get("lora", {}))
     for spec in config.rewards.values():
         check_spec(spec, "reward")
     plan = bind(config.rollout.steps, "steps")(
@@ -25,7 +60,7 @@ def test_a_recipe_names_only_settings_that_exist(name):
     )
     assert len(plan.trained)
     rows = config.training.prompts_per_iteration * config.rollout.num_generations
-    assert rows % config.training.micro_batch == 0
+    assert rows % (config.training.micro_batch or 1) == 0
     assert config.policy.arguments["dtype"] != "bfloat16" or config.training.old_log_probs == "recompute"
 
 
@@ -41,3 +76,189 @@ def test_the_papers_recipe():
     assert list(config.rewards) == ["prompt", "identity"]
     plan = bind(rollout.steps, "steps")(0, 25, generator=torch.Generator().manual_seed(0))
     assert (len(plan.trained), len(plan.stochastic)) == (14, 24)
+
+
+# ---- what stands in for models and services
+
+
+@contextmanager
+def judge() -> Iterator[str]:
+    """The address of an endpoint that grades pictures by their colour."""
+    with subprocess.Popen([sys.executable, str(FAR / "judge.py")], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        process.kill()
+
+
+CLIP, DINO = {"path": "toyworld:clip", "processor": "toyworld:clip"}, {"path": "toyworld:dino"}
+REWARDS: dict[str, dict[str, Any]] = {
+    "PickScoreReward": CLIP, "ClipReward": CLIP, "ClipImageReward": CLIP, "DinoReward": DINO,
+    "RemoteReward": {"python": sys.executable, "environment": {"PYTHONPATH": str(FAR)}},
+    "VlmJudge": {"model": "good"},
+}  # fmt: skip
+"""What is replaced in a reward. Its folder holds a stand-in of the hpsv3 package."""
+
+
+def words(changes: Mapping[str, Any]) -> list[str]:
+    return [f"{setting}={json.dumps(value)}" for setting, value in changes.items()]
+
+
+def stand_ins(specs: Mapping[str, Spec], slot: str) -> dict[str, Any]:
+    """Changes of rewards or metrics whose weights are not in this package."""
+    changes: dict[str, Any] = {}
+    for name, spec in specs.items():
+        packaged = ":" in spec.use or str(spec.arguments.get("path", "")).startswith("toyworld:")
+        if not packaged and spec.use not in REWARDS:
+            pytest.fail(f"{slot}.{name} is a {spec.use}; say in REWARDS what stands in for it.")
+        changes |= {f"{slot}.{name}.{key}": value for key, value in REWARDS.get(spec.use, {}).items() if not packaged}
+    return changes
+
+
+# ---- training
+
+
+Trained = tuple[tiny.Family, RunFolder]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Trained]:
+    """Trains as a recipe says, once."""
+
+    @cache
+    def run(file: Path) -> Trained:
+        folder, config = tmp_path_factory.mktemp("recipe"), load_config(file)
+        micro_batch = config.training.micro_batch or 1
+        changes: dict[str, Any] = {
+            "output": str(folder / "run"), "policy.device": "cpu",
+            "training.iterations": 2, "training.prompts_per_iteration": 2,
+            "rollout.num_generations": 2 * micro_batch, "rollout.num_inference_steps": 5,
+            "evaluation.examples": 2, "evaluation.replicates": 1, "evaluation.grid_rows": 1,
+            **stand_ins(config.rewards, "rewards"), **stand_ins(config.metrics, "metrics"),
+        }  # fmt: skip
+        family = TOY
+        if config.policy.arguments["path"] != "toyworld:pipeline":
+            found = [each for each in tiny.FAMILIES if each.policy == config.policy.use]
+            if not found:
+                pytest.fail(f"There is no tiny {config.policy.use}; add one to tiny.FAMILIES.")
+            (family,) = found
+            made = {"resolution": 16, "reference_resolution": 16, **family.settings, **write_files(family, folder)}
+            changes |= {f"policy.{name}": value for name, value in made.items()}
+            changes["data.train"] = str(folder / "train.jsonl")
+        with family.loadable(), pytest.MonkeyPatch.context() as patch:
+            if family is not TOY:  # one report is enough, and each takes a second
+                patch.setattr("customized_grpo.report.write_report", lambda run, status: None)
+            from_the_command_line("train", file, *words(changes))
+        return family, RunFolder(folder / "run")
+
+    return run
+
+
+def toy_pipeline() -> Any:
+    return policies.FluxKontextPolicy.load_pipeline("toyworld:pipeline")
+
+
+TOY = tiny.Family("FluxKontextPolicy", toy_pipeline)
+
+
+@pytest.mark.parametrize("file", recipes())
+def test_it_trains_saves_and_loads_in_the_stock_pipeline(file, trained):
+    family, run = trained(file)
+    config, records = load_config(run.config, ["policy.dtype=float32"]), run.records()
+    assert [record["iteration"] for record in records] == [1, 2]
+    assert all(np.isfinite(record["update/loss"]) and record["update/grad_norm"] > 0 for record in records)
+    assert [record["update/skipped"] for record in records] == [0, 0]
+    assert all(record["update/first_ratio_error"] < 0.1 * config.method.clip_range for record in records)
+    with family.loadable():
+        policy = assemble.build_policy(config)
+    conditioning = policy.encode(family.examples())
+    noise = tiny.noise(policy, conditioning)
+    before = sample_ode(policy, conditioning, noise, 2)
+    assemble.load_trained(policy, run)
+    wanted = sample_ode(policy, conditioning, noise, 2)
+    policy.module = policy.transformer = stock_transformer(family, run, config.policy)
+    again = sample_ode(policy, conditioning, noise, 2)
+    assert float((wanted - before).abs().max()) > 20 * float((again - wanted).abs().max())
+    torch.testing.assert_close(again, wanted, atol=1e-5, rtol=0)
+
+
+def stock_transformer(family: tiny.Family, run: RunFolder, spec: Spec) -> torch.nn.Module:
+    """Of the family's own pipeline with what the run saved, read as diffusers reads it."""
+    fresh, adapter = family.pipeline(), run.checkpoints / "iteration-000002" / "adapter"
+    if "adapter" in spec.arguments:
+        add_uno(fresh.transformer, spec.arguments["adapter"])
+    if (adapter / "transformer").is_dir():
+        return type(fresh.transformer).from_pretrained(adapter / "transformer")
+    fresh.load_lora_weights(adapter)
+    return fresh.transformer
+
+
+# ---- benches
+
+
+@pytest.mark.parametrize("file", recipes(key="protocol"))
+def test_it_benches_a_run(file, trained, tmp_path):
+    _, run = trained(RECIPES / "uno-syncd.yaml")
+    plan = make_plan(read_settings([str(file)]), load_config())
+    specs = {name: metric.spec for name, metric in plan.metrics.items()}
+    changes = {
+        "data": str(dreambench(tmp_path / "data")), "policy.resolution": 16, "images": 1, "num_inference_steps": 2,
+        **stand_ins(specs, "metrics"),
+    }  # fmt: skip
+    if plan.protocol.suite == "file":
+        prompts = [{"prompt": f"a {name} in the snow", "image_paths": [f"x/{name}/00.png"]} for name in COLOURS]
+        (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+        changes["prompts"] = str(tmp_path / "prompts.json")
+    elif plan.protocol.suite == "dreambench++":
+        changes["data"] = str(dreambench_plus(tmp_path / "plus"))
+    with judge() as url:
+        judged = [name for name, spec in specs.items() if spec.use == "VlmJudge"]
+        changes |= {f"metrics.{name}.url": url for name in judged}
+        changes |= {f"metrics.{name}.cache": str(tmp_path / "judge.jsonl") for name in judged}
+        from_the_command_line("bench", file, *words(changes), "--run", run.path, "--output", tmp_path / "out")
+    measured = read_bench(tmp_path / "out")
+    assert set(measured.metrics) == set(specs)
+    held = [metric.role != "copy" for metric in plan.metrics.values()]  # a copied background needs a mask to be known
+    assert np.isfinite(measured.values[:, :, held]).all()
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+# ---- comparisons
+
+
+@pytest.mark.parametrize("file", recipes(key="methods"))
+def test_its_methods_train_and_are_compared(file, tmp_path, monkeypatch):
+    """Each on the smallest policy, in this process, which has the encoders already, and without a report of its own."""
+    build, encoders = assemble.build_rewards, {}
+
+    def build_once(specs: dict[str, Spec], slot: str = "reward") -> dict[str, Any]:
+        for spec in specs.values():
+            if (key := spec.model_dump_json()) not in encoders:
+                encoders[key] = build({"only": spec}, slot)["only"]
+        return {name: encoders[spec.model_dump_json()] for name, spec in specs.items()}
+
+    def run_here(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        from_the_command_line(*words[3:])
+        return subprocess.CompletedProcess(words, 0)
+
+    def run_cells(todo: list[cells.Cell], **options: Any) -> dict[str, cells.State]:
+        for cell in todo:
+            run_here(cells.command(cell, cells.state(cell)))
+        return {cell.name: cells.state(cell) for cell in todo}
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(assemble, "build_rewards", build_once)
+    monkeypatch.setattr("customized_grpo.report.write_report", lambda run, status: None)
+    monkeypatch.setattr(cells, "subprocess", SimpleNamespace(run=run_here, STDOUT=subprocess.STDOUT))
+    monkeypatch.setattr(command, "run_cells", run_cells)
+    changes = {
+        "policy": {"use": "fakes:LinearPolicy"},
+        "training.iterations": 1, "training.prompts_per_iteration": 2,
+        "rollout.num_generations": 2, "rollout.num_inference_steps": 5,
+        "evaluation.examples": 2, "evaluation.replicates": 1, "evaluation.grid_rows": 1,
+    }  # fmt: skip
+    shrunk = words({f"config.{setting}": value for setting, value in changes.items()})
+    said = from_the_command_line("compare", file, "seeds=[0]", *shrunk, "--output", tmp_path / "out")
+    grid = load_grid(tmp_path / "out" / "compare.yaml")
+    assert f"{len(grid.methods)} runs of {len(grid.methods)} methods" in said
+    assert all(cells.state(cell).status == "finished" for cell in cells.cells(grid, tmp_path / "out"))
+    assert (tmp_path / "out" / "report.html").is_file()

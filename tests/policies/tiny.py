@@ -1,16 +1,19 @@
 """Small pipelines with random weights, built from the real classes' own configurations. Seeds are explicit."""
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from customized_grpo import policies
 from customized_grpo.types import Example
 
 TEXT = 16
@@ -255,6 +258,14 @@ class Family:
     """Writes what a configuration must name besides the pipeline, and gives those settings."""
     on_disk: bool = True
     """Whether the pipeline can be saved and loaded here."""
+
+    @contextmanager
+    def loadable(self) -> Iterator[None]:
+        """Inside it the policy loads this pipeline also where it cannot be saved."""
+        with pytest.MonkeyPatch.context() as patch:
+            if not self.on_disk:
+                patch.setattr(getattr(policies, self.policy), "load_pipeline", lambda *_, **__: self.pipeline())
+            yield
 
     def examples(self) -> list[Example]:
         return [example("a", "a red hat", self.sizes), example("b", "on a beach", self.sizes)]

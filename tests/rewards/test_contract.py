@@ -16,6 +16,7 @@ from customized_grpo.rewards.contract import (
     call_reward,
     check_reward,
     check_scores,
+    frozen,
     import_path,
     in_batches,
     once_per_example,
@@ -283,3 +284,12 @@ def test_check_reward_lets_a_reward_work_in_place(images):
         return brightness(images.square_(), examples)
 
     check_reward(squared, images, [tiny.example()] * 3)
+
+
+def test_device_zero_is_not_left_out(monkeypatch):
+    """YAML gives `device: 0` as a number; left out, a reward takes the process's current GPU."""
+    model, asked = torch.nn.Linear(1, 1), []
+    monkeypatch.setattr(model, "to", lambda device: asked.append(device) or model)
+    for device in (0, "cpu"):
+        frozen(model, device)
+    assert asked == [0, "cpu"]

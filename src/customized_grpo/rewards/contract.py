@@ -145,7 +145,7 @@ def load(what: str, path: str | Path, read: Callable[..., T], revision: str | No
         raise explain(path, what, error) from error
 
 
-def frozen(model: torch.nn.Module, device: str | None) -> torch.nn.Module:
+def frozen(model: torch.nn.Module, device: str | int | None) -> torch.nn.Module:
     """The model in evaluation mode, without gradients, on `device`: the fastest there is, unless named."""
     fastest = "cuda" if torch.cuda.is_available() else "cpu"
     return model.eval().requires_grad_(False).to(fastest if device is None else device)
