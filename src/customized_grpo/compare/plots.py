@@ -98,7 +98,8 @@ def _limits(ends: Sequence[Estimate], passed: Sequence[float]) -> tuple[float, f
     room = max(high - low, 1e-3) / 2
     bounds = [bound for end in ends for bound in (end.low, end.high) if np.isfinite(bound)]
     low, high = max(min([low, *bounds]), low - room), min(max([high, *bounds]), high + room)
-    return low - 0.08 * (high - low), high + 0.08 * (high - low)
+    margin = 0.08 * max(high - low, 1e-3)
+    return low - margin, high + margin
 
 
 def _front(axes: Axes, points: Sequence[Point]) -> None:
