@@ -16,11 +16,13 @@ import pytest
 from PIL import Image
 
 import fakes
+from customized_grpo import page
 from customized_grpo.compare import plots as compare_plots
 from customized_grpo.config import TrainerConfig, parse_config
 from customized_grpo.errors import UserError
+from customized_grpo.page import formats, plots
 from customized_grpo.probe.plots import Line, over_progress
-from customized_grpo.report import page, plots, write_report
+from customized_grpo.report import write_report
 from customized_grpo.report.intervals import Estimate, change, level, since_first
 from customized_grpo.report.record import Evaluation, read_run
 from customized_grpo.report.remarks import remarks
@@ -199,7 +201,7 @@ def test_the_report_is_one_page_that_needs_no_network(run: Path) -> None:
     html = path.read_text()
     text = text_of(html)
     assert "Prompt rose, identity fell on held-out subjects." in text
-    assert "Of what was not trained on: no clear change in subject kept." in text
+    assert "Untrained metrics: no clear change in subject kept." in text
     assert "finished, 3 iterations" in text
     assert "cgrpo train &#39;a b&#39;" in html
     for source in re.findall(r'src="([^"]*)"', html):
@@ -251,7 +253,7 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     drawn = "".join(file.read_text() for file in (run / "plots").glob("reward-*.svg"))
     assert len(list((run / "plots").glob("reward-*.svg"))) == 3
     for name in HOSTILE:
-        assert page.words(name).split("\n")[0].strip() in unescape(drawn)
+        assert formats.words(name).split("\n")[0].strip() in unescape(drawn)
 
 
 def test_names_of_methods_are_drawn_as_they_are(tmp_path: Path) -> None:
@@ -420,7 +422,8 @@ def test_health_is_remarked_on(run: Path) -> None:
 
 @pytest.mark.usefixtures("unplotted")
 def test_a_healthy_run_gives_no_remarks(run: Path) -> None:
-    assert contents(read_run(run))["remarks"] == []
+    said = [block for block in contents(read_run(run)).summary if isinstance(block, page.Remarks)]
+    assert [list(block.remarks) for block in said] == [[]]
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file"])
@@ -448,7 +451,7 @@ def test_a_large_picture_is_embedded_smaller_and_left_alone_on_disk(tmp_path: Pa
     path = tmp_path / "large.png"
     Image.new("RGB", (3000, 300)).save(path)
     before = path.read_bytes()
-    picture = page.image(path, base=tmp_path, alt="")
+    picture = page.embed(path, base=tmp_path, alt="")
     assert picture.source.startswith("data:image/jpeg")
     assert picture.link == "large.png"
     assert path.read_bytes() == before
@@ -467,7 +470,7 @@ def test_a_large_picture_is_embedded_smaller_and_left_alone_on_disk(tmp_path: Pa
     ],
 )
 def test_numbers(value: float, text: str) -> None:
-    assert page.number(value) == text
+    assert formats.number(value) == text
 
 
 @pytest.mark.parametrize(
@@ -482,7 +485,7 @@ def test_numbers(value: float, text: str) -> None:
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert page.duration(seconds) == text
+    assert formats.duration(seconds) == text
 
 
 def test_running_mean_is_centred_and_skips_what_is_missing() -> None:

@@ -1,5 +1,6 @@
 """What `cgrpo train` shows: a summary, one live line, what changed. Quiet when the output is not a terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from customized_grpo import page
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import Evaluation
 from customized_grpo.preflight import Summary
@@ -117,23 +119,16 @@ class PretrainDisplay:
 
 
 def show_changes(console: Console, changes: Sequence[Change], rewards: Sequence[str]) -> None:
-    """Before -> after on held-out subjects, with intervals."""
-    if not changes:
-        return
-    table = Table(title="Held-out subjects, same prompts and noise", title_justify="left")
-    for column in ("", "before", "after", "change", "95 % interval"):
-        table.add_column(column, justify="left" if not column else "right")
+    """The metrics before and after training on held-out subjects, with intervals."""
+    rows = []
     for change in changes:
-        moved, name = change.difference, change.metric
-        tone = {"rose": "bold green", "fell": "bold red"}.get(moved.verdict, "dim")
-        name += "" if name in rewards else " (not trained on)"
+        name = change.metric if change.metric in rewards else f"{change.metric} (not trained on)"
         name += f" ({change.unscored} of {change.tasks + change.unscored} tasks unscored)" if change.unscored else ""
-        table.add_row(
-            name,
-            f"{change.before.value:.3f}", f"{change.after.value:.3f}", f"[{tone}]{moved.value:+.3f}[/]",
-            f"{moved.low:+.3f} to {moved.high:+.3f}" if moved.low == moved.low else "one subject",
-        )  # fmt: skip
-    console.print(table)
+        before, after = (page.Plain(some.value, math.nan, math.nan) for some in (change.before, change.after))
+        rows.append(page.Row(name, (before, after, change.difference)))
+    if rows:
+        title = "Held-out subjects, same prompts and noise; 95 % intervals below the change"
+        page.show_block(console, page.Table(("before", "after", "change"), rows, first="", title=title))
 
 
 def show_result(console: Console, result: Result, rewards: Sequence[str], report: Path | None) -> None:

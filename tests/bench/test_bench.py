@@ -66,7 +66,7 @@ def test_everything_is_drawn_scored_and_reported(plain: Bench, monkeypatch: pyte
     assert float(table[0]["dino"]) == plain.values[0, 0, 0]
     assert (plain.folder.path / table[0]["image"]).is_file()
     page = (plain.folder.path / "report.html").read_text(encoding="utf-8")
-    for text in ("the protocol has 30", "UNO, Wu et al. 2025", "Customized-GRPO", "oracle line", "2 images each"):
+    for text in ("the protocol has 30", "UNO, Wu et al. 2025", "Customized-GRPO", "real images", "2 images each"):
         assert text in page
 
 

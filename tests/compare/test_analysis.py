@@ -91,10 +91,10 @@ def test_beyond_the_line_by_hand(exact: Analysis, known: Analysis) -> None:
     assert exact.beyond("customized", rewards, "sars").value == pytest.approx(0.06 / unit, abs=1e-5)
     assert exact.beyond("naive_1to1", rewards, "sars").value == pytest.approx(0.01 / unit, abs=1e-5)
     assert math.isnan(exact.beyond("naive_1to1", rewards).value)
-    said = {f.question: f for f in findings(exact)}["Is a method better, or does it only weigh otherwise?"]
+    said = {f.question: f for f in findings(exact)}["Is a method better, or does it only weight the rewards differently?"]
     assert said.verdict == "Better: Customized"
     assert math.isnan(known.beyond("customized", rewards).value)
-    assert "Is a method better, or does it only weigh otherwise?" not in {f.question for f in findings(known)}
+    assert "Is a method better, or does it only weight the rewards differently?" not in {f.question for f in findings(known)}
 
 
 def test_probability_of_improvement_and_differences(exact: Analysis) -> None:
@@ -113,10 +113,10 @@ def test_the_words_follow_the_intervals(known: Analysis) -> None:
     main = headline(known)
     assert main.question == "Does Customized beat naive 1:1 on held-out subjects?"
     assert main.verdict == "Yes"
-    assert "which no method trained on" in main.text
+    assert "which no method was trained on" in main.text
     found = {finding.question: finding for finding in findings(known)}
     assert found["Does naive 1:1 make anything worse?"].verdict == "Yes, prompt and oracle prompt fell"
-    assert found["Which half does the work?"].verdict == "SARS"
+    assert found["Which half of the method is responsible?"].verdict == "SARS"
     assert found["Is anything better than Customized?"].verdict == "Nothing clearly is"
     assert found["Does prompt early, at the true step, help?"].verdict == "Yes"
 
@@ -130,7 +130,7 @@ def test_rewards_and_their_twins_may_disagree(tmp_path: Path) -> None:
     gains = {"naive_1to1": (0.0, 0.0, 0.1, 0.1), "customized": (0.1, 0.1, 0.0, 0.0)}
     fabricate(tmp_path / "out", gains, noise=0.005)
     found = headline(Analysis(read_comparison(tmp_path / "out")))
-    assert found.verdict == "Yes by the trained rewards, no by what was not trained on"
+    assert found.verdict == "Yes by the trained rewards, no by the held-out proxies"
 
 
 def test_intervals_cover_seeds(tmp_path: Path) -> None:

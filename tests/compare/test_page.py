@@ -43,15 +43,15 @@ def test_the_report_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     assert all(link.startswith(("data:", "#", "plots/")) for link in parser.found)
     assert text.index("Does Customized beat naive 1:1") < text.index("<h1>Yes.</h1>") < text.index("The trade-off")
     assert "9 of 9 runs finished" in text
-    assert "32 pictures, 8 gradient steps" in text
+    assert "32 images, 8 gradient steps" in text
     assert "Only 3 seeds" in text
     assert "&lt;b&gt;" in text, "prompts are escaped"
-    for name in ("plane-rewards", "plane-checks", "curve-prompt", "lesser-rewards-naive_1to1", "conflict"):
+    for name in ("plane-rewards", "plane-checks", "curve-prompt", "worst-rewards-naive_1to1", "conflict"):
         assert (root / "plots" / f"{name}.svg").is_file()
         assert (root / "plots" / f"{name}.png").is_file()
     assert (root / "plots" / "pictures.png").is_file()
     tables = (root / "report.md").read_text(encoding="utf-8")
-    assert tables.startswith("**Does Customized beat naive 1:1 on held-out subjects?** Yes. ")
+    assert tables.startswith("# Comparison: out\n\n**Does Customized beat naive 1:1 on held-out subjects?** Yes. ")
     assert "Change since the base policy: prompt \N{MINUS SIGN}0.0" in tables
     rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| ")]
     assert rows[0][:3] == ["| method", "prompt", "identity"]

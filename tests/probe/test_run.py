@@ -57,7 +57,7 @@ def test_a_probe_leaves_everything_behind(config: Path, tmp_path: Path) -> None:
     found = new_probe(quiet(), config, ["seed=3"], SMALL, output=folder)
     assert {path.name for path in folder.iterdir()} == {
         ".lock",
-        "probe.json", "config.yaml", "steps", "findings.json", "time_weights.json", "probe.html", "plots",
+        "probe.json", "config.yaml", "steps", "findings.json", "time_weights.json", "probe.html", "probe.md", "plots",
     }  # fmt: skip
     info = json.loads((folder / "probe.json").read_text())
     assert (info["status"], info["model"], info["settings"]["seed"]) == ("finished", "DiagonalPolicy", 3)
@@ -73,7 +73,7 @@ def test_the_page_says_the_verdict_and_needs_no_network(config: Path, tmp_path: 
     found = new_probe(quiet(), config, [], SMALL, output=tmp_path / "probe")
     html = (tmp_path / "probe" / "probe.html").read_text()
     assert found.verdict.answer == "supports"
-    assert "<h1>The probe supports\n    “prompt is decided early, identity late”.</h1>" in html
+    assert "<h1>The probe supports “prompt is decided early, identity late”.</h1>" in html
     assert "Only 4 subjects" in html
     assert html.count("<figure>") == 6
     assert "http://" not in html.replace("http://www.w3.org", "")

@@ -24,7 +24,7 @@ from customized_grpo.bench.measure import (
 )
 from customized_grpo.bench.plan import BenchSettings, Plan, make_plan, named, size_departures
 from customized_grpo.bench.record import Bench, BenchFolder, Job, read_bench, write_table
-from customized_grpo.bench.report import write_report
+from customized_grpo.bench.report import report
 from customized_grpo.bench.suites import Suite, open_suite
 from customized_grpo.config import load_settings, open_config
 from customized_grpo.errors import UserError
@@ -115,7 +115,7 @@ def bench_command(
         console.print(f"part {mine + 1} of {parts} is done; the last to finish writes the report", highlight=False)
         return None
     bench = read_bench(folder.path)
-    show_bench(console, bench, others, write_table(bench), write_report(folder.path, against or None))
+    show_bench(console, bench, write_table(bench), *report(bench, others))
     return bench
 
 

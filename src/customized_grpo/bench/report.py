@@ -1,7 +1,5 @@
-"""The report of a bench: the numbers and how sure they are, beside the oracle line and what others published."""
+"""The report of a bench: the scores with their intervals, beside real images and published numbers."""
 
-import base64
-import io
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +8,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from customized_grpo import page
 from customized_grpo.bench import analysis
 from customized_grpo.bench.protocols import Metric
 from customized_grpo.bench.record import Bench, read_bench
 from customized_grpo.grids import grid
 from customized_grpo.images import png
-from customized_grpo.report import page
-from customized_grpo.report.intervals import Estimate
-from customized_grpo.report.page import Remark
-from customized_grpo.report.tables import Cell, Flipped, PictureRow, Plain, Row, Table
+from customized_grpo.page import Estimate
+from customized_grpo.page.formats import number
 from customized_grpo.store import write
 
 ABSENT = "\N{EN DASH}"
@@ -36,47 +33,94 @@ def write_report(folder: Path, against: Sequence[Path] | None = None) -> Path:
     """
     bench = read_bench(folder)
     others = [read_bench(path) for path in (against if against is not None else bench.folder.against())]
-    try:
+    return report(bench, others)[1]
+
+
+def report(bench: Bench, others: Sequence[Bench]) -> tuple[page.Page, Path]:
+    """The page of a bench, and where it was written.
+
+    Raises:
+        UserError: if the folder cannot be written.
+    """
+    with page.writing(bench.folder.path):
         bench.folder.remember(other.folder.path for other in others)
-        return page.write(bench.folder.path / "report.html", page.render("bench.html", **contents(bench, others)))
-    except OSError as error:
-        raise page.cannot_write(bench.folder.path, error) from error
+        shown = contents(bench, others)
+        return shown, page.publish(shown, bench.folder.path)
 
 
-def contents(bench: Bench, others: Sequence[Bench] = ()) -> dict[str, Any]:
-    """What `templates/bench.html` shows. Writes the pictures."""
+def contents(bench: Bench, others: Sequence[Bench] = ()) -> page.Page:
+    """The page of a bench. Writes the image grid."""
     info = bench.info
-    headers, rows, rule = pictures(bench, others)
-    return {
-        "title": bench.label,
-        "protocol": bench.protocol,
-        "about": info["about"],
-        "source": info["source"],
-        "headline": headline(bench),
-        "remarks": remarks(bench),
-        "size": f"{bench.values.shape[0]} prompts x {bench.values.shape[1]} images",
-        "scores": scores(bench, others),
-        "published": publications(bench),
-        "differences": [(other.label, differences(bench, other)) for other in others],
-        "breakdown": breakdown(bench),
-        "rules": info["rules"],
-        "departures": info["departures"],
-        "sources": list(dict.fromkeys((row.source, row.about) for row in analysis.published_beside(bench))),
-        "picture_headers": headers,
-        "picture_rows": rows,
-        "picture_rule": rule,
-        "num_subjects": len(set(bench.subjects)),
-        "facts": facts(bench),
-        "command": shlex.join(map(str, info.get("command", []))),
-        "versions": list(dict(info.get("versions") or {}).items()),
-    }
+    kinds = breakdown(bench)
+    departures = [page.Text("Departures:"), page.Bullets(info["departures"])] if info["departures"] else []
+    return page.Page(
+        kind="Benchmark",
+        title=bench.label,
+        badges=[bench.protocol, f"{bench.values.shape[0]} prompts × {bench.values.shape[1]} images"],
+        headline=headline(bench),
+        lead=f"{info['about']} {info['source']}",
+        summary=[page.Remarks(remarks(bench))],
+        sections=[
+            page.Section("Scores", score_blocks(bench, others), brief=True),
+            page.Section(
+                "Kinds of subject and prompt",
+                [kinds] if kinds.rows else [page.Text("All tasks are of one kind.", "soft")],
+                name="Kinds",
+                brief=bool(kinds.rows),
+            ),
+            page.Section("Images", image_blocks(bench, others)),
+            page.Section("The rules", [
+                page.Bullets(info["rules"]), *departures, *([] if departures else [page.Text(NOTHING_DEPARTS)]),
+            ], name="Rules"),
+            page.Section("The bench", [
+                page.Facts(facts(bench)),
+                page.Details("Command line", [page.Code(shlex.join(map(str, info.get("command", []))))]),
+                page.Details("Versions", [page.Facts(list(dict(info.get("versions") or {}).items()))]),
+            ]),
+        ],
+        footer="Images are in images/, scores in scores.parquet or scores.csv. docs/bench.md explains every number.",
+    )  # fmt: skip
+
+
+NOTHING_DEPARTS = "Nothing departs from the protocol."
+
+
+def score_blocks(bench: Bench, others: Sequence[Bench]) -> list[page.Block]:
+    """The scores, the differences to other benches, and what others have published."""
+    subjects = len(set(bench.subjects))
+    note = (
+        f"Below each mean its 95 % interval, bootstrapped over {subjects} subjects. Real images of a subject are "
+        "scored against the others of that subject: identity above theirs means that more than the subject was "
+        "copied."
+    )
+    blocks: list[page.Block] = [scores(bench, others), page.Text(note, "note")]
+    blocks += [differences(bench, other) for other in others]
+    if others:
+        text = "Same tasks and noise on both sides; ▲ and ▼ where the interval excludes zero."
+        blocks.append(page.Text(text, "note"))
+    if (theirs := publications(bench)).rows:
+        entries = analysis.published_beside(bench)
+        pairs = dict.fromkeys((entry.source, entry.about) for entry in entries)
+        sources = "; ".join(f"{source} ({about})" for source, about in pairs)
+        note = (
+            "Measured under the protocol that the row names, or the nearest of ours to it, with their authors' "
+            "encoders, crops and noise. Rows of one protocol and source compare with each other; with this bench "
+            "only where the row says so, and then a difference of a few hundredths means little. "
+        )
+        blocks += [theirs, page.Text(f"{note}Sources: {sources}.", "note")]
+    return blocks
+
+
+def image_blocks(bench: Bench, others: Sequence[Bench]) -> list[page.Block]:
+    shown, rule = images(bench, others)
+    return [page.Text(rule), shown] if shown.rows else [page.Text("No images to show.", "soft")]
 
 
 def headline(bench: Bench) -> str:
     """The means in a line."""
     found = analysis.levels(bench)
     told = {name: metric.title for name, metric in bench.metrics.items() if metric.role != "copy"}
-    return ", ".join(f"{title} {page.number(found[name].value)}" for name, title in told.items())
+    return ", ".join(f"{title} {number(found[name].value)}" for name, title in told.items())
 
 
 def measured(bench: Bench) -> dict[str, Metric]:
@@ -94,26 +138,25 @@ def columns(bench: Bench) -> list[str]:
     return [metric.title + (" \N{DOWNWARDS ARROW}" if metric.role == "copy" else "") for metric in shown]
 
 
-def scores(bench: Bench, others: Sequence[Bench]) -> Table:
-    """This bench, others and the oracle line, all measured here."""
+def scores(bench: Bench, others: Sequence[Bench]) -> page.Table:
+    """This bench, others and the real images, all measured here."""
 
-    def row(title: str, found: Mapping[str, Estimate], strong: bool = False) -> Row:
-        return Row(title, strong, tuple(_plain(found.get(name, ABSENT)) for name in measured(bench)))
+    def row(title: str, found: Mapping[str, Estimate], strong: bool = False) -> page.Row:
+        return page.Row(title, [_plain(found.get(name, ABSENT)) for name in measured(bench)], strong)
 
     rows = [row(bench.label, analysis.levels(bench), strong=True)]
     rows += [row(other.label, analysis.levels(other)) for other in others]
     line = {name: level for name, level in analysis.oracle_levels(bench).items() if np.isfinite(level.value)}
     if line:
-        rows.append(row("oracle line (true pictures)", line))
-    return Table(tuple(columns(bench)), rows)
+        rows.append(row("real images", line))
+    return page.Table(columns(bench), rows, first="model")
 
 
-def publications(bench: Bench) -> Table:
+def publications(bench: Bench) -> page.Table:
     """What others measured, who did, and under which protocol: in a table of its own, for it is not ours."""
     rows = [
-        Row(
+        page.Row(
             entry.method,
-            False,
             (
                 entry.protocol,
                 entry.by,
@@ -123,40 +166,42 @@ def publications(bench: Bench) -> Table:
         )
         for entry in analysis.published_beside(bench)
     ]
-    return Table(("measured under", "by", "comparable?", *columns(bench)), rows)
+    titles = ("measured under", "by", "comparable?", *columns(bench))
+    return page.Table(titles, rows, title="Published, measured by others")
 
 
-def differences(bench: Bench, other: Bench) -> Table:
+def differences(bench: Bench, other: Bench) -> page.Table:
     """This bench less another, task by task."""
     found = analysis.paired(bench, other)
     cells = [
         _toned(found[name], metric.role == "copy") if name in found else ABSENT
         for name, metric in measured(bench).items()
     ]
-    return Table(tuple(columns(bench)), [Row(f"{bench.label} less {other.label}", True, tuple(cells))])
+    row = page.Row(f"{bench.label} minus {other.label}", cells, strong=True)
+    return page.Table(columns(bench), [row], "difference", f"Minus {other.label}, task by task")
 
 
-def breakdown(bench: Bench) -> Table:
+def breakdown(bench: Bench) -> page.Table:
     """By kind of subject and of prompt."""
     rows = [
-        Row(group.title, False, (str(group.tasks), *(_plain(group.levels[name]) for name in measured(bench))))
+        page.Row(group.title, (str(group.tasks), *(_plain(group.levels[name]) for name in measured(bench))))
         for group in analysis.breakdown(bench)
     ]
-    return Table(("prompts", *columns(bench)), rows)
+    return page.Table(("prompts", *columns(bench)), rows, first="kind")
 
 
-def remarks(bench: Bench) -> list[Remark]:
+def remarks(bench: Bench) -> list[page.Remark]:
     """What to know before trusting the numbers: alarms, departures, pictures that could not be scored."""
-    found = [Remark(alarm.text, alarm.serious) for alarm in analysis.alarms(bench)]
-    found += [Remark(f"departs from the protocol: {text}", True) for text in bench.info["departures"]]
+    found = [page.Remark(alarm.text, alarm.serious) for alarm in analysis.alarms(bench)]
+    found += [page.Remark(f"departs from the protocol: {text}", True) for text in bench.info["departures"]]
     for name, count in analysis.unscored(bench).items():
         total = bench.values.shape[0] * bench.values.shape[1]
         serious = bench.metrics[name].role != "copy"  # which has nothing to say of a place that was to stay
         if count < total or serious:
-            text = f"{bench.metrics[name].title} could score {total - count:,} of {total:,} pictures."
-            found.append(Remark(text, serious))
+            text = f"{bench.metrics[name].title} could score {total - count:,} of {total:,} images."
+            found.append(page.Remark(text, serious))
     if len(set(bench.subjects)) < 10:
-        found.append(Remark(f"Only {len(set(bench.subjects))} subjects: intervals over so few are rough."))
+        found.append(page.Remark(f"Only {len(set(bench.subjects))} subjects: intervals over so few are rough."))
     return found
 
 
@@ -172,8 +217,8 @@ def facts(bench: Bench) -> list[tuple[str, str]]:
     ]
 
 
-def pictures(bench: Bench, others: Sequence[Bench] = ()) -> tuple[list[str], list[PictureRow], str]:
-    """Headers, rows and the rule they were chosen by: evenly spaced in the ranking of the first metric."""
+def images(bench: Bench, others: Sequence[Bench] = ()) -> tuple[page.ImageGrid, str]:
+    """The images and the rule they were chosen by: evenly spaced in the ranking of the first metric."""
     first = next(iter(bench.metrics))
     values = bench.per_task()[:, 0]
     order = [int(n) for n in np.argsort(values) if np.isfinite(values[n])]
@@ -186,10 +231,10 @@ def pictures(bench: Bench, others: Sequence[Bench] = ()) -> tuple[list[str], lis
         references = [p for n in range(8) if (p := bench.folder.reference(task.subject, n)).is_file()]
         shown = max(shown, len(references))
         generated = [(b, n) for b in (bench, *others) for n in range(most if b is bench and not others else 1)]
-        cells = [Cell(_thumbnail(p), task.prompt) for p in references]
+        cells = [page.ImageCell(page.thumbnail(p), task.prompt) for p in references]
         for b, n in generated:
-            cells.append(Cell(_thumbnail(b.folder.image((task, n))), task.prompt, _marks(b, t, n)))
-        rows.append(PictureRow(task.prompt, f"{task.subject}, rank {place + 1} of {len(order)}", cells))
+            cells.append(page.ImageCell(page.thumbnail(b.folder.image((task, n))), task.prompt, _marks(b, t, n)))
+        rows.append(page.ImageRow(task.prompt, f"{task.subject}, rank {place + 1} of {len(order)}", cells))
         sheet.append([Image.open(p).convert("RGB") for p in references])
         sheet[-1] += [Image.open(b.folder.image((task, n))).convert("RGB") for b, n in generated]
         captions.append(task.prompt)
@@ -200,28 +245,18 @@ def pictures(bench: Bench, others: Sequence[Bench] = ()) -> tuple[list[str], lis
         f"All prompts are ranked by the mean {bench.metrics[first].title} of their images, and shown at even steps "
         f"from the worst to the best{', the first image of each' if others and most > 1 else ''}."
     )
-    return headers, rows, rule if rows else ""
+    return page.ImageGrid(headers, rows, "plots/pictures.png" if rows else ""), rule
 
 
 def _marks(bench: Bench, task: int, n: int) -> tuple[str, ...]:
     """The scores of one picture."""
     values = [(metric.title, float(bench.values[task, n, k])) for k, metric in enumerate(bench.metrics.values())]
-    return tuple(f"{title} {page.number(value)}" for title, value in values if np.isfinite(value))
-
-
-def _thumbnail(path: Path) -> str:
-    """A picture of at most 320 pixels as a data URI."""
-    with Image.open(path) as opened:
-        small = opened.convert("RGB")
-    small.thumbnail((320, 320))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return tuple(f"{title} {number(value)}" for title, value in values if np.isfinite(value))
 
 
 def _plain(cell: Any) -> Any:
-    return Plain(*cell) if isinstance(cell, Estimate) else cell
+    return page.Plain(*cell) if isinstance(cell, Estimate) else cell
 
 
 def _toned(estimate: Estimate, lower_is_better: bool) -> Estimate:
-    return Flipped(*estimate) if lower_is_better else estimate
+    return page.Flipped(*estimate) if lower_is_better else estimate

@@ -1,52 +1,37 @@
-"""What the numbers force, in words. A sentence claims a difference only where the interval is clear of zero."""
-
-from dataclasses import dataclass
+"""What the numbers show, in words. A sentence claims a difference only where the interval is clear of zero."""
 
 import numpy as np
 
 from customized_grpo.compare.analysis import Analysis, Balance
-from customized_grpo.report.intervals import Estimate
-from customized_grpo.report.page import listed, signed, words
+from customized_grpo.page import Estimate, Finding
+from customized_grpo.page.formats import listed, signed, words
 
 VERDICT = {"rose": "Yes", "fell": "No", "unclear": "Undecided"}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A question that the grid can answer, and the answer."""
-
-    question: str
-    verdict: str
-    """Yes, No or Undecided, or what stands in their place."""
-    text: str
-    """What the numbers are."""
-    numbers: tuple[tuple[str, Estimate], ...] = ()
-    """What the verdict rests on."""
-
-
 def headline(analysis: Analysis) -> Finding:
-    """Does the candidate beat the baseline? On the lesser of the two gains, and on that of the untrained twins."""
+    """Does the candidate beat the baseline? By the worst-reward gain, and by that of the held-out proxies."""
     grid, title = analysis.grid, analysis.comparison.title
     question = f"Does {title(grid.candidate)} beat {title(grid.baseline)} on held-out subjects?"
     missing = [title(m) for m in (grid.candidate, grid.baseline) if m not in analysis.methods]
     if missing:
         return Finding(question, "Not yet known", f"No finished run of {listed(missing)}.")
     if not analysis.balances:
-        return Finding(question, "Not defined", "The lesser gain needs two rewards; see the differences below.")
+        return Finding(question, "Not defined", "The worst-reward gain needs two rewards; see the differences below.")
     found = [analysis.lesser_gain_difference(grid.candidate, grid.baseline, balance) for balance in analysis.balances]
     verdicts = [VERDICT[estimate.verdict] for estimate in found]
     texts = [_against(estimate, balance) for estimate, balance in zip(found, analysis.balances, strict=True)]
     if len(found) == 1 or verdicts[0] == verdicts[1]:
         verdict = verdicts[0]
     else:
-        verdict = f"{verdicts[0]} by the trained rewards, {verdicts[1].lower()} by what was not trained on"
+        verdict = f"{verdicts[0]} by the trained rewards, {verdicts[1].lower()} by the held-out proxies"
     if analysis.num_seeds < 2:
         verdict += ", for this one seed"
     return Finding(question, verdict, " ".join(texts))
 
 
 def findings(analysis: Analysis) -> list[Finding]:
-    """Everything else that the methods of the grid allow to ask."""
+    """The other questions that the methods of the grid can answer."""
     made = [
         _degrades(analysis), _halves(analysis), _timing(analysis), _better(analysis), _beyond(analysis),
         _hacking(analysis), _copying(analysis),
@@ -71,7 +56,7 @@ def _degrades(analysis: Analysis) -> Finding | None:
 
 
 def _halves(analysis: Analysis) -> Finding | None:
-    """Which half of Customized-GRPO does the work, against the z-sum that has neither?"""
+    """Which half of Customized-GRPO is responsible, compared with the z-sum that has neither?"""
     neither, halves = "zsum_1to1", [m for m in ("sars", "tdw") if m in analysis.methods]
     if neither not in analysis.methods or not halves or not analysis.balances:
         return None
@@ -79,9 +64,14 @@ def _halves(analysis: Analysis) -> Finding | None:
     both = [m for m in (analysis.grid.candidate,) if m in analysis.methods]
     found = {m: _lesser(analysis, m, neither) for m in [*halves, *both]}
     works = [title(m) for m in halves if found[m].verdict == "rose"]
-    verdict = listed(works) if works else "Neither half clearly does"
+    verdict = listed(works) if works else "Neither clearly is"
     numbers = tuple((title(m), estimate) for m, estimate in found.items())
-    return Finding("Which half does the work?", verdict, f"Lesser gain, less that of {title(neither)}:", numbers)
+    return Finding(
+        "Which half of the method is responsible?",
+        verdict,
+        f"Worst-reward gain minus that of {title(neither)}:",
+        numbers,
+    )
 
 
 def _timing(analysis: Analysis) -> Finding | None:
@@ -96,7 +86,7 @@ def _timing(analysis: Analysis) -> Finding | None:
     verdict = "Yes" if len(beaten) == len(controls) else "No" if lost else "In part" if beaten else "Undecided"
     names = {"sars": "constant weights", "customized_reversed": "identity early", "tdw_loop_index": "by loop index"}
     numbers = tuple((f"against {names[m]}", found[m]) for m in controls)
-    text = f"Lesser gain of {title(candidate)}, less that of its controls:"
+    text = f"Worst-reward gain of {title(candidate)} minus that of its controls:"
     return Finding("Does prompt early, at the true step, help?", verdict, text, numbers)
 
 
@@ -108,7 +98,7 @@ def _better(analysis: Analysis) -> Finding | None:
         return None
     found = {m: _lesser(analysis, m, candidate) for m in others}
     better = [title(m) for m in others if found[m].verdict == "rose"]
-    text = f"Lesser gain, less that of {title(candidate)}; the best of {len(others)}"
+    text = f"Worst-reward gain minus that of {title(candidate)}; the best of {len(others)}"
     if len(others) > 1:
         text += f", of which {0.025 * len(others):.1f} would be better by chance alone"
     numbers = tuple((title(m), found[m]) for m in _best(found))
@@ -127,13 +117,13 @@ def _beyond(analysis: Analysis) -> Finding | None:
     beyond = [title(m) for m, estimate in found.items() if estimate.verdict == "rose"]
     shown = dict.fromkeys([m for m in reversed(analysis.references) if m in found] + _best(found))
     verdict = f"Better: {listed(beyond)}" if beyond else "None is clearly better"
-    text = f"How far, in spreads, beyond the line through {title(line[0])} and {title(line[1])}:"
+    text = f"Distance in standard deviations beyond the line through {title(line[0])} and {title(line[1])}:"
     numbers = tuple((title(m), found[m]) for m in shown)
-    return Finding("Is a method better, or does it only weigh otherwise?", verdict, text, numbers)
+    return Finding("Is a method better, or does it only weight the rewards differently?", verdict, text, numbers)
 
 
 def _hacking(analysis: Analysis) -> Finding | None:
-    """Do the rewards rise further than what they stand for?"""
+    """Do the rewards rise more than their held-out proxies?"""
     title = analysis.comparison.title
     shown = analysis.references[::-1]
     gaps = {(m, r): analysis.hacking_gap(m, r) for m in shown for r in analysis.comparison.rewards}
@@ -144,8 +134,8 @@ def _hacking(analysis: Analysis) -> Finding | None:
     unclear = any(gap.verdict == "unclear" for gap in gaps.values())
     numbers = tuple((f"{words(r)}, {title(m)}", gap) for (m, r), gap in gaps.items())
     return Finding(
-        "Do rewards rise further than what they stand for?", "Yes" if hacked else "Undecided" if unclear else "No",
-        "Gain of a reward less that of its untrained twin, in spreads:", numbers,
+        "Do rewards rise more than their held-out proxies?", "Yes" if hacked else "Undecided" if unclear else "No",
+        "Gain of a reward minus that of its held-out proxy, in standard deviations:", numbers,
     )  # fmt: skip
 
 
@@ -174,10 +164,10 @@ def _lesser(analysis: Analysis, method: str, reference: str) -> Estimate:
 
 def _against(estimate: Estimate, balance: Balance) -> str:
     names = listed([words(metric) for metric in balance.metrics])
-    which = f"gains in {names}" if balance.name == "rewards" else f"gains in {names}, which no method trained on,"
+    which = f"gains in {names}" if balance.name == "rewards" else f"gains in {names}, which no method was trained on,"
     if not np.isfinite(estimate.value):
-        return f"The lesser of the {which} is not known."
+        return f"The smaller of the {which} is not known."
     low, high = signed(estimate.low), signed(estimate.high)
     interval = f" [{low}, {high}]" if np.isfinite(estimate.low) else " (no interval)"
     how = {"rose": "larger:", "fell": "smaller:", "unclear": "not clearly different:"}[estimate.verdict]
-    return f"The lesser of its {which} is {how} {signed(estimate.value)}{interval} spreads of the base policy."
+    return f"The smaller of its {which} is {how} {signed(estimate.value)}{interval} standard deviations."

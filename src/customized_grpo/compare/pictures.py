@@ -6,24 +6,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from customized_grpo import page
 from customized_grpo.compare.analysis import Analysis
 from customized_grpo.compare.methods import BASE
 from customized_grpo.grids import grid as picture_grid
 from customized_grpo.images import png
-from customized_grpo.report import page
-from customized_grpo.report.page import words
-from customized_grpo.report.tables import Cell, PictureRow
+from customized_grpo.page.formats import percent, words
 from customized_grpo.store import write
 
 
-def pictures(analysis: Analysis) -> tuple[list[str], list[PictureRow], str]:
-    """Headers, rows and the rule they were chosen by: evenly spaced in the ranking of how much the candidate helped."""
+def pictures(analysis: Analysis) -> tuple[page.ImageGrid, str]:
+    """The images and the rule they were chosen by: evenly spaced in the ranking of how much the candidate helped."""
     comparison, grid = analysis.comparison, analysis.grid
     wanted = [grid.baseline, "naive_1to1.5", grid.candidate]
     shown = [m for m in dict.fromkeys(wanted) if m in analysis.methods]
     seed = next((s for s in grid.seeds if all(s in comparison.runs[m] for m in shown)), None)
     if not shown or seed is None or not grid.pictures:
-        return [], [], ""
+        return page.ImageGrid([], []), ""
     folders = {m: comparison.runs[m][seed].folder / "samples" / "cells" for m in shown}
     folders = {BASE: comparison.folder / BASE / "cells", **folders}
     stems = {m: f"iteration-{0 if m == BASE else analysis.iterations[-1]:06d}.png" for m in folders}
@@ -39,15 +38,16 @@ def pictures(analysis: Analysis) -> tuple[list[str], list[PictureRow], str]:
         prompt = _text(folders[BASE] / f"{n:03d}-prompt.txt")
         files = [folders[BASE] / f"{n:03d}-reference.png", *(folders[m] / f"{n:03d}-{stems[m]}" for m in folders)]
         cells = [
-            Cell(page.image(f, base=comparison.folder, alt=prompt).source, f"{header}: {prompt}", marks(m, n))
+            page.ImageCell(page.embed(f, base=comparison.folder, alt=prompt).source, f"{header}: {prompt}", marks(m, n))
             for f, m, header in zip(files, [None, *folders], headers, strict=True)
         ]
-        rows.append(PictureRow(prompt, f"rank {place + 1} of {len(order)}", cells))
+        rows.append(page.ImageRow(prompt, f"rank {place + 1} of {len(order)}", cells))
         sheet.append([Image.open(f).convert("RGB") for f in files])
         captions.append(prompt)
     if rows:
         write(comparison.folder / "plots" / "pictures.png", png(picture_grid(sheet, headers, captions)))
-    return headers, rows, f"{rule} Pictures of training seed {seed}, first noise." if rows else ""
+    file = "plots/pictures.png" if rows else ""
+    return page.ImageGrid(headers, rows, file), f"{rule} Images of training seed {seed}, first noise."
 
 
 def _ranked(analysis: Analysis, pictured: list[int]) -> tuple[list[int], str]:
@@ -60,9 +60,9 @@ def _ranked(analysis: Analysis, pictured: list[int]) -> tuple[list[int], str]:
     helped = ((candidate - baseline) / analysis.spread[columns]).mean(dim=-1).nanmean(dim=0)
     title = analysis.comparison.title
     rule = (
-        f"Chosen by rule, not by hand: all pictured tasks are ranked by how much better {title(pair[1])} scores than "
-        f"{title(pair[0])} (mean of both rewards, in spreads, over seeds), and shown at even steps from the worst to "
-        f"the best."
+        f"Chosen by rule, not by hand: all pictured tasks are ranked by how much better {title(pair[1])} scores "
+        f"than {title(pair[0])} (mean of both rewards, in standard deviations, over seeds), and shown at even steps "
+        "from the worst to the best."
     )
     scored = [n for n in pictured if bool(helped[n].isfinite())]
     return sorted(scored, key=lambda n: float(helped[n])), rule
@@ -85,7 +85,7 @@ def _marks(analysis: Analysis, seed: int) -> Any:
         for name, twin in zip(short, twins, strict=True):
             value = float(evaluation.values[0, task, evaluation.metrics.index(twin)])
             sign = "✓" if value > 0.995 else "✗" if value < 0.005 else "◐"
-            found.append(f"{sign} {name} {page.percent(value)}" if np.isfinite(value) else f"– {name}")
+            found.append(f"{sign} {name} {percent(value)}" if np.isfinite(value) else f"– {name}")
         return tuple(found)
 
     return marks

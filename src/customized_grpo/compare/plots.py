@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from customized_grpo.report.intervals import Estimate
-from customized_grpo.report.plots import (
+from customized_grpo.page import Estimate
+from customized_grpo.page.plots import (
     BLUE,
     FAINT,
     GREEN,

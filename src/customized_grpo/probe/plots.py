@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from customized_grpo.functional.statistics import Interval
-from customized_grpo.report import plots
+from customized_grpo.page import plots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

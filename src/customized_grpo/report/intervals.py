@@ -5,31 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from customized_grpo.page.blocks import Estimate
 from customized_grpo.report.record import Evaluation
-
-
-class Estimate(NamedTuple):
-    """A mean and its 95 % interval; `low` and `high` are NaN where one subject or none was scored."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        """For a change: rose, fell, or unclear where the interval holds 0 or there is none."""
-        rounding = 1e-6 * (self.high - self.low)  # The bootstrap is exact to float32.
-        return "rose" if self.low > rounding else "fell" if self.high < -rounding else "unclear"
-
-    @property
-    def tone(self) -> str:
-        """How to colour it: as a rise or a fall. Another for what is better when it falls."""
-        return self.verdict
-
-    @property
-    def plain(self) -> bool:
-        """Whether its sign means nothing, so that it is no change to mark."""
-        return False
 
 
 class Change(NamedTuple):

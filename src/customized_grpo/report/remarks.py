@@ -4,8 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from customized_grpo.page import Remark
+from customized_grpo.page.formats import listed, words
 from customized_grpo.report.intervals import Change
-from customized_grpo.report.page import Remark, listed, words
 from customized_grpo.report.record import RunRecord
 
 RATIO_TOLERANCE = 1e-4

@@ -13,7 +13,7 @@ from zlib import crc32
 
 import numpy as np
 
-from customized_grpo.report.intervals import Estimate
+from customized_grpo.page.blocks import Estimate
 from customized_grpo.store import replacing
 
 if TYPE_CHECKING:

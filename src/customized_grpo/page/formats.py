@@ -1,0 +1,75 @@
+"""Numbers and lists as text, the same on every page."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from customized_grpo.page.blocks import Estimate
+
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+
+
+def number(value: float) -> str:
+    """Three digits after the point for ordinary sizes, else as short as it is clear; a dash for NaN."""
+    if not math.isfinite(value):
+        return DASH
+    size = abs(value)
+    if size == 0:
+        text = "0"
+    elif size < 0.001:
+        text = f"{value:.1e}".replace("e-0", "e-")
+    else:
+        text = f"{value:.3f}" if size < 10 else f"{value:.2f}" if size < 100 else f"{value:,.0f}"
+    return text.replace("-", MINUS)
+
+
+def signed(value: float) -> str:
+    """`number` with its sign."""
+    return ("+" if value > 0 else "") + number(value)
+
+
+def percent(value: float) -> str:
+    if not math.isfinite(value):
+        return DASH
+    return f"{100 * value:.0f} %" if value > 0.0995 else f"{100 * value:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Such as 0.42 s, 7.3 s, 5 min 12 s, 3 h 04 min."""
+    if not math.isfinite(seconds):
+        return DASH
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def count(value: Any) -> str:
+    """Such as 960, 2,354,176 or 11.9 billion."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return DASH
+    return f"{value / 1e9:.1f} billion" if value >= 1e9 else f"{value:,.0f}"
+
+
+def words(name: str) -> str:
+    """A metric's name as words."""
+    return name.replace("_", " ").replace("/", " ")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Such as "a", "a and b", "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def parts(cell: Any) -> tuple[str, str]:
+    """A table cell as its value and its interval, each as text; the interval may be empty."""
+    if isinstance(cell, str):
+        return cell, ""
+    if not isinstance(cell, Estimate):
+        return number(cell), ""
+    if not math.isfinite(cell.value):
+        return DASH, ""
+    write = number if cell.plain else signed
+    return write(cell.value), f"{write(cell.low)} to {write(cell.high)}" if math.isfinite(cell.low) else ""
