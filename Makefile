@@ -1,7 +1,7 @@
-# make train | make test | make bench | make mutants | make clean
+# make train | make test | make bench | make pretrain | make mutants | make clean
 #
 #   PYTHON=python3.12                  the Python that the environment is made from (3.10 or newer)
-#   ARGS="training.iterations=5"       settings for `make train`, options for `make bench` and `make mutants`
+#   ARGS="training.iterations=5"       settings for `make train` and `make pretrain`, options for the others
 #   TORCH_ARGS="--index-url URL"       where pip finds torch, such as a CPU-only build on Linux
 
 PYTHON ?= python3
@@ -16,15 +16,16 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_MUTANTS := $(VENV)/.installed-mutants
 
-.PHONY: help train test bench mutants install install-dev clean
+.PHONY: help train test bench pretrain mutants install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make train   train the embedded model and write a report (ARGS=\"training.iterations=5\" changes settings)"
-	@echo "make test    the whole test suite, the linter and the type checker"
-	@echo "make bench   seconds per iteration, stage by stage"
-	@echo "make mutants can the tests fail? they are run on a sample of small changes of the source (about an hour)"
-	@echo "make clean   remove $(VENV) and caches; runs/ stays"
+	@echo "make train     train the embedded model and write a report (ARGS=\"training.iterations=5\" changes settings)"
+	@echo "make test      the whole test suite, the linter and the type checker"
+	@echo "make bench     seconds per iteration, stage by stage"
+	@echo "make pretrain  train the weights of the embedded model from scratch (about two hours); re-run to resume"
+	@echo "make mutants   can the tests fail? they are run on a sample of small changes of the source (about an hour)"
+	@echo "make clean     remove $(VENV) and caches; runs/ stays"
 
 train: $(INSTALLED)
 	@$(BIN)/cgrpo train $(ARGS)
@@ -38,6 +39,9 @@ test: $(INSTALLED_DEV)
 bench: $(INSTALLED)
 	@$(BIN)/python -m customized_grpo.benchmark $(ARGS)
 
+pretrain: $(INSTALLED)
+	@$(BIN)/python -m tools.pretrain $(ARGS)
+
 mutants: $(INSTALLED_MUTANTS)
 	@$(BIN)/python tools/mutants $(ARGS)
 
@@ -47,7 +51,7 @@ install-dev: $(INSTALLED_DEV)
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
-	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment stays as it is until what it is made from changes. torch comes first and alone: it is the big one.
 $(CREATED):

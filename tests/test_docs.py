@@ -14,6 +14,7 @@ from customized_grpo.policies.lora import LoraSettings
 from customized_grpo.probe.measure import ProbeSettings
 from customized_grpo.rollout import RolloutSettings
 from customized_grpo.settings import Settings, Spec
+from tools.pretrain import PretrainSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,7 +63,7 @@ def unexplained(model: type[BaseModel]) -> list[str]:
     return [text for text in paragraphs if not re.fullmatch(r"[\w.]+( = .*\n {4}|: )\S.*", text)]
 
 
-@pytest.mark.parametrize("model", [Config, BenchSettings, ProbeSettings, Grid, LoraSettings])
+@pytest.mark.parametrize("model", [Config, BenchSettings, ProbeSettings, Grid, LoraSettings, PretrainSettings])
 def test_every_setting_is_explained(model: type[BaseModel]) -> None:
     assert unexplained(model) == []
 

@@ -1,6 +1,7 @@
 """The direction of dependencies, read from the sources: downward only, and no family knows its sibling."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,10 @@ def test_every_room_named_here_exists():
     rooms = {room(module) for module in MODULES}
     assert SHARED.keys() | {"functional", *TOP} <= rooms
     assert HOMES <= MODULES
+
+
+def test_the_package_does_not_import_the_tools_of_the_repository():
+    assert [file for file in FILES if re.search(r"^\s*(from|import) tools\b", file.read_text(), re.M)] == []
 
 
 @pytest.mark.parametrize("module", ["customized_grpo", "customized_grpo.store.run"])

@@ -250,28 +250,6 @@ def probe(
 
 
 @app.command()
-def pretrain(
-    settings: Settings = None,
-) -> None:
-    """Rebuild the packaged toy-world weights from nothing: autoencoder, CLIP, DINO, oracle, generator. Resumes."""
-    from customized_grpo.config import load_settings
-    from customized_grpo.display import PretrainDisplay
-    from customized_grpo.toyworld.pretrain import PretrainSettings
-    from customized_grpo.toyworld.pretrain import pretrain as rebuild
-
-    quiet_libraries()
-    file, overrides = split_settings(settings)
-    chosen: PretrainSettings = load_settings(PretrainSettings, file, overrides)
-    with PretrainDisplay(console) as display:
-        written = rebuild(chosen, display)
-    console.print(
-        f"report    {written}\n"
-        f"use it    export CGRPO_TOYWORLD_WEIGHTS={chosen.output.resolve()}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
-
-
-@app.command()
 def compare(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[GRID.yaml] [seeds=[0] ...]", help="A grid and overrides.")
@@ -322,14 +300,14 @@ def bench(
     )  # fmt: skip
 
 
-def main() -> None:
-    """Run, and turn what went wrong into one sentence and exit status 2."""
+def main(command: typer.Typer | None = None) -> None:
+    """Run `command` (default: cgrpo); report an expected error in one sentence, with exit status 2."""
     debug = DEBUG in sys.argv[1:]
     sys.argv = [word for word in sys.argv if word != DEBUG]
     os.environ["CGRPO_DEBUG"] = "1" if debug else ""
     sys.path.append("")  # `use: mine:reward` finds mine.py in the folder one starts from, as `python -m` does
     try:
-        app(standalone_mode=True)
+        (command or app)(standalone_mode=True)
     except (UserError, TrainingError) as error:
         if getattr(error, "shared", False) and os.environ.get("RANK", "0") != "0":
             sys.exit(2)  # the first process says it

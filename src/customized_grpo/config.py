@@ -177,7 +177,8 @@ def _over_defaults(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str,
             continue
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Settings):
-            merged[name] = _over_defaults(given, kind)
+            default = field.default.model_dump(exclude_unset=True) if isinstance(field.default, kind) else {}
+            merged[name] = _over_defaults({**default, **given}, kind)
         elif kind is Spec:
             merged[name] = _over_spec(given, field.default)
         elif get_origin(kind) is dict and get_args(kind)[1] is Spec:
@@ -210,7 +211,8 @@ def _sentence(error: ValidationError, model: type[BaseModel], tree: Mapping[str,
     if first["type"] == "extra_forbidden":
         parent = _model_at(model, path[:-1])
         known = list(parent.model_fields) if parent else []
-        return f"There is no setting '{where}'.{nearest(path[-1], known)} `cgrpo config` prints them all."
+        printed = " `cgrpo config` prints them all." if issubclass(model, Config) else ""
+        return f"There is no setting '{where}'.{nearest(path[-1], known)}{printed}"
     if first["type"] == "missing":
         return f"The setting '{'.'.join(map(str, first['loc']))}' is missing; `cgrpo config` prints an example."
     here = [problem for problem in problems if _given(problem["loc"], tree) == path]  # one for each kind of a union
@@ -244,16 +246,16 @@ def _model_at(model: type[BaseModel], keys: list[str]) -> type[BaseModel] | None
     return model
 
 
-def describe_settings(model: type[BaseModel], prefix: str = "") -> str:
-    """Every setting with its default and its explanation, one paragraph each."""
+def describe_settings(model: type[BaseModel], prefix: str = "", section: BaseModel | None = None) -> str:
+    """Every setting with its default (in `section`, if given) and its explanation, one paragraph each."""
     paragraphs = []
     for name, field in model.model_fields.items():
-        kind = field.annotation
+        kind, default = field.annotation, getattr(section, name, field.default)
         if isinstance(kind, type) and issubclass(kind, Settings):
             title = f"{prefix}{name}: {' '.join((kind.__doc__ or '').split())}"
-            paragraphs += [title, describe_settings(kind, f"{prefix}{name}.")]
+            paragraphs += [title, describe_settings(kind, f"{prefix}{name}.", default)]
         else:
-            default = field.default.model_dump() if isinstance(field.default, Spec) else field.default
+            default = default.model_dump() if isinstance(default, Spec) else default
             text = " ".join((field.description or "").split())
             role = next((f"  [{item.value} on resume]" for item in field.metadata if isinstance(item, Role)), "")
             paragraphs.append(f"{prefix}{name} = {default}{role}\n    {text}")

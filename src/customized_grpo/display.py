@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -15,9 +14,6 @@ from customized_grpo.evaluation import Evaluation
 from customized_grpo.preflight import Summary
 from customized_grpo.report.intervals import Change
 from customized_grpo.trainer import Observer, Result
-
-if TYPE_CHECKING:
-    from customized_grpo.toyworld.pretrain import Progress as TrainingProgress
 
 STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
 
@@ -88,34 +84,6 @@ class Display(Observer):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
-
-
-class PretrainDisplay:
-    """One bar per component, with loss and time left; a line every tenth of the way where there is no terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self.console, self.tasks, self.said = console, dict[str, TaskID](), dict[str, int]()
-        self.progress = Progress(
-            TextColumn("{task.description:<12}"), BarColumn(bar_width=30), TextColumn("{task.fields[numbers]}"),
-            console=console, disable=not console.is_terminal,
-        )  # fmt: skip
-
-    def __enter__(self) -> "PretrainDisplay":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.progress.stop()
-
-    def __call__(self, state: "TrainingProgress") -> None:
-        numbers = f"step {state.step}  loss {state.loss:.4f}  {duration(state.eta_seconds)} left"
-        if state.component not in self.tasks:
-            self.tasks[state.component] = self.progress.add_task(state.component, total=1.0, numbers=numbers)
-        self.progress.update(self.tasks[state.component], completed=state.share, numbers=numbers)
-        tenth = int(state.share * 10)
-        if not self.console.is_terminal and tenth > self.said.get(state.component, -1):
-            self.said[state.component] = tenth
-            self.console.print(f"{state.component:<12} {state.share:4.0%}  {numbers}", highlight=False)
 
 
 def show_changes(console: Console, changes: Sequence[Change], rewards: Sequence[str]) -> None:

@@ -12,9 +12,9 @@ from customized_grpo.toyworld.oracle import (
     expected_of_subject,
     share_right,
 )
-from customized_grpo.toyworld.pretrain import corpus, reader
 from customized_grpo.toyworld.world import ATTRIBUTES
 from customized_grpo.types import Example
+from tools.pretrain import corpus, reader
 
 
 @pytest.fixture(scope="module")

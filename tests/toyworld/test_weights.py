@@ -8,10 +8,10 @@ import customized_grpo.toyworld as toyworld
 from customized_grpo.errors import UserError
 from customized_grpo.toyworld import weights_path
 from customized_grpo.toyworld.dataset import ToyWorld
-from customized_grpo.toyworld.pretrain import clip as clip_training
-from customized_grpo.toyworld.pretrain import corpus
-from customized_grpo.toyworld.pretrain import dino as dino_training
-from customized_grpo.toyworld.pretrain.report import generate
+from tools.pretrain import clip as clip_training
+from tools.pretrain import corpus
+from tools.pretrain import dino as dino_training
+from tools.pretrain.report import generate
 
 PACKAGED = Path(toyworld.__file__).parent / "weights"
 

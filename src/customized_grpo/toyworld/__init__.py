@@ -11,7 +11,7 @@ HELD_OUT: tuple[Component, ...] = ("clip_2", "dino_2")
 """Encoders of another seed, never trained on: what they see too is no quirk of the rewards. Always packaged."""
 
 WEIGHTS_VARIABLE = "CGRPO_TOYWORLD_WEIGHTS"
-"""Environment variable naming a folder to use instead of the packaged weights, such as a fresh `cgrpo pretrain`."""
+"""Environment variable with a folder to use instead of the packaged weights, such as the output of `make pretrain`."""
 
 
 def weights_path(component: Component) -> Path:

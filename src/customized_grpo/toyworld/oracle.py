@@ -43,16 +43,6 @@ class Oracle(nn.Module):
         )
         return oracle.eval().requires_grad_(False)
 
-    def save(self, folder: Path) -> None:
-        """Float16 safetensors."""
-        from safetensors.torch import save_file
-
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: value.half() if value.is_floating_point() else value for name, value in self.state_dict().items()
-        }
-        save_file(state, folder / WEIGHTS_FILE)
-
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits per attribute, (B, values), of images (B, 3, 64, 64) in [0, 1]."""
         features = self.features(images * 2 - 1)

@@ -1,9 +1,8 @@
-"""The loop that trains every component: one schedule, one checkpoint format, one progress report."""
+"""The training loop of all components."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,31 +15,34 @@ from customized_grpo.settings import Settings
 
 
 class Budget(Settings):
-    """When a component's training ends: whichever limit comes first."""
+    """Training budget and optimizer of one component. Training ends at the first limit reached."""
 
     minutes: float | None = None
-    """Wall-clock minutes, summed over resumed runs."""
+    """Limit in minutes of wall-clock time, summed over resumed runs; None for no limit."""
     steps: int | None = None
-    """Optimizer steps."""
+    """Limit in optimizer steps; None for no limit."""
     batch_size: int = 64
+    """Samples per optimizer step: images, or pairs of images for DINO and the generator."""
     learning_rate: float = 1e-3
+    """Learning rate of AdamW after the warm-up."""
     warmup_steps: int = 50
+    """Optimizer steps in which the learning rate rises linearly."""
     decay_from: float = 0.0
-    """Share of the budget after which the learning rate falls along a cosine; before it is constant."""
+    """Share of the budget after which the learning rate decays along a cosine to 1 %."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One line of a training log."""
+    """State of a training, as reported to `on_progress`."""
 
     component: str
     step: int
     share: float
-    """Of the budget that is used, in [0, 1]."""
+    """Used share of the budget, in [0, 1]."""
     loss: float
-    """Mean since the last report."""
+    """Mean since the previous report."""
     seconds: float
-    """Spent so far, over all resumed runs."""
+    """Training time, summed over resumed runs."""
     eta_seconds: float
 
 
@@ -57,16 +59,14 @@ def fit(
     seed: int,
     ema: float = 0.0,
     on_progress: OnProgress | None = None,
-    on_save: Callable[[], None] | None = None,
     report_every: float = 20.0,
     save_every: float = 120.0,
 ) -> None:
-    """Train `module` in place until its budget is used; with `ema` > 0 it ends as the moving average of its weights.
+    """Train `module` in place until its budget is used. With `ema` > 0 it ends with the moving average of its weights.
 
     Args:
-        loss: draws a batch with the generator it is given and returns the scalar to descend.
-        checkpoint: a file to resume from and to save to, every `save_every` seconds and at the end.
-        on_save: called after each save, with the averaged weights in place.
+        loss: samples a batch with the given generator and returns a scalar loss.
+        checkpoint: file to resume from, and to save to every `save_every` seconds and at the end.
 
     Raises:
         UserError: if the budget has no limit.
@@ -90,7 +90,9 @@ def fit(
         state.step()
         losses.append(value.item())
         if not math.isfinite(losses[-1]):
-            raise TrainingError(f"The loss of '{component}' became {losses[-1]} at step {state.steps}; lower its rate.")
+            raise TrainingError(
+                f"The loss of '{component}' became {losses[-1]} at step {state.steps}; lower {component}.learning_rate."
+            )
         now = time.monotonic()
         state.seconds = now - started
         if on_progress and now - reported > report_every:
@@ -98,9 +100,6 @@ def fit(
             reported, losses = now, []
         if now - saved > save_every:
             state.save(checkpoint)
-            if on_save:
-                with state.averaged():
-                    on_save()
             saved = time.monotonic()
     state.save(checkpoint)
     if on_progress and losses:
@@ -110,7 +109,7 @@ def fit(
 
 
 class _State:
-    """All that a checkpoint holds: weights, their average, optimizers, generator, and what has been spent."""
+    """Everything in a checkpoint: weights, their average, optimizer, generator, steps and seconds."""
 
     def __init__(self, module: nn.Module, budget: Budget, seed: int, ema: float) -> None:
         self.module, self.ema, self.steps, self.seconds = module, ema, 0, 0.0
@@ -120,7 +119,7 @@ class _State:
         self.generator = torch.Generator().manual_seed(seed)
 
     def share(self, budget: Budget) -> float:
-        """Of the budget that is used."""
+        """Used share of the budget; may exceed 1."""
         by_time = self.seconds / (60 * budget.minutes) if budget.minutes else 0.0
         by_steps = self.steps / budget.steps if budget.steps else 0.0
         return max(by_time, by_steps)
@@ -131,7 +130,7 @@ class _State:
         return Progress(component, self.steps, share, sum(losses) / len(losses), self.seconds, eta)
 
     def set_learning_rate(self, budget: Budget, share: float) -> None:
-        """Warm up, stay, and fall along a cosine to one per cent."""
+        """Linear warm-up, constant, then cosine decay to 1 %."""
         warmup = min(1.0, (self.steps + 1) / budget.warmup_steps)
         fallen = min(1.0, max(0.0, (share - budget.decay_from) / (1 - budget.decay_from)))
         rate = budget.learning_rate * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fallen)))
@@ -150,23 +149,14 @@ class _State:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the weights with their average, if one is kept."""
+        """Exchange the weights and their average, if there is one."""
         if self.ema:
             kept = [p.clone() for p in self.parameters]
             torch._foreach_copy_(self.parameters, self.average)
             torch._foreach_copy_(self.average, kept)
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The module with its averaged weights, in evaluation mode."""
-        self.swap()
-        self.module.eval()
-        yield
-        self.swap()
-        self.module.train()
-
     def save(self, path: Path) -> None:
-        """Whole or not at all."""
+        """Save atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "module": self.module.state_dict(),

@@ -1,11 +1,16 @@
 import json
+import sys
+import warnings
 
 import pytest
 import torch
 
+from customized_grpo.cli import main
+from customized_grpo.config import describe_settings, load_settings
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.toyworld.pretrain import Budget, PretrainSettings, Progress, pretrain
-from customized_grpo.toyworld.pretrain.loop import fit
+from tools.pretrain import Budget, PretrainSettings, Progress, pretrain
+from tools.pretrain.__main__ import app
+from tools.pretrain.loop import fit
 
 TINY = {name: Budget(steps=2, batch_size=8) for name in ("autoencoder", "clip", "dino", "oracle", "generator")}
 
@@ -31,7 +36,7 @@ def test_every_component_is_rebuilt_and_loads(tmp_path) -> None:
 
 
 def test_generator_alone_says_what_it_needs(tmp_path) -> None:
-    with pytest.raises(UserError, match="needs the autoencoder"):
+    with pytest.raises(UserError, match="needs 'autoencoder', which is not in"):
         pretrain(PretrainSettings(output=tmp_path, components=("generator",), subjects=16, pair_subjects=16))
 
 
@@ -58,16 +63,51 @@ def test_resumed_training_equals_uninterrupted(tmp_path) -> None:
     assert torch.equal(train((20,), "whole"), train((10, 20), "halves"))
 
 
-def test_training_fits_a_line_and_a_checkpoint_hands_out_averaged_weights(tmp_path) -> None:
+def test_training_fits_a_line_and_ends_with_averaged_weights(tmp_path) -> None:
     module, loss = regression()
-    saved = []
-    fit(
-        "line", module, loss, Budget(steps=300, learning_rate=0.1), tmp_path / "line.pt",
-        seed=0, ema=0.9, save_every=0.0, on_save=lambda: saved.append((module.training, module.weight.item())),
-    )  # fmt: skip
+    fit("line", module, loss, Budget(steps=300, learning_rate=0.1), tmp_path / "line.pt", seed=0, ema=0.9)
     assert module.weight.item() == pytest.approx(3, abs=0.05)
-    assert not saved[-1][0]
-    assert saved[-1][1] == pytest.approx(3, abs=0.1)
+    assert not module.training
+    last = torch.load(tmp_path / "line.pt")
+    assert torch.equal(module.weight, last["average"][0])
+    assert not torch.equal(module.weight, last["module"]["weight"])
+
+
+def test_an_override_keeps_the_rest_of_a_components_budget() -> None:
+    settings = load_settings(PretrainSettings, None, ["clip.minutes=12"])
+    assert settings.clip == PretrainSettings().clip.model_copy(update={"minutes": 12.0})
+    assert settings.dino == PretrainSettings().dino
+
+
+def test_settings_are_described_with_the_defaults_of_their_component() -> None:
+    text = describe_settings(PretrainSettings)
+    assert "clip.batch_size = 96\n" in text
+    assert "dino.batch_size = 64\n" in text
+
+
+def call(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["pretrain", *arguments])
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setenv("CGRPO_DEBUG", "")
+    with warnings.catch_warnings():
+        main(app)
+
+
+def test_the_command_reports_each_component_and_resumes(tmp_path, monkeypatch, capsys) -> None:
+    small = [f"output={tmp_path}", "components=[oracle]", "subjects=16", "measured_subjects=8", "oracle.batch_size=8"]
+    for steps, found in (2, True), (2, False):  # the finished component is kept the second time
+        with pytest.raises(SystemExit) as done:
+            call(monkeypatch, *small, f"oracle.steps={steps}")
+        printed = capsys.readouterr().out
+        assert done.value.code == 0
+        assert ("oracle       100%  step 2  loss" in printed) == found
+        assert f"export CGRPO_TOYWORLD_WEIGHTS={tmp_path}" in printed
+    wrong = {"oracle.steps=3": "holds a pretraining with other oracle;", "clap.steps=3": "Did you mean 'clip'?\n"}
+    for override, said in wrong.items():
+        with pytest.raises(SystemExit) as done:
+            call(monkeypatch, *small, "oracle.steps=2", override)
+        assert done.value.code == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""The generator: a tiny FLUX Kontext, trained by flow matching on (reference, prompt, picture)."""
+"""The generator: a small FLUX Kontext, trained by flow matching on (reference, prompt, image)."""
 
 import math
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from customized_grpo.toyworld.pretrain import autoencoder as ae
-from customized_grpo.toyworld.pretrain import tokenizers
-from customized_grpo.toyworld.pretrain.clip import tokenize
-from customized_grpo.toyworld.pretrain.corpus import Corpus
-from customized_grpo.toyworld.pretrain.models import T5, Autoencoder, Clip, ClipText, Scheduler, Transformer
+from tools.pretrain import autoencoder as ae
+from tools.pretrain import tokenizers
+from tools.pretrain.clip import tokenize
+from tools.pretrain.corpus import Corpus
+from tools.pretrain.models import T5, Autoencoder, Clip, ClipText, Scheduler, Transformer
 
 GRID = 8
-"""Tokens along each side of a picture: 64 pixels, 16 latents, packed two by two."""
+"""Tokens along each side of an image: 64 pixels, 16 latents, packed two by two."""
 TOKENS = GRID * GRID
 GUIDANCE = 3.5
 SHIFT = math.exp(0.5)
@@ -24,7 +24,7 @@ TEXT_WIDTH = 96
 
 
 def build_transformer(pooled_width: int) -> Transformer:
-    """Starts as the identity flow: the modulations and the output are zero, as usual for diffusion transformers."""
+    """A transformer whose initial velocity is zero: modulations and output start at zero (adaLN-Zero of DiT)."""
     from diffusers import FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(
@@ -44,7 +44,7 @@ def build_transformer(pooled_width: int) -> Transformer:
             ("norm1.linear", "norm1_context.linear", "norm.linear", "norm_out.linear", "proj_out")
         ):
             if name.endswith(".proj_out"):
-                continue  # the output of a single block; its gate is zero already
+                continue  # the output of a single block, whose gate is zero
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
     return transformer
@@ -133,7 +133,7 @@ def decode(autoencoder: Autoencoder, tokens: Tensor) -> Tensor:
 
 
 class Generator(nn.Module):
-    """The two trained parts together: the transformer and the text encoder that grows up with it."""
+    """The two parts that are trained together: the transformer and its T5 text encoder."""
 
     def __init__(self, pooled_width: int) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Generator(nn.Module):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Training pairs, encoded once."""
+    """Encoded training pairs."""
 
     latents: Tensor
     """(N, V, 64, 4C) float16; column 0 is the reference."""
@@ -188,7 +188,7 @@ def encode_pairs(corpus: Corpus, autoencoder: Autoencoder, text_encoder: ClipTex
 
 
 def loss(model: Generator, pairs: Pairs, batch_size: int, generator: torch.Generator) -> Tensor:
-    """Flow matching with logit-normal noise levels, a little more often on the noisy side."""
+    """Flow matching loss with logit-normal noise levels of location 0.5 and scale 1."""
     n = torch.randint(len(pairs.latents), (batch_size,), generator=generator)
     v = torch.randint(1, pairs.latents.shape[1], (batch_size,), generator=generator)
     device = model.image_ids.device

@@ -1,15 +1,15 @@
-"""Word-level tokenizers over the vocabulary of the toy world; any other word becomes <unk>."""
+"""Word-level tokenizers for the vocabulary of the toy world. Other words become <unk>."""
 
-from customized_grpo.toyworld.pretrain.models import Tokenizer
 from customized_grpo.toyworld.world import VOCABULARY
+from tools.pretrain.models import Tokenizer
 
 MAX_TOKENS = 16
 
 
 def build(*, begin: bool) -> Tokenizer:
-    """CLIP's kind begins with <bos> and ends with <eos>; T5's kind only ends with <eos>.
+    """With `begin`, texts start with <bos> and end with <eos>, as in CLIP; without, they only end with <eos>, as in T5.
 
-    <eos> has the largest id, because CLIP pools its text at the largest id when eos_token_id is the old default.
+    <eos> has the largest id, because older CLIP configurations pool the text at the largest id.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""The prompt reward: a CLIP that tells prompts apart by a single word."""
+"""CLIP, the prompt reward: trained to distinguish prompts that differ in one word."""
 
 import random
 from collections.abc import Sequence
@@ -8,11 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from customized_grpo.toyworld.pretrain import augment
-from customized_grpo.toyworld.pretrain.corpus import Corpus
-from customized_grpo.toyworld.pretrain.models import Clip, Tokenizer
-from customized_grpo.toyworld.pretrain.tokenizers import MAX_TOKENS
-from customized_grpo.toyworld.pretrain.tokenizers import build as build_tokenizer
 from customized_grpo.toyworld.world import (
     ACCESSORIES,
     ATTRIBUTES,
@@ -24,12 +19,17 @@ from customized_grpo.toyworld.world import (
     Scene,
     prompt,
 )
+from tools.pretrain import augment
+from tools.pretrain.corpus import Corpus
+from tools.pretrain.models import Clip, Tokenizer
+from tools.pretrain.tokenizers import MAX_TOKENS
+from tools.pretrain.tokenizers import build as build_tokenizer
 
 MEAN = STD = (0.5, 0.5, 0.5)
 SWAPS = ("noun", "background", "accessory", "accessory_colour", "companion", "companion_colour", "recolour")
-"""The kinds of word that `swap_word` exchanges."""
+"""The kinds of word that `swap_word` can replace."""
 NEGATIVES = 3
-"""One-word changes of its own prompt that each image must reject in a batch."""
+"""Negative texts per image in a batch: its own prompt with one word replaced."""
 
 
 def build() -> Clip:
@@ -66,7 +66,7 @@ def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> Tensor:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """[0, 1] to the range the encoders were trained on, as their saved image processors do."""
+    """Map [0, 1] to [-1, 1], as the saved image processors do."""
     return images * 2 - 1
 
 
@@ -85,7 +85,7 @@ def embed_texts(clip: Clip, ids: Tensor) -> Tensor:
 
 
 class Student(nn.Module):
-    """CLIP with attribute heads on its image tower; the heads teach it to look, and are thrown away."""
+    """CLIP with attribute heads on its image tower. The heads are an auxiliary loss and are not saved."""
 
     def __init__(self, clip: Clip) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Student(nn.Module):
 
 
 def loss(student: Student, pairs: "Pairs", batch_size: int, generator: torch.Generator) -> Tensor:
-    """Contrastive over the batch plus hard negatives of one changed word, and cross-entropy of the attribute heads."""
+    """Contrastive loss over the batch and hard negatives with one word replaced, plus cross-entropy of the heads."""
     clip = student.clip
     device = clip.device
     n, v, images = pairs.sample(batch_size, generator)
@@ -116,11 +116,11 @@ def loss(student: Student, pairs: "Pairs", batch_size: int, generator: torch.Gen
 
 
 def _contrast(logits: Tensor, texts: Tensor) -> Tensor:
-    """Every image against every text, every true text against every image, every image against its own swaps.
+    """Sum of image to text, text to image, and image to its own negatives.
 
     Args:
-        logits: (B, B + NEGATIVES * B); column b is image b's prompt, then come the swaps, image by image.
-        texts: (B + NEGATIVES * B, 16) token ids; equal prompts are all right answers.
+        logits: (B, B + NEGATIVES * B); column b is image b's prompt; the negatives follow, image by image.
+        texts: (B + NEGATIVES * B, 16) token ids; all texts equal to the prompt count as correct.
     """
     count = len(logits)
     same = (texts[:count, None] == texts[None]).all(-1).float()
@@ -133,7 +133,7 @@ def _contrast(logits: Tensor, texts: Tensor) -> Tensor:
 
 
 class Pairs:
-    """A corpus with its prompts and their one-word changes as token ids."""
+    """A corpus with its prompts and their negatives as token ids."""
 
     def __init__(self, corpus: Corpus, seed: int, swaps: int = 6) -> None:
         tokenizer = build_tokenizer(begin=True)
@@ -151,7 +151,7 @@ class Pairs:
         self.swapped = tokenize(tokenizer, changed).view(*shape, swaps, -1)
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (count,), columns (count,), augmented images (count, 3, 64, 64) in [0, 1]; few are references."""
+        """Rows (count,), columns (count,), augmented images (count, 3, 64, 64) in [0, 1]; 6 % are references."""
         n = torch.randint(len(self.images), (count,), generator=generator)
         v = torch.randint(1, self.images.shape[1], (count,), generator=generator)
         v = torch.where(torch.rand(count, generator=generator) < 0.06, 0, v)
@@ -161,13 +161,13 @@ class Pairs:
 
 
 def swappable(scene: Scene) -> list[str]:
-    """The kinds of word in the scene's prompt."""
+    """The kinds of word that the scene's prompt contains."""
     there = {"noun": True, "background": scene.background != "plain"}
     return [kind for kind in SWAPS if there.get(kind, getattr(scene, kind, None))]
 
 
 def swap_word(rng: random.Random, noun: str, scene: Scene, kind: str) -> str:
-    """The prompt with one word of that kind replaced by another of its kind."""
+    """The prompt with its word of that kind replaced by another one."""
     if kind == "noun":
         return prompt(rng.choice([n for n in NOUNS if n != noun]), scene)
     values = {"background": tuple(PLACES), "accessory": ACCESSORIES, "companion": COMPANIONS}.get(kind, COLOURS)
@@ -181,7 +181,7 @@ def swap_word(rng: random.Random, noun: str, scene: Scene, kind: str) -> str:
 
 @torch.no_grad()
 def measure(clip: Clip, corpus: Corpus, seed: int = 0) -> dict[str, float]:
-    """On a faithful corpus: word-swap accuracy per kind of word, and 500-way retrieval both ways."""
+    """Accuracy against negatives per kind of word, and retrieval among 500 both ways, on a faithful corpus."""
     tokenizer = build_tokenizer(begin=True)
     rng = random.Random(seed)
     images = corpus.images[:, 1:].flatten(0, 1)

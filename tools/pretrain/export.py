@@ -1,19 +1,22 @@
-"""Saving components so that any recent diffusers and transformers loads them: float16, portable class names."""
+"""Save components as float16, with class names that all supported versions of diffusers and transformers load."""
 
 import copy
 import json
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.toyworld.pretrain import generator, tokenizers
-from customized_grpo.toyworld.pretrain.clip import MEAN, STD
-from customized_grpo.toyworld.pretrain.models import Autoencoder, Clip, ClipText, Dino
+from safetensors.torch import save_file
+
+from customized_grpo.toyworld.oracle import WEIGHTS_FILE, Oracle
+from tools.pretrain import generator, tokenizers
+from tools.pretrain.clip import MEAN, STD
+from tools.pretrain.models import Autoencoder, Clip, ClipText, Dino
 
 SIDE = 64
 
 
 def save_clip(clip: Clip, folder: Path) -> None:
-    """Model, tokenizer and image processor: `CLIPModel` and `CLIPProcessor` load them."""
+    """Save model, tokenizer and image processor for `CLIPModel` and `CLIPProcessor`."""
     save_half(clip, folder)
     tokenizers.build(begin=True).save_pretrained(folder)
     _save_image_processor(folder, "CLIPImageProcessor")
@@ -21,13 +24,20 @@ def save_clip(clip: Clip, folder: Path) -> None:
 
 
 def save_dino(dino: Dino, folder: Path) -> None:
-    """Model and image processor: `Dinov2Model` and `AutoImageProcessor` load them."""
+    """Save model and image processor for `Dinov2Model` and `AutoImageProcessor`."""
     save_half(dino, folder)
     _save_image_processor(folder, "BitImageProcessor")
 
 
+def save_oracle(oracle: Oracle, folder: Path) -> None:
+    """Save the weights for `Oracle.load`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.half() if value.is_floating_point() else value for name, value in oracle.state_dict().items()}
+    save_file(state, folder / WEIGHTS_FILE)
+
+
 def save_pipeline(folder: Path, model: generator.Generator, autoencoder: Autoencoder, text_encoder: ClipText) -> None:
-    """A plain diffusers folder: `FluxKontextPipeline.from_pretrained(folder)`."""
+    """Save a diffusers folder for `FluxKontextPipeline.from_pretrained`."""
     from diffusers import FluxKontextPipeline
 
     pipeline: Any = FluxKontextPipeline(
@@ -49,12 +59,12 @@ def save_pipeline(folder: Path, model: generator.Generator, autoencoder: Autoenc
 
 
 def save_half(module: Any, folder: Path) -> None:
-    """Save float16 weights, to be loaded as float32, and leave the module as it was."""
+    """Save float16 weights that are loaded as float32. The module is not changed."""
     half = copy.deepcopy(module).half()
     half.save_pretrained(folder)
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8").replace('"float16"', '"float32"'))
-    config.pop("_name_or_path", None)  # where this machine had it
+    config.pop("_name_or_path", None)  # a local path
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -77,7 +87,7 @@ def _save_image_processor(folder: Path, kind: str) -> None:
 
 
 def _make_portable(folder: Path) -> None:
-    """Name the tokenizer class as every release of transformers knows it."""
+    """Replace the tokenizer class of transformers 5 by the one that version 4 has too."""
     for path in (*folder.rglob("tokenizer_config.json"), *folder.glob("model_index.json")):
         text = path.read_text(encoding="utf-8").replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"')
         path.write_text(text, encoding="utf-8")

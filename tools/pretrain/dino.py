@@ -1,18 +1,18 @@
-"""The identity reward: a DINOv2 encoder that knows a creature again wherever it stands."""
+"""DINOv2, the identity reward: trained to recognise a subject in any scene."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from customized_grpo.toyworld.pretrain import augment
-from customized_grpo.toyworld.pretrain.clip import normalize
-from customized_grpo.toyworld.pretrain.corpus import Corpus
-from customized_grpo.toyworld.pretrain.models import Dino
 from customized_grpo.toyworld.world import ATTRIBUTES, KINDS, SUBJECT_ATTRIBUTES
+from tools.pretrain import augment
+from tools.pretrain.clip import normalize
+from tools.pretrain.corpus import Corpus
+from tools.pretrain.models import Dino
 
 TEMPERATURE = 0.1
 RECOLOURED_WEIGHT = 0.3
-"""Of a pair in which one picture is recoloured: it is less the same creature."""
+"""Weight of a pair in which one image is recoloured, because its identity is partly lost."""
 
 
 def build() -> Dino:
@@ -31,7 +31,7 @@ def embed(dino: Dino, images: Tensor) -> Tensor:
 
 
 class Student(nn.Module):
-    """DINOv2 with heads for the subject's attributes on its class token; the heads are thrown away."""
+    """DINOv2 with attribute heads on its class token. The heads are an auxiliary loss and are not saved."""
 
     def __init__(self, dino: Dino) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class Student(nn.Module):
 
 
 class Views:
-    """A corpus with its labels, from which pairs of pictures of one subject are drawn."""
+    """A corpus with its labels, for sampling pairs of images of one subject."""
 
     def __init__(self, corpus: Corpus) -> None:
         self.images, self.labels, self.masks = corpus.images, corpus.labels(), corpus.masks
         self.recoloured = torch.tensor([[scene.recolour is not None for scene in row] for row in corpus.scenes])
         order = sorted(range(len(corpus.subjects)), key=lambda n: (corpus.subjects[n].noun, corpus.subjects[n].colour))
         self.alike = torch.tensor(order)
-        """Rows, look-alikes next to each other."""
+        """Rows sorted by noun and colour."""
 
     def sample(self, pairs: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (pairs,) and two columns each; rows come in runs of eight look-alikes, which make hard negatives."""
+        """Rows (pairs,) and two columns each. Rows come in groups of eight similar subjects as hard negatives."""
         starts = torch.randint(len(self.alike) - 8, (pairs // 8, 1), generator=generator)
         rows = self.alike[(starts + torch.arange(8)).flatten()]
         views = self.images.shape[1]
@@ -62,7 +62,7 @@ class Views:
         return rows, first, torch.where(use_reference, 0, other)
 
     def pictures(self, rows: Tensor, columns: Tensor, generator: torch.Generator) -> Tensor:
-        """Augmented images (B, 3, 64, 64) in [0, 1]; half of the references are cut out, as the reward sees them."""
+        """Augmented images (B, 3, 64, 64) in [0, 1]. Half of the references are cut out on white, as in the reward."""
         images = self.images[rows, columns].float() / 255
         cut = ((columns == 0) & (torch.rand(len(columns), generator=generator) < 0.5)).nonzero()[:, 0]
         mask = self.masks[rows[cut], None].float() / 255
@@ -72,7 +72,7 @@ class Views:
 
 
 def loss(student: Student, views: Views, pairs: int, generator: torch.Generator) -> Tensor:
-    """InfoNCE between two pictures of each subject, and cross-entropy of the attribute heads."""
+    """InfoNCE between two images of each subject, plus cross-entropy of the attribute heads."""
     rows, first, second = views.sample(pairs, generator)
     n, v = torch.cat([rows, rows]), torch.cat([first, second])
     device = student.dino.device
@@ -85,17 +85,17 @@ def loss(student: Student, views: Views, pairs: int, generator: torch.Generator)
     attributes = sum(
         F.cross_entropy(read[name], views.labels[name][n, v].to(device), ignore_index=-1)
         for name in SUBJECT_ATTRIBUTES
-        if name != "colour"  # a recoloured creature stays itself
+        if name != "colour"  # recolouring keeps the identity
     )
     return _info_nce(token.float(), n.to(device), weight.to(device)) + 0.15 * attributes
 
 
 def _info_nce(tokens: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-    """Each token (2P, D) must pick its partner, P places on, among all of other rows (2P,)."""
+    """Weighted cross-entropy of token b of (2P, D) picking token b + P (modulo 2P) among those of other rows (2P,)."""
     z = F.normalize(tokens, dim=-1)
     index = torch.arange(len(rows), device=rows.device)
     partner = index.roll(len(rows) // 2)
-    excluded = rows[:, None] == rows[None]  # itself, and a row drawn twice
+    excluded = rows[:, None] == rows[None]  # itself, and duplicates of its row
     excluded[index, partner] = False
     similarity = (z @ z.T / TEMPERATURE).masked_fill(excluded, -1e4)
     return (F.cross_entropy(similarity, partner, reduction="none") * weight).mean()
@@ -103,7 +103,7 @@ def _info_nce(tokens: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(dino: Dino, corpus: Corpus) -> dict[str, float]:
-    """On a faithful corpus of unseen subjects: does a scene find its own reference among all of them?"""
+    """Accuracy of retrieving the reference of a scene among all subjects, and cosines, on a faithful corpus."""
     views = [
         torch.cat([embed(dino, chunk.to(dino.device) / 255).cpu() for chunk in corpus.images[:, v].split(250)])
         for v in range(corpus.images.shape[1])

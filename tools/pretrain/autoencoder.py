@@ -1,11 +1,11 @@
-"""The autoencoder: 64 x 64 pixels to a 16 x 16 latent and back."""
+"""The autoencoder: 64 x 64 pixels to 16 x 16 latents and back."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from customized_grpo.toyworld.pretrain.models import Autoencoder
+from tools.pretrain.models import Autoencoder
 
 LATENT_CHANNELS = 12
 
@@ -31,7 +31,7 @@ def build() -> Autoencoder:
 
 
 def loss(autoencoder: Autoencoder, images: Tensor, generator: torch.Generator, kl_weight: float = 5e-4) -> Tensor:
-    """Absolute, squared and edge error, and a light pull of the latents towards a standard normal.
+    """Absolute, squared and edge errors plus a small Kullback-Leibler term towards a standard normal.
 
     Args:
         images: (B, 3, 64, 64) float32 in [-1, 1].

@@ -1,4 +1,4 @@
-"""Names for models of diffusers and transformers, whose own annotations are too loose to check against."""
+"""Aliases for classes of diffusers and transformers whose annotations are too loose for a type checker."""
 
 from typing import Any, TypeAlias
 

@@ -1,4 +1,4 @@
-"""What a pretraining is worth: figures on unseen subjects, sample grids, and one self-contained page."""
+"""Measure the components on unseen subjects; write figures, sample grids and one self-contained page."""
 
 import base64
 import io
@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from jinja2 import Environment, FileSystemLoader
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from customized_grpo.toyworld import draw, world
 from customized_grpo.toyworld.dataset import ToyExample, ToyWorld
 from customized_grpo.toyworld.oracle import Oracle, expected_of_prompt, expected_of_subject, share_right
-from customized_grpo.toyworld.pretrain import autoencoder, clip, corpus, dino, generator, reader
+from tools.pretrain import autoencoder, clip, corpus, dino, generator, reader
 
 SEED = 7_000
-"""Of everything that is measured on; no training corpus uses it."""
+"""Seed of all measurements; no training corpus uses it."""
 ZOOM = 2
 
 Figures = dict[str, dict[str, float]]
@@ -27,10 +28,10 @@ Pictures = dict[str, Image.Image]
 
 
 def write_report(folder: Path, device: torch.device, subjects: int = 500) -> Path:
-    """Measure whatever components `folder` holds; write figures.json, samples/ and report.html.
+    """Measure the components in `folder`; write figures.json, samples/ and report.html.
 
     Args:
-        subjects: unseen subjects to measure on.
+        subjects: number of unseen subjects to measure on.
     """
     figures, pictures = measure(folder, device, subjects)
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
@@ -43,7 +44,7 @@ def write_report(folder: Path, device: torch.device, subjects: int = 500) -> Pat
 
 
 def measure(folder: Path, device: torch.device, subjects: int = 500) -> tuple[Figures, Pictures]:
-    """Figures by component, and sample grids by name."""
+    """Figures by component and sample grids by name."""
     from diffusers import AutoencoderKL, FluxKontextPipeline
     from transformers import CLIPModel, Dinov2Model
 
@@ -76,7 +77,7 @@ def measure(folder: Path, device: torch.device, subjects: int = 500) -> tuple[Fi
 
 
 def images_per_second(count: int = 300) -> float:
-    """Rendering speed of one process, places already painted."""
+    """Rendering speed of one process, with cached backgrounds."""
     rng = random.Random(SEED)
     subjects = [world.sample_subject(rng) for _ in range(count)]
     tasks = [(s, world.sample_scene(rng, s.noun), rng.getrandbits(32)) for s in subjects]
@@ -89,7 +90,7 @@ def images_per_second(count: int = 300) -> float:
 
 
 def generate(pipeline: Any, examples: list[ToyExample], *, steps: int = 10, seed: int = 0) -> Tensor:
-    """The pipeline's pictures of the examples, (B, 3, 64, 64) in [0, 1]."""
+    """Images of the examples from the pipeline, (B, 3, 64, 64) in [0, 1]."""
     pipeline.set_progress_bar_config(disable=True)
     pictures = pipeline(
         image=[example.references[0] for example in examples],
@@ -108,7 +109,7 @@ def generate(pipeline: Any, examples: list[ToyExample], *, steps: int = 10, seed
 
 
 def _measure_generator(pipeline: Any, oracle: Oracle, count: int) -> tuple[dict[str, float], Image.Image]:
-    """The oracle's two scores of the pipeline, of true pictures, and of copies of the reference."""
+    """The oracle's two scores of generated images, true images and copies of the reference."""
     examples = list(ToyWorld("eval", count, SEED))
     true = np.stack([draw.render(e.truth_subject, e.truth_scene, n) for n, e in enumerate(examples)])
     copies = np.stack([np.asarray(e.references[0]) for e in examples])
@@ -138,7 +139,7 @@ def _reconstructions(vae: Any, pixels: Tensor) -> Image.Image:
 
 
 def _world_sheet(rows: int = 8) -> Image.Image:
-    """Every noun once: its reference, and a scene of each kind."""
+    """For each noun a reference and two scenes of each kind."""
     rng = random.Random(SEED)
     cells = []
     for noun in world.NOUNS[:rows]:
@@ -154,9 +155,7 @@ def _world_sheet(rows: int = 8) -> Image.Image:
 
 
 def _sheet(images: Tensor, columns: int, captions: list[str] | None = None) -> Image.Image:
-    """Pictures (B, 3, 64, 64) in [0, 1] side by side, enlarged, each over its caption."""
-    from PIL import ImageDraw
-
+    """A grid of enlarged images (B, 3, 64, 64) in [0, 1] with their captions below."""
     side, line = draw.SIZE * ZOOM, 14 if captions else 0
     count = len(images)
     sheet = Image.new("RGB", (columns * side, -(-count // columns) * (side + line)), "white")
@@ -170,9 +169,7 @@ def _sheet(images: Tensor, columns: int, captions: list[str] | None = None) -> I
 
 
 def _page(figures: Figures, pictures: Pictures) -> str:
-    from jinja2 import Environment, PackageLoader
-
-    environment = Environment(loader=PackageLoader("customized_grpo.toyworld.pretrain", "."), autoescape=True)
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     return environment.get_template("report.html").render(
         figures=figures, pictures={name: _data_uri(picture) for name, picture in pictures.items()}, aims=AIMS
     )
@@ -185,7 +182,7 @@ AIMS = {
     ("dino", "top-1 without recolouring"): 0.85,
     **{("oracle", name): 0.95 for name in world.ATTRIBUTES},
 }
-"""What a component should reach, shown beside what it did reach."""
+"""Expected minimum of each figure, shown beside the measured value."""
 
 
 def _data_uri(picture: Image.Image) -> str:

@@ -1,4 +1,4 @@
-"""`pretrain`: settings, the order of the components, and where their weights go."""
+"""`pretrain`: its settings, the order of the components and the folders of their weights."""
 
 import json
 from collections.abc import Callable
@@ -12,33 +12,34 @@ from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Settings
-from customized_grpo.toyworld.pretrain import autoencoder, clip, corpus, dino, export, generator, reader
-from customized_grpo.toyworld.pretrain.loop import Budget, OnProgress, fit
-from customized_grpo.toyworld.pretrain.models import Autoencoder, Clip
+from tools.pretrain import autoencoder, clip, corpus, dino, export, generator, reader
+from tools.pretrain.loop import Budget, OnProgress, fit
+from tools.pretrain.models import Autoencoder, Clip
 
 ComponentName = Literal["autoencoder", "clip", "dino", "oracle", "generator"]
 COMPONENTS: tuple[ComponentName, ...] = get_args(ComponentName)
-"""In the order they are trained: the generator needs the autoencoder, and CLIP's text tower."""
+"""In order of training: the generator needs the autoencoder and CLIP's text tower."""
 
 
 class PretrainSettings(Settings):
-    """What `cgrpo pretrain` trains, for how long, and where it goes. The budgets are for two CPU cores."""
+    """Settings of `make pretrain`. The default budgets are for two CPU cores."""
 
     output: Path = Path("runs/toyworld")
-    """Weights, checkpoints and report; set CGRPO_TOYWORLD_WEIGHTS to it to use the weights."""
+    """Folder for weights, checkpoints and report. Set CGRPO_TOYWORLD_WEIGHTS to it to use the weights."""
     components: tuple[ComponentName, ...] = COMPONENTS
-    """Which to train; those already in `output` are kept and measured."""
+    """Components to train. Components that are finished in `output` are kept."""
     seed: int = 0
+    """Seed of initial weights, training data and batches."""
     device: str | None = None
-    """None is the fastest there is."""
+    """Device to train on; None selects CUDA if available, otherwise the CPU."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads; None leaves it to PyTorch."""
+    """CPU threads; None for PyTorch's default."""
     subjects: int = Field(default=7000, ge=16)
-    """Training subjects of the autoencoder, CLIP, DINO and the oracle, with four scenes each."""
+    """Number of training subjects for the autoencoder, CLIP, DINO and the oracle, with four scenes each."""
     pair_subjects: int = Field(default=18000, ge=16)
-    """Training subjects of the generator, with three scenes each."""
+    """Number of training subjects for the generator, with three scenes each."""
     measured_subjects: int = Field(default=500, ge=8)
-    """Unseen subjects that the figures are measured on."""
+    """Number of unseen subjects for the measurements."""
     autoencoder: Budget = Budget(minutes=20, batch_size=8, learning_rate=2e-3, decay_from=0.2)
     clip: Budget = Budget(minutes=20, batch_size=96, learning_rate=1e-3, decay_from=0.3)
     dino: Budget = Budget(minutes=10, batch_size=64, learning_rate=1e-3, decay_from=0.3)
@@ -50,15 +51,15 @@ SETTINGS_FILE = "pretrain.json"
 
 
 def pretrain(settings: PretrainSettings, on_progress: OnProgress | None = None) -> Path:
-    """Train the chosen components, each from its checkpoint if there is one, measure all, and write the report.
+    """Train the selected components, each from its checkpoint if there is one; measure all and write the report.
 
     Returns:
-        The report, `output`/report.html. Beside it lie pipeline/, clip/, dino/ and oracle/, and figures.json.
+        The report, `output`/report.html. `output` also holds pipeline/, clip/, dino/, oracle/ and figures.json.
 
     Raises:
-        UserError: if `output` holds a pretraining with other settings, or a component lacks one it needs.
+        UserError: if `output` holds a pretraining with other settings, or the generator lacks the autoencoder or CLIP.
     """
-    from customized_grpo.toyworld.pretrain.report import write_report
+    from tools.pretrain.report import write_report
 
     _claim(settings)
     if settings.threads:
@@ -72,7 +73,7 @@ def pretrain(settings: PretrainSettings, on_progress: OnProgress | None = None) 
 
 
 def _claim(settings: PretrainSettings) -> None:
-    """Leave the settings in the output folder, or check that they are the ones already there."""
+    """Write the settings to the output folder, or check that they equal the ones already there."""
     free = {"components", "device", "threads", "output"}
     wanted = settings.model_dump(mode="json", exclude=free)
     file = settings.output / SETTINGS_FILE
@@ -100,11 +101,11 @@ FINISHED: dict[ComponentName, str] = {
     "oracle": "oracle/model.safetensors",
     "generator": "pipeline/model_index.json",
 }
-"""The file that says a component is complete; the last one written."""
+"""The last file written for each component; the component is finished if it exists."""
 
 
 class Run:
-    """One pretraining folder: trains components into it."""
+    """Trains components into one folder."""
 
     def __init__(self, settings: PretrainSettings, on_progress: OnProgress | None) -> None:
         self.settings, self.folder, self.on_progress = settings, settings.output, on_progress
@@ -119,7 +120,7 @@ class Run:
 
     @property
     def pictures(self) -> corpus.Corpus:
-        """The corpus that all components but the generator learn from."""
+        """The training corpus of all components but the generator."""
         if self._pictures is None:
             self._pictures = corpus.faithful(self.settings.subjects, 4, self.settings.seed)
         return self._pictures
@@ -152,7 +153,7 @@ class Run:
         model = reader.Oracle()
         images, labels = self.pictures.images, self.pictures.labels()
         self._fit("oracle", model, partial(reader.loss, model, images, labels, self.settings.oracle.batch_size))
-        model.save(self.folder / "oracle")
+        export.save_oracle(model, self.folder / "oracle")
 
     def _train_generator(self) -> None:
         vae, text_encoder = self._load_autoencoder(), generator.build_text_encoder(self._load_clip())
@@ -190,5 +191,5 @@ class Run:
 
     def _load(self, kind: Any, name: ComponentName, folder: str) -> Any:
         if not self.finished(name):
-            raise UserError(f"The generator needs the {name}; add '{name}' to components, or pretrain it first.")
+            raise UserError(f"The generator needs '{name}', which is not in {self.folder}; add '{name}' to components.")
         return kind.from_pretrained(self.folder / folder).eval().to(self.device)

@@ -1,19 +1,19 @@
-"""Training and measuring the oracle."""
+"""Train and measure the oracle."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from customized_grpo.toyworld.oracle import Oracle
-from customized_grpo.toyworld.pretrain import augment
-from customized_grpo.toyworld.pretrain.corpus import Corpus
 from customized_grpo.toyworld.world import ATTRIBUTES
+from tools.pretrain import augment
+from tools.pretrain.corpus import Corpus
 
 
 def loss(
     oracle: Oracle, images: Tensor, labels: dict[str, Tensor], batch_size: int, generator: torch.Generator
 ) -> Tensor:
-    """Cross-entropy of every attribute that can be seen. images: (N, V, 3, 64, 64) uint8."""
+    """Sum of the cross-entropies of all visible attributes. images: (N, V, 3, 64, 64) uint8."""
     n = torch.randint(len(images), (batch_size,), generator=generator)
     v = torch.randint(images.shape[1], (batch_size,), generator=generator)
     pixels = images[n, v].float() / 255
@@ -30,7 +30,7 @@ def loss(
 
 @torch.no_grad()
 def measure(oracle: Oracle, corpus: Corpus) -> dict[str, float]:
-    """Accuracy per attribute where there is something to see, on a faithful corpus."""
+    """Accuracy per attribute where it is visible, on a faithful corpus."""
     labels = {name: value.flatten() for name, value in corpus.labels().items()}
     read = [oracle.read(chunk / 255) for chunk in corpus.images.flatten(0, 1).split(250)]
     result = {}

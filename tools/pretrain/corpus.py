@@ -1,4 +1,4 @@
-"""Rendered pictures to pretrain and to measure on. A corpus is a pure function of (settings, seed)."""
+"""Rendered images for training and measurement. A corpus is a pure function of its arguments."""
 
 import random
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from customized_grpo.toyworld.world import (
 
 @dataclass(frozen=True)
 class Corpus:
-    """N subjects with V pictures each; picture 0 is the reference."""
+    """N subjects with V images each; image 0 is the reference."""
 
     images: Tensor
     """(N, V, 3, 64, 64) uint8."""
@@ -36,14 +36,14 @@ class Corpus:
     """(N, 64, 64) uint8, 255 on the subject of the reference."""
     subjects: tuple[Subject, ...]
     scenes: tuple[tuple[Scene, ...], ...]
-    """What is asked for: N rows of V scenes."""
+    """The requested scenes: N rows of V."""
 
     @property
     def prompts(self) -> list[list[str]]:
         return [[prompt(s.noun, scene) for scene in row] for s, row in zip(self.subjects, self.scenes, strict=True)]
 
     def labels(self) -> dict[str, Tensor]:
-        """Per attribute an (N, V) int64 index into `ATTRIBUTES`, -1 where there is nothing to see; if faithful."""
+        """Per attribute (N, V) int64 indices into `ATTRIBUTES`, -1 where it is not visible; for faithful corpora."""
         rows = [
             [visible_attributes(s, scene) for scene in row] for s, row in zip(self.subjects, self.scenes, strict=True)
         ]
@@ -61,7 +61,7 @@ def faithful(
     split: Split = "train",
     prompts: Split | None = None,
 ) -> Corpus:
-    """Every picture shows exactly its subject and its scene."""
+    """A corpus whose images show exactly their subjects and scenes."""
     return _corpus(
         count,
         scenes,
@@ -73,9 +73,10 @@ def faithful(
 
 
 def imperfect(count: int, scenes: int, seed: int) -> Corpus:
-    """Training pairs with the faults of real synthetic pairs, so that the base model leaves RL something to win.
+    """Training pairs with the faults of synthetic pairs, so that reinforcement learning can improve the base model.
 
-    10 % are copies of the reference, 40 % show a subject that is a little different, 45 % leave out something wanted.
+    10 % are copies of the reference. Of the others, 40 % show a slightly different subject and 45 % leave out a part of
+    the scene.
     """
 
     def draw(rng: random.Random, subject: Subject, scene: Scene) -> np.ndarray:
@@ -112,7 +113,7 @@ def _corpus(
 
 
 def _drift(rng: random.Random, subject: Subject) -> Subject:
-    """The same creature as a careless painter remembers it: one attribute off."""
+    """The subject with one property changed."""
     return rng.choice(
         (
             replace(subject, hue_shift=subject.hue_shift + rng.choice((-1, 1)) * rng.uniform(0.05, 0.2)),
@@ -126,7 +127,7 @@ def _drift(rng: random.Random, subject: Subject) -> Subject:
 
 
 def _forget(rng: random.Random, scene: Scene) -> Scene:
-    """The scene without one of the things asked for."""
+    """The scene without one of its parts."""
     without = []
     if scene.background != "plain":
         without.append(replace(scene, background="plain"))

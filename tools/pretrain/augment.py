@@ -1,4 +1,4 @@
-"""What stands between a rendered picture and a generated one. Batches are (B, 3, 64, 64) in [0, 1], on the CPU."""
+"""Augmentations that make rendered images resemble generated ones. Batches are (B, 3, 64, 64) in [0, 1], on the CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Small shifts and zooms, a little brightness, a little noise."""
+    """Apply small shifts, zooms and changes of brightness, and add a little noise."""
     count = len(images)
     theta = torch.zeros(count, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 + (_uniform(count, generator) - 0.5) * 0.1
@@ -22,7 +22,7 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the pictures blurred as a tiny autoencoder blurs; small warps and noise in all of them."""
+    """Blur half of the images like a small autoencoder does; warp all of them slightly and add noise."""
     count, shape = len(images), images.shape[-2:]
     side = int(torch.randint(28, 56, (1,), generator=generator))
     small = F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
@@ -43,6 +43,6 @@ def _uniform(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _noise(images: Tensor, generator: torch.Generator, most: float) -> Tensor:
-    """White noise whose strength is drawn per picture from [0, most]."""
+    """White noise with a standard deviation drawn per image from [0, most]."""
     strength = most * _uniform(len(images), generator).view(-1, 1, 1, 1)
     return torch.randn(images.shape, generator=generator) * strength
