@@ -57,6 +57,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = cgrpo("train", *SMALL, "training.iterations=4", "output=run", cwd=folder)
     assert "held-out" in text.lower()
     assert "report.html" in text
+    assert "8 pictures on 1 process, about" in text
     assert re.search(r"memory +about [\d.]+ [MG]iB: libraries", text)
     return folder / "run"
 

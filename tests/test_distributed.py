@@ -1,15 +1,19 @@
 """Two processes against one, with the real launcher: the same weights, ranks that agree, and that fail together."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from customized_grpo import checkpoint
+from customized_grpo.distributed import combine, warn_of_missing_processes
 
 SCRIPT = """
 import sys
@@ -38,11 +42,11 @@ if torch.distributed.is_initialized():
 """
 
 FAILING = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 import fakes, torch, torch.distributed
 from customized_grpo.config import TrainerConfig, parse_config
-from customized_grpo.errors import UserError
+from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.rewards.contract import RewardUnavailable
 from customized_grpo.trainer import Trainer
 
@@ -56,26 +60,34 @@ def judge(images, examples):
     calls += 1
     if rank == 1 and when == "rollout" and calls == 3 or rank == 0 and when == "evaluation" and len(images) == 2:
         raise RewardUnavailable("The judge is gone; mend it.")
+    if rank == 1 and when == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     return fakes.dark(images, examples)
 
+class Policy(fakes.LinearPolicy):
+    def velocity(self, latents, sigma, conditioning):
+        drift = 0.1 if rank == 1 and when == "update" and torch.is_grad_enabled() else 0.0
+        return super().velocity(latents, sigma, conditioning) + drift
+
 config = parse_config({
-    "output": f"{folder}/run",
     "rollout": {"num_generations": 4, "num_inference_steps": 5, "chunk_prompts": 1},
     "training": {"iterations": 3, "prompts_per_iteration": 4, "updates_per_epoch": 1},
     "evaluation": {"examples": 4 if when == "evaluation" else 0, "replicates": 1, "batch": 2},
     "tracking": {"log_with": []}, "method": {"advantage": "gdpo"},
 }, TrainerConfig)
 held_out = fakes.examples(4) if when == "evaluation" else None
-trainer = Trainer(fakes.LinearPolicy(), {"prompt": fakes.red, "identity": judge}, fakes.examples(), held_out, config)
-try:
-    trainer.train()
-except UserError as error:
-    (folder / f"rank{rank}.txt").write_text(f"{error.shared} {error}")
+for when in ("update", "killed") if when == "update" else (when,):
+    config = config.model_copy(update={"output": folder / when})
+    trainer = Trainer(Policy(), {"prompt": fakes.red, "identity": judge}, fakes.examples(), held_out, config)
+    try:
+        trainer.train()
+    except (UserError, TrainingError) as error:
+        (folder / f"{when}{rank}.txt").write_text(f"{error.shared} {error}")
 torch.distributed.destroy_process_group()
 """
 
 
-def start(script: str, folder: Path, processes: int, argument: str) -> None:
+def start(script: str, folder: Path, processes: int, argument: str, expect: int = 0) -> None:
     folder.mkdir()
     (folder / "script.py").write_text(script)
     command = [sys.executable, str(folder / "script.py"), str(folder), argument]
@@ -87,9 +99,10 @@ def start(script: str, folder: Path, processes: int, argument: str) -> None:
         launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
         command = [sys.executable, *launcher, *command[1:]]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == expect, done.stderr[-3000:]
 
 
 def launch(folder: Path, processes: int, advantage: str) -> list[dict[str, torch.Tensor]]:
@@ -105,6 +118,8 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         torch.testing.assert_close(first[name], tensor, rtol=0, atol=1e-5)
     runs = [(tmp_path / n / "run" / "evaluations" / "iteration-000003.json").is_file() for n in ("one", "two")]
     assert runs == [True, True]
+    said = [json.loads((tmp_path / n / "run" / "run.json").read_text())["summary"]["processes"] for n in ("one", "two")]
+    assert said == [1, 2]
 
 
 @pytest.mark.parametrize(("when", "process", "kept"), [("rollout", 1, [1]), ("evaluation", 0, [])])
@@ -112,7 +127,55 @@ def test_a_reward_that_dies_on_one_process_stops_all_and_the_finished_iterations
     when: str, process: int, kept: list[int], tmp_path: Path
 ) -> None:
     start(FAILING, tmp_path / "run", 2, when)
-    said = {(tmp_path / "run" / f"rank{rank}.txt").read_text() for rank in range(2)}
+    said = {(tmp_path / "run" / f"{when}{rank}.txt").read_text() for rank in range(2)}
     assert said == {f"True Process {process}: The judge is gone; mend it."}
-    saved = checkpoint.checkpoints(tmp_path / "run" / "run" / "checkpoints")
+    saved = checkpoint.checkpoints(tmp_path / "run" / when / "checkpoints")
     assert [checkpoint.load(path).iteration for path in saved] == kept
+
+
+def test_a_guard_on_one_process_stops_all_and_a_killed_process_ends_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    start(FAILING, folder, 2, "update", expect=1)
+    both = {(folder / f"update{rank}.txt").read_text() for rank in range(2)}
+    assert len(both) == 1
+    assert both.pop().startswith("True Process 1: The first ratio of iteration 1 is off 1 by")
+    assert not (folder / "killed1.txt").exists()
+    assert (folder / "killed0.txt").read_text().startswith("False Another process of this run is gone")
+
+
+@pytest.mark.parametrize(
+    ("environment", "running", "seen"),
+    [
+        ({"WORLD_SIZE": "2"}, 1, "WORLD_SIZE asks for 2 processes, but this run has 1"),
+        ({"WORLD_SIZE": "2", "SLURM_NTASKS": "8"}, 2, "SLURM_NTASKS asks for 8 processes, but this run has 2"),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, 1, "OMPI_COMM_WORLD_SIZE asks for 4"),
+        ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, 1, "`accelerate launch` was asked for several"),
+    ],
+)
+def test_fewer_processes_than_asked_for_are_warned_about(environment: dict[str, str], running: int, seen: str) -> None:
+    with pytest.warns(UserWarning, match=seen):
+        warn_of_missing_processes(running, environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "running"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": "x", "SLURM_NTASKS": "1"}, 2),
+        ({"WORLD_SIZE": "1", "MASTER_ADDR": "x"}, 1),
+        ({"SLURM_NTASKS": "1"}, 1),
+    ],
+)
+def test_as_many_processes_as_asked_for_are_not(environment: dict[str, str], running: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_missing_processes(running, environment)
+
+
+def test_metrics_of_all_processes_are_one_record() -> None:
+    everyone = [({"loss": 1.0}, {"peak": 3.0}, {"retries": 1}), ({"loss": 2.0}, {"peak": 2.0}, {"retries": 4})]
+    one = SimpleNamespace(num_processes=1)
+    assert combine(one, *everyone[0]) == {"loss": 1.0, "peak": 3.0, "retries": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("customized_grpo.distributed.gather_objects", lambda accelerator, mine: everyone)
+        assert combine(one, *everyone[0]) == {"loss": 1.5, "peak": 3.0, "retries": 5}

@@ -112,8 +112,8 @@ def test_a_batch_is_as_large_as_set_or_as_whole_groups_are(batch: int, replicate
 def test_processes_share_the_batches_and_all_get_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     alone, parts, seen = run(fakes.LinearPolicy()), [], []
 
-    def first_pass(part: list) -> list:
-        parts.extend(part)
+    def first_pass(accelerator: object, part: object) -> list:
+        parts.append(part)
         raise InterruptedError
 
     def evaluate_on(rank: int) -> Evaluation:
@@ -123,12 +123,12 @@ def test_processes_share_the_batches_and_all_get_the_whole(monkeypatch: pytest.M
         return evaluate(policy, fakes.examples(5), REWARDS, METRICS, settings, 4, 0, process)
 
     monkeypatch.setattr(evaluations, "fail_together", lambda accelerator: nullcontext())
-    monkeypatch.setattr(evaluations, "gather_object", first_pass)
+    monkeypatch.setattr(evaluations, "gather_objects", first_pass)
     for rank in (0, 1):
         with pytest.raises(InterruptedError):
             evaluate_on(rank)
     assert [policy.encoded for policy in seen] == [6, 4]
-    monkeypatch.setattr(evaluations, "gather_object", lambda part: parts)
+    monkeypatch.setattr(evaluations, "gather_objects", lambda accelerator, part: parts)
     for rank in (0, 1):
         whole = evaluate_on(rank)
         torch.testing.assert_close(whole.values, alone.values, rtol=0, atol=1e-6)

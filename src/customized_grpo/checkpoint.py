@@ -48,8 +48,6 @@ class TrainingState:
     scheduler: Mapping[str, Any]
     trainable: Mapping[str, Tensor]
     ema: Mapping[str, Tensor] | None
-    rng: list[Tensor]
-    """State of torch's global generator on every process: no draw of ours uses it, a plug-in's might."""
 
 
 def save(folder: Path, state: TrainingState, policy: Policy, config_yaml: str) -> Path:
@@ -92,7 +90,7 @@ def _write(draft: Path, state: TrainingState, policy: Policy, config_yaml: str) 
     finally:
         if state.ema is not None:
             policy.load_trainable_state(load_file(draft / "trainable.safetensors"))
-    torch.save({"optimizer": state.optimizer, "scheduler": state.scheduler, "rng": state.rng}, draft / "optimizer.pt")
+    torch.save({"optimizer": state.optimizer, "scheduler": state.scheduler}, draft / "optimizer.pt")
     (draft / "config.yaml").write_text(config_yaml, encoding="utf-8")
     files = [path for path in sorted(draft.rglob("*")) if path.is_file()]
     content = {
@@ -121,7 +119,6 @@ def load(checkpoint: Path) -> TrainingState:
             progress=progress,
             optimizer=rest["optimizer"],
             scheduler=rest["scheduler"],
-            rng=rest["rng"],
             trainable=load_file(checkpoint / "trainable.safetensors"),
             ema=load_file(ema) if ema.exists() else None,
         )

@@ -38,7 +38,8 @@ class Display(Observer):
             f"{summary.total_parameters:,} parameters train ({share:.1%})",
             "rewards": ", ".join(summary.rewards),
             "work": f"{summary.iterations - summary.start_iteration} iterations x {summary.samples_per_iteration} "
-            f"pictures, about {duration(summary.expected_seconds)}",
+            f"pictures on {summary.processes} process{'es' if summary.processes > 1 else ''}, about "
+            f"{duration(summary.expected_seconds)}",
             "memory": f"about {summary.memory}",
         }
         if summary.start_iteration:

@@ -17,6 +17,7 @@ class TrainingError(RuntimeError):
     """A guard stopped the run, because going on would have trained nothing or trained nonsense."""
 
     advice = ""
+    shared = False
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -8,11 +8,10 @@ from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from pydantic import Field
 from torch import Tensor
 
-from customized_grpo.distributed import fail_together
+from customized_grpo.distributed import fail_together, gather_objects
 from customized_grpo.errors import UserError
 from customized_grpo.memory import explain_full_device
 from customized_grpo.policies.contract import Policy
@@ -157,8 +156,8 @@ def evaluate(
                 scored[replicate, index] = scores[row].tolist()
                 if replicate == 0 and index < settings.grid_rows:
                     shown[index] = images[row].cpu()
-    if world > 1:
-        for other_scored, other_shown in gather_object([(scored, shown)]):
+    if accelerator is not None:
+        for other_scored, other_shown in gather_objects(accelerator, (scored, shown)):
             scored, shown = {**scored, **other_scored}, {**shown, **other_shown}
     values = torch.tensor([[scored[r, i] for i in range(len(examples))] for r in range(settings.replicates)])
     pictures = torch.stack([shown[i] for i in sorted(shown)]) if shown else torch.empty(0)

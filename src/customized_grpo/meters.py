@@ -51,5 +51,5 @@ class Meter:
     def maximum(self, name: str, value: float) -> None:
         self.maxima[name] = max(self.maxima.get(name, -math.inf), value)
 
-    def record(self) -> dict[str, float]:
-        return {name: self.sums[name] / self.weights[name] for name in self.sums} | self.maxima
+    def means(self) -> dict[str, float]:
+        return {name: self.sums[name] / self.weights[name] for name in self.sums}

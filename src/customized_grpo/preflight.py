@@ -109,6 +109,7 @@ class Summary:
     start_iteration: int
     iterations: int
     device: str
+    processes: int
     expected_seconds: float
     """Transformer passes at their measured cost, times their number; rewards and decoding come on top."""
     memory: MemoryEstimate
@@ -132,10 +133,11 @@ def summarize(job: Job, run: RunFolder) -> Summary:
         start_iteration=job.iteration,
         iterations=config.training.iterations,
         device=str(policy.device),
+        processes=job.processes,
         expected_seconds=seconds,
         memory=memory,
     )
-    fields = ("model", "trainable_parameters", "total_parameters", "rewards", "samples_per_iteration")
+    fields = ("model", "trainable_parameters", "total_parameters", "rewards", "samples_per_iteration", "processes")
     shown = {name: getattr(summary, name) for name in fields}
     run.describe(name=run.path.name, summary={**shown, "memory_gib": round(memory.total / 2**30, 3)})
     return summary

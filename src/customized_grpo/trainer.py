@@ -14,14 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from customized_grpo import checkpoint as checkpoints
 from customized_grpo import evaluation as evaluations
 from customized_grpo import trust
 from customized_grpo.build import bind
 from customized_grpo.checkpoint import TrainingState
-from customized_grpo.distributed import any_process, fail_together, gather
+from customized_grpo.distributed import (
+    any_process,
+    combine,
+    fail_together,
+    gather,
+    gather_objects,
+    warn_of_missing_processes,
+)
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.evaluation import Evaluation
 from customized_grpo.functional.schedule import StepPlan
@@ -113,6 +119,7 @@ class Trainer:
         count = self.config.evaluation.examples
         self.eval_examples = [eval_dataset[i] for i in range(min(count, len(eval_dataset)))] if eval_dataset else []
         self.accelerator = Accelerator(cpu=policy.device.type == "cpu")
+        warn_of_missing_processes(self.accelerator.num_processes)
         self.method = Method(self.config.method, list(self.rewards))
         self.dynamics = bind(self.config.rollout.dynamics, "dynamics")
         self.plan = bind(self.config.rollout.steps, "steps")
@@ -159,8 +166,8 @@ class Trainer:
             try:
                 with fail_together(self.accelerator):
                     start_trackers(self.accelerator, self.config.tracking, run)
-                if self.accelerator.is_main_process:
-                    self._tell(self.observer.on_start, summarize(self.job(), run))
+                    if self.accelerator.is_main_process:
+                        self._tell(self.observer.on_start, summarize(self.job(), run))
                 last = self._evaluate(run) if self._is_missing_evaluation(run) else None
                 first = last if self.iteration == 0 else None
                 while self.iteration < self.config.training.iterations and not self._should_stop():
@@ -195,11 +202,12 @@ class Trainer:
             chunks, plan = self._chunks(*self._draw(iteration)), self._step_plan(iteration)
             rollouts, scored = self._sample_and_score(iteration, chunks, plan)
         rewards = gather(self.accelerator, torch.cat([some.values for some in scored]))
-        self.spread_guard.check(rewards, self.method.names, iteration)
         # 3. Scores to advantages, over the groups of all processes.
         draw = generator("weights", self.config.seed, iteration)
-        weights = self.method.weights(rollouts[0].progress, settings.num_inference_steps, draw)
-        everyone = self.method.advantages(rewards, weights)
+        with fail_together(self.accelerator):
+            self.spread_guard.check(rewards, self.method.names, iteration)
+            weights = self.method.weights(rollouts[0].progress, settings.num_inference_steps, draw)
+            everyone = self.method.advantages(rewards, weights)
         share = len(everyone) // self.accelerator.num_processes
         own = everyone[share * self.accelerator.process_index :][:share].flatten(0, 1)
         # 4. Update.
@@ -212,7 +220,7 @@ class Trainer:
 
     def _begin(self) -> None:
         """Remember what an iteration or an evaluation that fails must not leave behind."""
-        self._before = torch.get_rng_state(), dict(self.spread_guard.streak)
+        self._before = dict(self.spread_guard.streak)
 
     # ---- 1. prompts and groups
 
@@ -320,17 +328,21 @@ class Trainer:
         return evaluation
 
     def _track(self, run: RunFolder, record: dict[str, float]) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        record = {"iteration": self.iteration, "samples": self.samples, **record, **self.clock.record()}
-        record |= {
+        counters = {
             f"reward/{name}/{counter}": value
             for name, reward in self.rewards.items()
             for counter, value in getattr(reward, "counters", {}).items()
         }
-        if cut := getattr(self.policy, "truncated_prompts", 0):
-            record["prompts/truncated"] = cut
-        record["memory/peak_gib"] = peak_memory_gib(self.policy.device)
+        peak = {"memory/peak_gib": peak_memory_gib(self.policy.device)}
+        cut = gather_objects(self.accelerator, getattr(self.policy, "truncated_prompts", set[str]()))
+        record = {
+            "iteration": self.iteration, "samples": self.samples, **record,
+            **combine(self.accelerator, mean=self.clock.record(), maximum=peak, total=counters),
+        }  # fmt: skip
+        if any(cut):
+            record["prompts/truncated"] = len(set[str]().union(*cut))
+        if not self.accelerator.is_main_process:
+            return
         run.log(record)
         track(self.accelerator, record)
         self._tell(self.observer.on_iteration, record)
@@ -340,22 +352,22 @@ class Trainer:
         self._save_finished(run)
 
     def _save_finished(self, run: RunFolder) -> None:
-        rng = gather_object([self._before[0]])
-        if self.accelerator.is_main_process:
+        with fail_together(self.accelerator):
+            if not self.accelerator.is_main_process:
+                return
             counters = {
                 "samples": self.samples,
                 "updates": self.update.updates,
                 "skipped": self.update.skipped,
-                "streak": self._before[1],
+                "streak": self._before,
             }
             state = TrainingState(
                 self.iteration, counters, **self.update.state(), trainable=self.policy.trainable_state(),
-                ema=self.update.ema, rng=rng,
+                ema=self.update.ema,
             )  # fmt: skip
             path = checkpoints.save(run.checkpoints, state, self.policy, run.config.read_text(encoding="utf-8"))
             checkpoints.prune(run.checkpoints, self.config.checkpoint.keep)
             self._tell(self.observer.on_checkpoint, path)
-        self.accelerator.wait_for_everyone()
 
     def _save_before_failure(self, run: RunFolder, error: UserError) -> None:
         """Keep the finished iterations, unless an optimizer step of the next one has changed the weights already."""
@@ -384,8 +396,6 @@ class Trainer:
         self.spread_guard.streak = streak if isinstance(streak, dict) else {}  # one number in earlier versions
         self.iteration, done = state.iteration, self.update.updates + self.update.skipped
         self.update.restore(state, arguments, total=done + self._updates_after(self.iteration))
-        if self.accelerator.process_index < len(state.rng):
-            torch.set_rng_state(state.rng[self.accelerator.process_index])
 
     # ---- the run folder
 
@@ -402,15 +412,14 @@ class Trainer:
                     run.check_free()  # again: another process may have been here before the lock
                     run.write(run.config.name, config_yaml or to_yaml(self.config))
                     run.describe(**provenance(), finished=None, status="running")
-        if self.accelerator.num_processes > 1:
-            run = RunFolder(Path(gather_object([str(run.path) if run else ""])[0]))
-        assert run is not None
-        if resume is not None:
-            self._restore(run)
-            if self.accelerator.is_main_process:
-                run.rewind(self.iteration)
-                run.adopt(config_yaml or to_yaml(self.config), self.iteration)
-                run.describe(status="running", finished=None)
+        run = RunFolder(Path(gather_objects(self.accelerator, str(run.path) if run else "")[0]))
+        with fail_together(self.accelerator):
+            if resume is not None:
+                self._restore(run)
+                if self.accelerator.is_main_process:
+                    run.rewind(self.iteration)
+                    run.adopt(config_yaml or to_yaml(self.config), self.iteration)
+                    run.describe(status="running", finished=None)
         trust.remember(trust.items(specs(self.config)))  # who trained it may go on with it
         return run
 

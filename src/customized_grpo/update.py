@@ -13,7 +13,7 @@ from torch import Tensor
 
 from customized_grpo.build import construct
 from customized_grpo.checkpoint import TrainingState
-from customized_grpo.distributed import fail_together
+from customized_grpo.distributed import average, combine, fail_together, gather
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.functional import sde
 from customized_grpo.functional.surrogate import clipped_surrogate, gaussian_kl, normalized_log_ratio
@@ -204,7 +204,7 @@ class Updater:
                         self._backward(batch, on_policy=epoch == part == 0, meter=meter)
                 self._step(meter, teaches=bool(advantage[:, columns].any()))
         self.whole = True
-        return meter.record() | {
+        return combine(self.accelerator, mean=meter.means(), maximum=meter.maxima) | {
             "update/learning_rate": self.optimizer.param_groups[0]["lr"],
             "update/skipped": self.skipped,
         }
@@ -263,7 +263,7 @@ class Updater:
         for p in missing:
             p.grad = torch.zeros_like(p)
         if self.accelerator.num_processes > 1:
-            reduced = self.accelerator.reduce([p.grad for p in self.parameters], reduction="mean")
+            reduced = average(self.accelerator, [cast(Tensor, p.grad) for p in self.parameters])
             for p, gradient in zip(self.parameters, reduced, strict=True):
                 p.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
@@ -329,7 +329,7 @@ class Updater:
 
     def _guard_synchronised(self, norm: Tensor) -> None:
         if self.accelerator.num_processes > 1:
-            norms = cast(Tensor, self.accelerator.gather(norm.detach().reshape(1)))
+            norms = gather(self.accelerator, norm.detach().reshape(1))
             if not bool((norms == norms[0]).all() | norms.isnan().all()):
                 raise TrainingError(
                     f"Gradients differ between processes ({norms.tolist()}): they are not synchronised, so every "

@@ -108,7 +108,7 @@ class PipelinePolicy(Policy):
         self.guidance_scale = self.GUIDANCE if guidance_scale is None else guidance_scale
         self.true_cfg_scale = self._default_cfg_scale() if true_cfg_scale is None else true_cfg_scale
         self.reference_resolution, self.aspect, self.offload = reference_resolution, aspect, offload
-        self.truncated_prompts = 0
+        self.truncated_prompts: set[str] = set()
         self._cache = EncodingCache(int(cache_mib * 2**20))
         self.pixels_per_token = pipeline.vae_scale_factor * 2
         self._set_size(resolution, width, height)
@@ -314,8 +314,8 @@ class PipelinePolicy(Policy):
     def _count_truncated(self, tokens: int, prompt: str) -> None:
         if tokens <= self.text_limit:
             return
-        self.truncated_prompts += 1
-        if self.truncated_prompts == 1:
+        self.truncated_prompts.add(prompt)
+        if self.truncated_prompts == {prompt}:
             warnings.warn(
                 f"A prompt has {tokens} tokens and the encoder takes {self.text_limit}; the rest is cut. It begins "
                 f"'{prompt[:60]}'. Further long prompts are counted only.",
