@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from customized_grpo.errors import UserError, nearest
+from customized_grpo.randomness import seed_global
 from customized_grpo.settings import Spec
 
 REWARDS = ("customized_grpo.rewards", "customized_grpo.toyworld.oracle", "customized_grpo.compare.measures")
@@ -115,6 +116,7 @@ def construct(spec: Spec, slot: str, **extra: Any) -> Any:
         return bind(spec, slot)
     accepted = set().union(*map(_parameters, _makers(target)))
     arguments = {k: v for k, v in extra.items() if k in accepted} | spec.arguments
+    seed_global("construct", spec.use, extra.get("seed", 0))
     try:
         return _makers(target)[-1](**arguments)
     except UserError:

@@ -15,7 +15,7 @@ from customized_grpo.distributed import fail_together, gather_objects
 from customized_grpo.errors import UserError
 from customized_grpo.memory import explain_full_device
 from customized_grpo.policies.contract import Policy
-from customized_grpo.randomness import normal
+from customized_grpo.randomness import normal, seed_global
 from customized_grpo.report.intervals import Change, change
 from customized_grpo.report.record import Evaluation as Scores
 from customized_grpo.report.record import read_evaluation
@@ -147,6 +147,7 @@ def evaluate(
     with fail_together(accelerator), explain_full_device(policy.device, "evaluation"):
         for batch in batches(policy, examples, tasks, size)[rank::world]:
             chosen = [examples[index] for _, index in batch]
+            seed_global("evaluation", settings.seed, chosen[0].id, batch[0][0])
             conditioning = policy.encode(chosen)
             keys = [("evaluation", settings.seed, examples[i].id, r) for r, i in batch]
             noise = normal(policy.latent_shape(conditioning), keys)

@@ -38,7 +38,7 @@ from customized_grpo.meters import Clock
 from customized_grpo.method import Method, SpreadGuard, describe_advantages, describe_rewards
 from customized_grpo.policies.contract import Policy
 from customized_grpo.preflight import Job, Summary, check_noise, check_plan, check_sizes, summarize
-from customized_grpo.randomness import generator
+from customized_grpo.randomness import generator, seed_global
 from customized_grpo.report.intervals import Change
 from customized_grpo.report.record import read_evaluation
 from customized_grpo.rollout import RowNoise, collect
@@ -196,6 +196,7 @@ class Trainer:
         iteration, settings = self.iteration + 1, self.config.rollout
         self._begin()
         self.clock.reset()
+        seed_global("iteration", self.config.seed, iteration, self.accelerator.process_index)
         # 1. and 2. Draw prompts, sample groups, score them.
         self._stage("rollout")
         with fail_together(self.accelerator):

@@ -15,7 +15,7 @@ from customized_grpo.bench.suites import Suite
 from customized_grpo.data.examples import read_picture
 from customized_grpo.images import to_pil, to_tensor
 from customized_grpo.policies.contract import Policy
-from customized_grpo.randomness import normal
+from customized_grpo.randomness import normal, seed_global
 from customized_grpo.rollout import sample_ode
 from customized_grpo.scoring import RewardFunction, score
 from customized_grpo.types import Example
@@ -49,6 +49,7 @@ def draw(
         examples = [example for _, example in group]
         conditioning = policy.encode(examples)
         keys = [("bench", seed, task.id, n) for (task, n), _ in group]
+        seed_global(*keys[0])
         noise = normal(policy.latent_shape(conditioning), keys)
         images = sample_ode(policy, conditioning, noise, num_inference_steps)
         for ((task, n), _), image in zip(group, images, strict=True):
@@ -89,6 +90,8 @@ def score_images(
 
     for group in grouped(opened(), lambda row: row[1].size, batch):
         images = torch.stack([to_tensor(image) for _, image, _ in group])
+        (task, n), *_ = group[0]
+        seed_global("score", task.id, n)
         values = score(images, [example for *_, example in group], {name: reward})[:, 0].tolist()
         folder.add_scores(name, part, [(job, value) for (job, *_), value in zip(group, values, strict=True)])
         done += len(group)
@@ -103,6 +106,7 @@ def score_oracle(
     for number, real in enumerate(suite.real(), start=1):
         compared = real.shown if metric.role == "copy" else real.compared
         if compared is not None and (metric.role != "prompt" or compared.prompt):
+            seed_global("oracle", real.name)
             value = score(to_tensor(real.image).unsqueeze(0), [compared], {name: reward})
             found.append((real.subject, real.name, float(value[0, 0])))
         progress(f"oracle {name}", number, 0)

@@ -20,7 +20,7 @@ from customized_grpo.evaluation import batches, cluster
 from customized_grpo.functional import sde
 from customized_grpo.functional.advantages import standardize
 from customized_grpo.policies.contract import Policy, repeat, rows
-from customized_grpo.randomness import generator, normal
+from customized_grpo.randomness import generator, normal, seed_global
 from customized_grpo.rollout import Dynamics, complete_dynamics
 from customized_grpo.scoring import RewardFunction, score
 from customized_grpo.settings import Settings
@@ -39,7 +39,8 @@ class ProbeSettings(Settings):
     include_last: bool = False
     """Probe the step that ends at sigma 0 too; training leaves it out unless asked."""
     batch: int = Field(default=64, ge=1)
-    """Pictures sampled at once, rounded down to whole groups. The result does not depend on it, the memory does."""
+    """Pictures sampled at once, rounded down to whole groups. It changes memory, and the result only by
+    rounding."""
     seed: int = 0
     """Of the noise and of the choice of examples."""
 
@@ -128,6 +129,7 @@ class Probe:
     def measure(self, steps: tuple[int, ...]) -> Branches:
         """Branch every example with noise in `steps` only; with gradients if that is a single step."""
         started = time.perf_counter()
+        seed_global("probe", self.settings.seed, *steps)
         place = {example.id: i for i, example in enumerate(self.examples)}
         values = torch.empty(len(self.examples), self.settings.branches, len(self.rewards))
         for trajectory in self.trajectories():
