@@ -1,4 +1,4 @@
-# make train | make test | make bench | make pretrain | make mutants | make clean
+# make train | make test | make bench | make pretrain | make mutants | make soak | make clean
 #
 #   PYTHON=python3.12                  the Python that the environment is made from (3.10 or newer)
 #   ARGS="training.iterations=5"       settings for `make train` and `make pretrain`, options for the others
@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_MUTANTS := $(VENV)/.installed-mutants
 
-.PHONY: help train test bench pretrain mutants install install-dev clean
+.PHONY: help train test bench pretrain mutants soak install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make bench     seconds per iteration, stage by stage"
 	@echo "make pretrain  train the weights of the embedded model from scratch (about two hours); re-run to resume"
 	@echo "make mutants   can the tests fail? they are run on a sample of small changes of the source (about an hour)"
+	@echo "make soak      2,000 of the smallest iterations: does memory stay flat? (about ten minutes)"
 	@echo "make clean     remove $(VENV) and caches; runs/ stays"
 
 train: $(INSTALLED)
@@ -44,6 +45,9 @@ pretrain: $(INSTALLED)
 
 mutants: $(INSTALLED_MUTANTS)
 	@$(BIN)/python tools/mutants $(ARGS)
+
+soak: $(INSTALLED)
+	@$(BIN)/python tools/soak.py $(ARGS)
 
 install: $(INSTALLED)
 

@@ -11,7 +11,7 @@ from customized_grpo.assemble import build_rewards
 from customized_grpo.config import TrainerConfig, parse_config
 from customized_grpo.randomness import generator, normal, seed_global
 from customized_grpo.settings import Spec
-from customized_grpo.tracking import RunFolder
+from customized_grpo.store.run import RunFolder
 from customized_grpo.trainer import Trainer
 from customized_grpo.types import Example
 

@@ -37,7 +37,7 @@ class RolloutSettings(Settings):
     share_initial_noise: Annotated[bool, Role.APPLIED] = True
     """All generations of a prompt start from one noise, and are computed once until the first stochastic step."""
     chunk_prompts: Annotated[int | None, Role.RUNTIME] = Field(default=None, ge=1)
-    """Prompts sampled in one batch; None takes all. The result does not depend on it, the memory does."""
+    """Prompts sampled in one batch; None takes all. It changes memory, and the result only by rounding."""
 
 
 def complete_dynamics(dynamics: Dynamics, sigmas: Tensor) -> Dynamics:

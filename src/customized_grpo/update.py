@@ -267,7 +267,8 @@ class Updater:
             for p, gradient in zip(self.parameters, reduced, strict=True):
                 p.grad = gradient
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
-        self._guard_synchronised(norm)
+        with fail_together(self.accelerator):
+            self._guard_synchronised(norm)
         meter.mean("update/grad_norm", float(norm), 1.0)
         if bool(norm.isfinite()):
             with self._memory(), self._guard_moved(norm, teaches):
@@ -279,7 +280,8 @@ class Updater:
                 for name, tensor in self.policy.trainable_state().items():
                     self.ema[name].lerp_(tensor, 1 - decay)
         else:
-            self._skip(norm)
+            with fail_together(self.accelerator):
+                self._skip(norm)
         self.optimizer.zero_grad(set_to_none=True)
 
     @contextmanager
