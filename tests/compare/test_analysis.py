@@ -23,6 +23,8 @@ GAINS = {
     "customized": (0.1, 0.1, 0.1, 0.05),
 }
 
+BEYOND = "Is a method better, or does it only weight the rewards differently?"
+
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
@@ -91,10 +93,10 @@ def test_beyond_the_line_by_hand(exact: Analysis, known: Analysis) -> None:
     assert exact.beyond("customized", rewards, "sars").value == pytest.approx(0.06 / unit, abs=1e-5)
     assert exact.beyond("naive_1to1", rewards, "sars").value == pytest.approx(0.01 / unit, abs=1e-5)
     assert math.isnan(exact.beyond("naive_1to1", rewards).value)
-    said = {f.question: f for f in findings(exact)}["Is a method better, or does it only weight the rewards differently?"]
+    said = {f.question: f for f in findings(exact)}[BEYOND]
     assert said.verdict == "Better: Customized"
     assert math.isnan(known.beyond("customized", rewards).value)
-    assert "Is a method better, or does it only weight the rewards differently?" not in {f.question for f in findings(known)}
+    assert BEYOND not in {f.question for f in findings(known)}
 
 
 def test_probability_of_improvement_and_differences(exact: Analysis) -> None:
