@@ -15,8 +15,8 @@ from customized_grpo.display import show_changes
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import Evaluation, EvaluationSettings, batches, evaluate
 from customized_grpo.randomness import normal
-from customized_grpo.report.record import read_evaluation
 from customized_grpo.rollout import sample_ode
+from customized_grpo.store.scores import Scores, read_scores, write_scores
 
 REWARDS = {"red": fakes.red}
 METRICS = {"dark": fakes.dark}
@@ -27,27 +27,34 @@ def run(policy, batch: int = 48, iteration: int = 0, count: int = 5) -> Evaluati
     return evaluate(policy, fakes.examples(count), REWARDS, METRICS, settings, 4, iteration)
 
 
+def table(policy=None, **options) -> Scores:
+    return run(policy or fakes.LinearPolicy(), **options).scores
+
+
 def test_noise_is_fixed_whatever_the_batches_and_the_company() -> None:
-    whole, pieces = run(fakes.LinearPolicy()), run(fakes.LinearPolicy(), batch=3)
-    assert whole.values.shape == (2, 5, 2)
-    torch.testing.assert_close(whole.values, pieces.values, rtol=0, atol=1e-6)
-    torch.testing.assert_close(whole.values[:, :3], run(fakes.LinearPolicy(), count=3).values, rtol=0, atol=1e-6)
-    assert not torch.equal(whole.values[0], whole.values[1])
+    whole = table().values
+    assert whole.shape == (2, 5, 2)
+    np.testing.assert_allclose(whole, table(batch=3).values, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(whole[:, :3], table(count=3).values, rtol=0, atol=1e-6)
+    assert not np.array_equal(whole[0], whole[1])
 
 
-def test_scores_are_saved_and_loaded_with_what_is_missing(tmp_path: Path) -> None:
-    made = run(fakes.LinearPolicy())
+def test_scores_are_float32_numbers_in_float64() -> None:
+    values = table().values
+    assert values.dtype == np.float64
+    np.testing.assert_array_equal(values, values.astype(np.float32))
+
+
+def test_another_runs_scores_are_taken_over_as_they_are(tmp_path: Path) -> None:
+    made = table()
     made.values[0, 0, 1] = math.nan
-    made.save(tmp_path / "e.json")
+    write_scores(tmp_path / "e.json", made)
     loaded = evaluations.reuse(tmp_path / "e.json", fakes.examples(5), ["red", "dark"], 2)
-    torch.testing.assert_close(loaded.values, made.values, equal_nan=True, rtol=0, atol=0)
-    assert loaded.metrics == ("red", "dark")
-    assert loaded.rewards == ("red",)
-    assert "NaN" not in (tmp_path / "e.json").read_text(), "which is no JSON"
-    found, made = read_evaluation(tmp_path / "e.json"), made.scores()
-    assert (found.iteration, found.metrics, found.rewards) == (made.iteration, made.metrics, made.rewards)
-    assert (found.tasks, found.subjects) == (made.tasks, made.subjects)
-    np.testing.assert_array_equal(found.values, made.values)
+    np.testing.assert_array_equal(loaded.scores.values, made.values)
+    write_scores(tmp_path / "copy.json", loaded.scores)
+    assert (tmp_path / "copy.json").read_text() == (tmp_path / "e.json").read_text()
+    assert read_scores(tmp_path / "e.json").rewards == ("red",)
+    assert (loaded.examples, loaded.images.shape) == ((), (0,))
 
 
 def test_what_could_not_be_scored_is_counted_and_is_no_zero() -> None:
@@ -56,11 +63,11 @@ def test_what_could_not_be_scored_is_counted_and_is_no_zero() -> None:
 
     settings = EvaluationSettings(replicates=2, grid_rows=0)
     never = {"some": some, "none": lambda images, examples: torch.full((len(images),), math.nan)}
-    found = evaluate(fakes.LinearPolicy(), fakes.examples(5), REWARDS, never, settings, 4, 0)
+    found = evaluate(fakes.LinearPolicy(), fakes.examples(5), REWARDS, never, settings, 4, 0).scores
     assert found.means()["some"] == 0.5
     red = found.means()["red"]
     assert found.summary() == f"red {red:.3f}  some 0.500 (2 of 10 unscored)  none nan (10 of 10 unscored)"
-    changes = evaluations.changes(found.scores(), found.scores())
+    changes = evaluations.changes(found, found)
     assert [(change.metric, change.tasks, change.unscored) for change in changes] == [("red", 5, 0), ("some", 4, 1)]
     assert changes[1].before.value == 0.5
     console = Console(record=True, width=200)
@@ -72,7 +79,8 @@ def test_the_grid_shows_the_first_replicate_of_the_first_examples() -> None:
     made = run(fakes.LinearPolicy())
     shown, examples = made.images, fakes.examples(2)
     assert shown.shape == (2, 3, 2, 2)
-    torch.testing.assert_close(fakes.red(shown, examples), made.values[0, :2, 0])
+    np.testing.assert_allclose(fakes.red(shown, examples), made.scores.values[0, :2, 0], rtol=1e-6)
+    assert [example.id for example in made.examples] == ["e0", "e1"]
     nothing = EvaluationSettings(replicates=1, grid_rows=0)
     assert evaluate(fakes.LinearPolicy(), examples, REWARDS, {}, nothing, 4, 0).images.shape == (0,)
 
@@ -80,10 +88,10 @@ def test_the_grid_shows_the_first_replicate_of_the_first_examples() -> None:
 def test_noise_depends_on_the_seed_the_example_and_the_replicate() -> None:
     policy, (first, second) = fakes.LinearPolicy(), fakes.examples(2)
     settings = EvaluationSettings(seed=3, replicates=2)
-    found = evaluate(policy, [first, second], REWARDS, {}, settings, 4, 0).values
+    found = evaluate(policy, [first, second], REWARDS, {}, settings, 4, 0).scores.values
     noise = normal((fakes.TOKENS, fakes.CHANNELS), [("evaluation", 3, second.id, 1)])
     alone = sample_ode(policy, policy.encode([second]), noise, 4)
-    torch.testing.assert_close(found[1, 1], fakes.red(alone, [second]))
+    np.testing.assert_allclose(found[1, 1], fakes.red(alone, [second]), rtol=1e-6)
 
 
 def test_batches_hold_whole_groups_of_replicates_of_one_shape() -> None:
@@ -131,7 +139,7 @@ def test_processes_share_the_batches_and_all_get_the_whole(monkeypatch: pytest.M
     monkeypatch.setattr(evaluations, "gather_objects", lambda accelerator, part: parts)
     for rank in (0, 1):
         whole = evaluate_on(rank)
-        torch.testing.assert_close(whole.values, alone.values, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(whole.scores.values, alone.scores.values, rtol=0, atol=1e-6)
         torch.testing.assert_close(whole.images, alone.images, rtol=0, atol=1e-6)
 
 
@@ -140,7 +148,7 @@ def test_processes_share_the_batches_and_all_get_the_whole(monkeypatch: pytest.M
 )
 def test_an_evaluation_of_something_else_is_not_reused(tmp_path: Path, count, metrics, replicates) -> None:
     path = tmp_path / "not" / "there" / "yet.json"
-    run(fakes.LinearPolicy()).save(path)
+    write_scores(path, table())
     assert evaluations.reuse(path, fakes.examples(5), ["red", "dark"], 2).images.shape == (0,)
     with pytest.raises(UserError, match="of other tasks, metrics or replicates"):
         evaluations.reuse(path, fakes.examples(count), metrics, replicates)
@@ -154,46 +162,44 @@ def test_a_damaged_evaluation_is_one_sentence(tmp_path: Path, text: str | None) 
         evaluations.reuse(tmp_path / "e.json", fakes.examples(5), ["red", "dark"], 2)
 
 
-def test_means_are_over_what_could_be_scored() -> None:
-    made = run(fakes.LinearPolicy(), count=2)
-    made.values[..., 0] = torch.tensor([[1.0, math.nan], [2.0, 6.0]])
-    assert made.means() == pytest.approx({"red": 3.0, "dark": float(made.values[..., 1].mean())})
-
-
 def test_changes_pair_tasks_and_know_their_sign() -> None:
-    before = run(fakes.LinearPolicy())
+    before = table()
     better = fakes.LinearPolicy()
     with torch.no_grad():
         better.module.bias[0] -= 0.3
-    change = evaluations.changes(before.scores(), run(better, iteration=1).scores())[0]
+    change = evaluations.changes(before, table(better, iteration=1))[0]
     assert change.metric == "red"
     assert 0 < change.difference.low <= change.difference.value <= change.difference.high
-    same = evaluations.changes(before.scores(), run(fakes.LinearPolicy()).scores())[0]
+    same = evaluations.changes(before, table())[0]
     assert same.difference == pytest.approx((0, 0, 0), abs=1e-6)
 
 
 def test_changes_are_of_what_both_have() -> None:
-    before, after = run(fakes.LinearPolicy()).scores(), run(fakes.LinearPolicy(), count=3).scores()
+    before, after = table(), table(count=3)
     after = replace(after, metrics=("red", "new"))
     found = evaluations.changes(before, after)
     assert [(change.metric, change.tasks) for change in found] == [("red", 3)]
 
 
 def test_one_subject_alone_has_no_interval() -> None:
-    before, after = (run(fakes.LinearPolicy(), iteration=n, count=1) for n in (0, 1))
-    change = evaluations.changes(before.scores(), after.scores())[0].difference
+    before, after = (table(iteration=n, count=1) for n in (0, 1))
+    change = evaluations.changes(before, after)[0].difference
     assert change.value == 0
     assert math.isnan(change.low)
     assert math.isnan(change.high)
 
 
-def test_the_table_knows_whose_picture_it_is() -> None:
-    table = run(fakes.LinearPolicy()).table()
-    assert table.clusters == ("s0", "s1", "s2", "s0", "s1")
-    assert table.values.shape == (2, 5, 2)
-    assert table.values.dtype == torch.float64
-    assert table.metrics == ("red", "dark")
-    assert table.tasks == ("e0", "e1", "e2", "e3", "e4")
+def test_the_table_knows_its_tasks() -> None:
+    found = table()
+    assert found.subjects == ("s0", "s1", "s2", "s0", "s1")
+    assert (found.metrics, found.rewards) == (("red", "dark"), ("red",))
+    assert found.tasks == ("e0", "e1", "e2", "e3", "e4")
+    assert found.prompts == tuple(example.prompt for example in fakes.examples(5))
+    assert found.kinds == ("",) * 5
+    asked = [SimpleNamespace(id="x", prompt="p", subject="s", kind=kind) for kind in ("scene", None)]
+    values = np.zeros((1, 2, 1))
+    made = evaluations.tabulate(values, asked, ["red"], ["red"], 3)  # pyright: ignore[reportArgumentType]
+    assert (made.kinds, made.iteration) == (("scene", ""), 3)
 
 
 def test_a_cluster_is_the_subject_or_the_example_alone() -> None:

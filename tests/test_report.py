@@ -23,35 +23,16 @@ from customized_grpo.errors import UserError
 from customized_grpo.page import formats, plots
 from customized_grpo.probe.plots import Line, over_progress
 from customized_grpo.report import write_report
-from customized_grpo.report.intervals import Estimate, change, level, since_first
-from customized_grpo.report.record import Evaluation, read_run
 from customized_grpo.report.remarks import remarks
 from customized_grpo.report.run import contents, headline, reward_changes, stages
-from customized_grpo.store.run import RunFolder
+from customized_grpo.store.run import RunFolder, read_run
+from customized_grpo.store.scores import Estimate, Scores, change, write_scores
 from customized_grpo.trainer import Trainer
-
-TASKS = [("a-0", "a"), ("a-1", "a"), ("b-0", "b"), ("b-1", "b"), ("c-0", "c")]
-BASE = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+from store.tables import BASE, table
 
 
-def evaluation(iteration: int, *columns: Any, metrics: tuple[str, ...] = ("prompt", "identity")) -> Evaluation:
-    """One replicate; a column is the scores of one metric on TASKS."""
-    values = np.stack([np.asarray(column, dtype=float) for column in columns], axis=-1)[None]
-    tasks, subjects = zip(*TASKS, strict=True)
-    return Evaluation(iteration, metrics, metrics[:2], tasks, subjects, values)
-
-
-def save(result: Evaluation, run: Path) -> None:
-    values = [[[x if math.isfinite(x) else None for x in task] for task in rep] for rep in result.values.tolist()]
-    content = {
-        "iteration": result.iteration,
-        "metrics": result.metrics,
-        "rewards": result.rewards,
-        "tasks": [{"id": task, "subject": subject, "prompt": "a cat"} for task, subject in TASKS],
-        "values": values,
-    }
-    (run / "evaluations").mkdir(exist_ok=True)
-    (run / "evaluations" / f"iteration-{result.iteration:06d}.json").write_text(json.dumps(content))
+def save(result: Scores, run: Path) -> None:
+    write_scores(RunFolder(run).evaluation(result.iteration), result)
 
 
 def row(iteration: int, rewards: tuple[str, ...] = ("prompt", "identity"), **changed: Any) -> dict[str, Any]:
@@ -83,8 +64,8 @@ def run(tmp_path: Path) -> Path:
     (folder / "run.json").write_text(json.dumps(info))
     write_rows(folder, [row(i) for i in (1, 2, 3)])
     metrics = ("prompt", "identity", "subject_kept")
-    save(evaluation(0, BASE, BASE, BASE, metrics=metrics), folder)
-    save(evaluation(3, BASE + 0.2, BASE - 0.1, BASE + np.array([0.1, -0.1, 0.1, -0.1, 0]), metrics=metrics), folder)
+    save(table(0, BASE, BASE, BASE, metrics=metrics), folder)
+    save(table(3, BASE + 0.2, BASE - 0.1, BASE + np.array([0.1, -0.1, 0.1, -0.1, 0]), metrics=metrics), folder)
     for name in ("over_training", "iteration-000000", "iteration-000003"):
         Image.new("RGB", (40, 20), "red").save(folder / "samples" / f"{name}.png")
     (folder / "samples" / "cells").mkdir()
@@ -108,68 +89,7 @@ def text_of(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", html, flags=re.S)).split())
 
 
-# What an evaluation says
-
-
-def test_a_task_is_the_mean_of_its_scored_replicates() -> None:
-    values = np.array([[[1.0], [math.nan], [2.0]], [[3.0], [math.nan], [math.nan]]])
-    found = Evaluation(0, ("prompt",), ("prompt",), ("x", "y", "z"), ("x", "y", "z"), values)
-    np.testing.assert_array_equal(found.per_task("prompt"), [2.0, math.nan, 2.0])
-    assert np.isnan(found.per_task("other")).all()
-
-
-def test_a_change_is_paired_over_the_tasks_scored_twice() -> None:
-    before = evaluation(0, BASE, [math.nan, 1, 2, 3, 4])
-    after = evaluation(5, BASE + 0.25, [9, 2, math.nan, 5, 7])
-    moved = change(before, after, "prompt")
-    assert moved.difference == pytest.approx((0.25, 0.25, 0.25))
-    assert moved.difference.verdict == "rose"
-    moved = change(before, after, "identity")
-    assert (moved.tasks, moved.subjects, moved.unscored) == (3, 3, 2)
-    assert moved.before.value == pytest.approx((1 + 3 + 4) / 3)
-    assert moved.after.value == pytest.approx((2 + 5 + 7) / 3)
-    assert moved.difference.value == pytest.approx(2.0)
-
-
-def test_a_change_pairs_tasks_by_name_not_by_place() -> None:
-    before, after = evaluation(0, BASE, BASE), evaluation(1, BASE, BASE)
-    turned = Evaluation(
-        1, after.metrics, after.rewards, after.tasks[::-1], after.subjects[::-1], after.values[:, ::-1] + 0.5
-    )
-    assert change(before, turned, "prompt").difference == pytest.approx((0.5, 0.5, 0.5))
-
-
-def test_intervals_resample_subjects() -> None:
-    # The third of three subjects, with one task of the five, gained 3. A resample leaves it out with probability
-    # (2/3)^3 = 30 %, so the interval reaches 0; it holds nothing else with 1/27 = 4 %, so the interval reaches 3.
-    moved = change(
-        evaluation(0, BASE, BASE), evaluation(1, BASE + np.array([0, 0, 0, 0, 3]), BASE), "prompt"
-    ).difference
-    assert moved == pytest.approx((3 / 5, 0, 3), abs=1e-6)
-    assert moved.verdict == "unclear"
-
-
-def test_an_interval_that_touches_zero_is_unclear() -> None:
-    assert Estimate(0.6, 2e-8, 3.0).verdict == Estimate(-0.6, -3.0, -2e-8).verdict == "unclear"
-    assert Estimate(2e-8, 2e-8, 2e-8).verdict == "rose"
-    assert Estimate(1.0, math.nan, math.nan).verdict == "unclear"
-
-
-def test_one_subject_has_no_interval() -> None:
-    one = Evaluation(0, ("prompt",), ("prompt",), ("x", "y"), ("s", "s"), np.array([[[1.0], [2.0]]]))
-    assert level(one, "prompt").value == 1.5
-    assert math.isnan(level(one, "prompt").low)
-    assert change(one, one, "prompt").difference.verdict == "unclear"
-
-
-def test_bars_since_the_first_evaluation_are_those_of_the_paired_change() -> None:
-    first, last = evaluation(0, BASE, BASE), evaluation(4, BASE + np.array([0.1, 0.1, 0.3, 0.3, 0.2]), BASE)
-    start, end = since_first([first, last], "prompt")
-    moved = change(first, last, "prompt")
-    assert start.value == pytest.approx(0.3)
-    assert math.isnan(start.low)
-    assert end == pytest.approx([0.3 + x for x in moved.difference])
-    assert since_first([first], "prompt") == [level(first, "prompt")]
+# What the intervals say
 
 
 @pytest.mark.parametrize(
@@ -187,8 +107,8 @@ def test_bars_since_the_first_evaluation_are_those_of_the_paired_change() -> Non
 def test_the_headline_is_what_the_intervals_say(run: Path, differences: dict[str, float], expected: str) -> None:
     record = read_run(run)
     metrics = tuple(differences)
-    before = evaluation(0, *(BASE for _ in metrics), metrics=metrics)
-    after = evaluation(1, *(BASE + d for d in differences.values()), metrics=metrics)
+    before = table(0, *(BASE for _ in metrics), metrics=metrics)
+    after = table(1, *(BASE + d for d in differences.values()), metrics=metrics)
     assert headline(record, [change(before, after, m) for m in metrics], [])[0] == expected
 
 
@@ -294,8 +214,7 @@ def test_three_rewards(run: Path) -> None:
     (run / "run.json").write_text(json.dumps(info))
     write_rows(run, [row(i, names) for i in (1, 2, 3)])
     for iteration in (0, 3):
-        result = evaluation(iteration, *[BASE + iteration] * 3, metrics=names)
-        save(Evaluation(iteration, names, names, result.tasks, result.subjects, result.values), run)
+        save(replace(table(iteration, *[BASE + iteration] * 3, metrics=names), rewards=names), run)
     text = text_of(write_report(run).read_text())
     assert "All 3 rewards rose" in text
     assert "style" in text
@@ -397,7 +316,7 @@ def test_nothing_but_nan(run: Path) -> None:
     write_rows(run, [dict.fromkeys(row(1), math.nan) | {"iteration": i} for i in (1, 2)])
     empty = np.full(5, math.nan)
     for iteration in (0, 3):
-        save(evaluation(iteration, empty, empty), run)
+        save(table(iteration, empty, empty), run)
     text = text_of(write_report(run).read_text())
     assert "Prompt could not score 10 of 10 held-out pictures; 5 of 5 tasks are left out of its change." in text
 
@@ -406,7 +325,7 @@ def test_health_is_remarked_on(run: Path) -> None:
     bad = {"reward/prompt/unscored": 2, "reward/identity/spread": 0.0, "update/first_ratio_error": 0.01}
     bad |= {"update/clip_share": 0.9, "advantage/clamped": 0.2}
     write_rows(run, [row(i) | bad | {"update/skipped": skipped} for i, skipped in ((1, 0), (2, 2), (3, 2))])
-    save(evaluation(3, BASE + 0.2, BASE, BASE - 0.2, metrics=("prompt", "identity", "subject_kept")), run)
+    save(table(3, BASE + 0.2, BASE, BASE - 0.2, metrics=("prompt", "identity", "subject_kept")), run)
     record = read_run(run)
     serious = {remark.text for remark in remarks(record, reward_changes(record)) if remark.serious}
     assert serious == {
@@ -492,6 +411,22 @@ def test_running_mean_is_centred_and_skips_what_is_missing() -> None:
     values = np.array([1.0, 2.0, math.nan, 6.0])
     np.testing.assert_allclose(plots.running_mean(values, 3), [1.5, 1.5, 4.0, 6.0])
     np.testing.assert_array_equal(plots.running_mean(values, 1), values)
+
+
+def test_what_is_undefined_is_a_gap_and_no_zero(tmp_path: Path) -> None:
+    x, y = np.arange(5), np.array([0.4, 0.4, math.nan, 0.4, 0.4])
+    shares = plots.conflict_shares(x, {"conflict": y, "both better": y / 2, "both worse": y / 2})
+    for area in shares.axes[0].collections:
+        assert [path.vertices[:, 0].max() for path in area.get_paths()] == [1, 4]
+    shares = plots.conflict_shares(x, {"conflict": np.where(x < 1, 0.4, math.nan)}, window=1)
+    assert [label.get_text() for label in shares.axes[0].texts] == ["conflict  40%", "chance"]
+    band, *_ = plots.training_curve(x, np.ones(5), y, [], []).axes[0].collections
+    assert [path.vertices[:, 0].max() for path in band.get_paths()] == [1, 4]
+    levels = [Estimate(0.5, math.nan, math.nan), Estimate(0.6, 0.5, 0.8)]
+    assert plots.whiskers(levels) == pytest.approx(np.array([[math.nan, 0.1], [math.nan, 0.2]]), nan_ok=True)
+    curve = plots.training_curve(x, y, y, [0, 4], levels)
+    for n, figure in enumerate((shares, curve)):
+        plots.save(figure, tmp_path, str(n))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

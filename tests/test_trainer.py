@@ -15,8 +15,8 @@ from customized_grpo.assemble import resume_run
 from customized_grpo.config import TrainerConfig, parse_config
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.evaluation import evaluate
-from customized_grpo.report.record import read_evaluation
 from customized_grpo.store.run import RunFolder
+from customized_grpo.store.scores import read_scores
 from customized_grpo.trainer import Observer, Result, Trainer
 
 QUICK = {
@@ -286,7 +286,7 @@ def test_evaluation_uses_the_averaged_weights_and_training_goes_on_with_its_own(
     made = trainer(tmp_path, training={**QUICK["training"], "ema_decay": 0.9})
     result = made.train()
     own = weights(made.policy)
-    measured = read_evaluation(RunFolder(result.run).evaluation(3)).values
+    measured = read_scores(RunFolder(result.run).evaluation(3)).values
 
     def evaluated() -> torch.Tensor:
         found = evaluate(made.policy, made.eval_examples, made.rewards, {}, made.config.evaluation, 5, 3)

@@ -137,29 +137,32 @@ class Naive:
                 loss = mean([term[0] for term in terms]) + case["beta"] * kl
                 (gradient,) = torch.autograd.grad(loss, weights)
                 norm = math.hypot(*gradient.tolist())
-                records.append([loss.item(), kl.item(), mean([term[2] for term in terms]), norm])
+                records.append([loss.item(), kl.item(), *(mean([term[n] for term in terms]) for n in (2, 3)), norm])
                 gradient = gradient * min(1.0, case["max_grad_norm"] / (norm + 1e-6))
                 self.gradients.append(gradient)
                 self.weights = self.weights - learning_rate(*case["schedule"], self.n, self.total) * gradient
                 self.n += 1
                 decay = min(case["ema_decay"], (1 + self.n) / (10 + self.n))
                 self.average = decay * self.average + (1 - decay) * self.weights
-        names = ("update/loss", "update/kl", "update/clip_share", "update/grad_norm")
+        names = ("update/loss", "update/kl", "update/clip_share", "update/approx_kl", "update/grad_norm")
         return {name: mean([record[i] for record in records]) for i, name in enumerate(names)}
 
-    def terms(self, weights: Tensor, sampled: Tensor, data: Data, row: int, column: int) -> tuple[Any, Any, bool]:
-        """Surrogate, KL, and whether the clip stops the gradient."""
+    def terms(
+        self, weights: Tensor, sampled: Tensor, data: Data, row: int, column: int
+    ) -> tuple[Any, Any, bool, float]:
+        """Surrogate, KL, whether the clip stops the gradient, and the estimated KL to the policy that sampled."""
         x, condition, step = data.latents[row, column], data.condition[row], STEPS[column]
         old, std = step_mean(sampled, x, condition, step)
         y = old + std * data.noise[row, column]
         new, base = (step_mean(w, x, condition, step)[0] for w in (weights, BASE))
         log_ratio = log_density(y, new, std) - log_density(y, old, std)
+        moved = log_ratio.exp().item() - 1 - log_ratio.item()
         if self.case["ratio_norm"]:
             log_ratio = (log_ratio + ((new - old) ** 2).mean() / (2 * std**2)) * std
         ratio, c, a = log_ratio.exp(), self.case["clip_range"], data.advantage[row, column]
         stopped = bool(ratio > 1 + c) if a > 0 else bool(ratio < 1 - c)
         surrogate = -a * ratio.clamp(1 - c, 1 + c).detach() if stopped else -a * ratio
-        return surrogate, ((new - base) ** 2).mean() / (2 * std**2), stopped
+        return surrogate, ((new - base) ** 2).mean() / (2 * std**2), stopped, moved
 
 
 # ---- the cases

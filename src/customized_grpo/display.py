@@ -12,7 +12,7 @@ from customized_grpo import page
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import Evaluation
 from customized_grpo.preflight import Summary
-from customized_grpo.report.intervals import Change
+from customized_grpo.store.scores import Change
 from customized_grpo.trainer import Observer, Result
 
 STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
@@ -71,7 +71,8 @@ class Display(Observer):
             )
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        self.console.print(f"held-out, iteration {evaluation.iteration:>3}: {evaluation.summary()}", highlight=False)
+        scores = evaluation.scores
+        self.console.print(f"held-out, iteration {scores.iteration:>3}: {scores.summary()}", highlight=False)
 
     def on_end(self, run: Path, status: str) -> None:
         from customized_grpo.report import write_report

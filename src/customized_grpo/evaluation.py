@@ -1,11 +1,11 @@
 """Held-out evaluation: fixed examples, fixed noise, deterministic sampling, so that numbers pair over training."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from pydantic import Field
@@ -16,14 +16,11 @@ from customized_grpo.errors import UserError
 from customized_grpo.memory import explain_full_device
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import normal, seed_global
-from customized_grpo.report.intervals import Change, change
-from customized_grpo.report.record import Evaluation as Scores
-from customized_grpo.report.record import read_evaluation
 from customized_grpo.rollout import sample_ode
 from customized_grpo.scoring import RewardFunction, score
 from customized_grpo.settings import Role, Settings
-from customized_grpo.store import write
-from customized_grpo.types import Example, ScoreTable
+from customized_grpo.store.scores import Change, Scores, change, read_scores
+from customized_grpo.types import Example
 
 
 class EvaluationSettings(Settings):
@@ -48,78 +45,51 @@ class EvaluationSettings(Settings):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores and pictures of one policy state."""
+    """Scores of one policy state, and some of the images."""
 
-    iteration: int
-    values: Tensor
-    """(replicates, tasks, metrics) float32; NaN where a metric could not score."""
-    metrics: tuple[str, ...]
-    rewards: tuple[str, ...]
-    """Those of `metrics` that are trained on."""
+    scores: Scores
     examples: tuple[Example, ...]
+    """Those whose images are kept: the first `grid_rows`."""
     images: Tensor
-    """(rows, 3, H, W) first replicate of the first `grid_rows` tasks."""
-
-    def table(self) -> ScoreTable:
-        return ScoreTable(
-            self.values.double(),
-            self.metrics,
-            tuple(example.id for example in self.examples),
-            tuple(cluster(example) for example in self.examples),
-        )
-
-    def scores(self) -> Scores:
-        """As the file that `save` writes is read: the numbers, without pictures."""
-        tasks, subjects = tuple(e.id for e in self.examples), tuple(map(cluster, self.examples))
-        values = self.values.double().cpu().numpy()
-        return Scores(self.iteration, self.metrics, self.rewards, tasks, subjects, values)
-
-    def means(self) -> dict[str, float]:
-        """Mean of each metric over what could be scored."""
-        return {name: float(self.values[..., k].double().nanmean()) for k, name in enumerate(self.metrics)}
-
-    def summary(self) -> str:
-        """The means in one line, each with how many pictures could not be scored."""
-        missing = self.values.isnan().flatten(0, 1).sum(dim=0).tolist()
-        total = self.values[..., 0].numel()
-        return "  ".join(
-            f"{name} {value:.3f}" + (f" ({count} of {total} unscored)" if count else "")
-            for (name, value), count in zip(self.means().items(), missing, strict=True)
-        )
-
-    def save(self, path: Path) -> None:
-        """JSON with every score: {"iteration", "metrics", "rewards", "tasks", "values": [replicate][task][metric]}."""
-        tasks = [{"id": e.id, "subject": cluster(e), "prompt": e.prompt} for e in self.examples]
-        values = [[[None if v != v else v for v in row] for row in rep] for rep in self.values.tolist()]
-        payload = {
-            "iteration": self.iteration, "metrics": self.metrics, "rewards": self.rewards, "tasks": tasks,
-            "values": values,
-        }  # fmt: skip
-        write(path, json.dumps(payload))
+    """(rows, 3, H, W) their first replicate; empty where the scores are another run's."""
 
 
 def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], replicates: int) -> Evaluation:
-    """The evaluation of the base policy that another run, or `cgrpo eval`, left at `path`, without pictures.
+    """The evaluation of the base policy that another run, or `cgrpo eval`, left at `path`, without images.
 
     Raises:
         UserError: if it is missing, damaged, or of other tasks or metrics.
     """
     advice = "make it with `cgrpo eval CONFIG --output FOLDER`, or leave evaluation.base out."
     try:
-        found = read_evaluation(path)
+        found = read_scores(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"evaluation.base: '{path}' is missing or damaged ({type(error).__name__}); {advice}"
         ) from error
-    same = found.tasks == tuple(e.id for e in examples) and found.metrics == tuple(metrics)
+    same = found.tasks == tuple(example.id for example in examples) and found.metrics == tuple(metrics)
     if not same or len(found.values) != replicates:
         raise UserError(f"evaluation.base: '{path}' is of other tasks, metrics or replicates than this run; {advice}")
-    values = torch.from_numpy(found.values).float()
-    return Evaluation(found.iteration, values, found.metrics, found.rewards, tuple(examples), torch.empty(0))
+    scores = tabulate(found.values, examples, found.metrics, found.rewards, found.iteration)
+    return Evaluation(scores, (), torch.empty(0))
+
+
+def tabulate(
+    values: np.ndarray, examples: Sequence[Example], metrics: Iterable[str], rewards: Iterable[str], iteration: int
+) -> Scores:
+    """The table of (replicates, tasks, metrics) values whose tasks are `examples`."""
+    return Scores(
+        values, tuple(metrics), tuple(rewards),
+        tasks=tuple(example.id for example in examples),
+        subjects=tuple(map(cluster, examples)),
+        kinds=tuple(str(getattr(example, "kind", None) or "") for example in examples),
+        prompts=tuple(example.prompt for example in examples),
+        iteration=iteration,
+    )  # fmt: skip
 
 
 def cluster(example: Example) -> str:
-    """Whose picture it is: intervals resample subjects, because pictures of one subject are alike."""
+    """The subject of an example. Intervals resample subjects, because images of one subject are alike."""
     return str(getattr(example, "subject_id", "") or example.subject or example.id)
 
 
@@ -160,9 +130,11 @@ def evaluate(
     if accelerator is not None:
         for other_scored, other_shown in gather_objects(accelerator, (scored, shown)):
             scored, shown = {**scored, **other_scored}, {**shown, **other_shown}
-    values = torch.tensor([[scored[r, i] for i in range(len(examples))] for r in range(settings.replicates)])
-    pictures = torch.stack([shown[i] for i in sorted(shown)]) if shown else torch.empty(0)
-    return Evaluation(iteration, values, tuple(measured), tuple(rewards), tuple(examples), pictures)
+    values = np.array([[scored[r, i] for i in range(len(examples))] for r in range(settings.replicates)])
+    rows = sorted(shown)
+    images = torch.stack([shown[i] for i in rows]) if rows else torch.empty(0)
+    table = tabulate(values, examples, measured, rewards, iteration)
+    return Evaluation(table, tuple(examples[i] for i in rows), images)
 
 
 def batches(

@@ -19,6 +19,7 @@ from customized_grpo.images import to_pil
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import normal
 from customized_grpo.rollout import sample_ode
+from customized_grpo.store.scores import Scores, write_scores
 from customized_grpo.types import Example
 
 
@@ -95,17 +96,17 @@ def evaluate_command(
     rewards, metrics = build_rewards(config.rewards), build_rewards(config.metrics, "metric")
     policy, steps = build_policy(config), config.rollout.num_inference_steps
 
-    def measure(step: int) -> evaluations.Evaluation:
+    def measure(step: int) -> Scores:
         result = evaluations.evaluate(policy, examples, rewards, metrics, config.evaluation, steps, step)
-        console.print(f"{'base' if step == 0 else f'iteration {step}'}: {result.summary()}", highlight=False)
+        console.print(f"{'base' if step == 0 else f'iteration {step}'}: {result.scores.summary()}", highlight=False)
         if output is not None:
-            result.save(output / f"iteration-{step:06d}.json")
+            write_scores(output / f"iteration-{step:06d}.json", result.scores)
             save_grid(result, output)
-        return result
+        return result.scores
 
     base = measure(0)
     if folder is not None:
         after = measure(load_trained(policy, folder, iteration))
-        show_changes(console, evaluations.changes(base.scores(), after.scores()), list(config.rewards))
+        show_changes(console, evaluations.changes(base, after), list(config.rewards))
     if output is not None:
         console.print(f"scores and pictures: {output}", highlight=False, soft_wrap=True)

@@ -51,12 +51,12 @@ def save_grid(evaluation: "Evaluation", folder: Path) -> None:
     """samples/iteration-NNNNNN.png (reference | generation) and the pictures alone, for the grid over training."""
     if len(evaluation.images) == 0:
         return
-    shown = evaluation.examples[: len(evaluation.images)]
+    shown, iteration = evaluation.examples, evaluation.scores.iteration
     pictures = [to_pil(image) for image in evaluation.images]
     rows = [[*example.references, picture] for example, picture in zip(shown, pictures, strict=True)]
     most = max(len(row) for row in rows) - 1
-    headers = ["reference"] * most + [label(evaluation.iteration)]
-    stem = f"iteration-{evaluation.iteration:06d}"
+    headers = ["reference"] * most + [label(iteration)]
+    stem = f"iteration-{iteration:06d}"
     write(folder / f"{stem}.png", png(grid(rows, headers, [example.prompt for example in shown])))
     cells = folder / "cells"
     for index, (example, picture) in enumerate(zip(shown, pictures, strict=True)):

@@ -39,11 +39,10 @@ from customized_grpo.method import Method, SpreadGuard, describe_advantages, des
 from customized_grpo.policies.contract import Policy
 from customized_grpo.preflight import Job, Summary, check_noise, check_plan, check_sizes, summarize
 from customized_grpo.randomness import generator, seed_global
-from customized_grpo.report.intervals import Change
-from customized_grpo.report.record import read_evaluation
 from customized_grpo.rollout import RowNoise, collect
 from customized_grpo.scoring import RewardFunction, named, score_groups
 from customized_grpo.store.run import RunFolder
+from customized_grpo.store.scores import Change, read_scores, write_scores
 from customized_grpo.tracking import check_trackers, end_training, peak_memory_gib, provenance, start_trackers, track
 from customized_grpo.types import Example, Rewards, Rollout
 from customized_grpo.update import Updater
@@ -305,7 +304,7 @@ class Trainer:
         measured = [*self.rewards, *self.metrics]
         evaluation = evaluations.reuse(base, self.eval_examples, measured, self.config.evaluation.replicates)
         if self.accelerator.is_main_process:
-            evaluation.save(run.evaluation(0))
+            write_scores(run.evaluation(0), evaluation.scores)
             copy_grid(base.parent, base.stem, run.samples)
             self._tell(self.observer.on_evaluation, evaluation)
         return evaluation
@@ -323,7 +322,7 @@ class Trainer:
                 self.config.rollout.num_inference_steps, self.iteration, self.accelerator,
             )  # fmt: skip
             if self.accelerator.is_main_process:
-                evaluation.save(run.evaluation(self.iteration))
+                write_scores(run.evaluation(self.iteration), evaluation.scores)
                 save_grid(evaluation, run.samples)
                 self._tell(self.observer.on_evaluation, evaluation)
         return evaluation
@@ -438,8 +437,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             save_history(run)
             with suppress(OSError, ValueError):  # missing or damaged: nothing to compare with
-                before = first.scores() if first else read_evaluation(run.evaluation(0))
-                changes = evaluations.changes(before, last.scores()) if last is not None else []
+                before = first.scores if first else read_scores(run.evaluation(0))
+                changes = evaluations.changes(before, last.scores) if last is not None else []
             status = "interrupted" if interrupted else "finished"
             run.describe(seconds=round(time.monotonic() - started, 1))
             self._tell(self.observer.on_end, run.path, status)

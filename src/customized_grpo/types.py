@@ -65,15 +65,3 @@ class Rewards:
     """(P, G, K) float32, raw units, higher is better; NaN where a reward could not score."""
     names: tuple[str, ...]
     """K names, in column order."""
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """Scores of one method on a fixed set of tasks. A task is a (subject, prompt) pair."""
-
-    values: Tensor
-    """(seeds, tasks, metrics) float64; NaN where a metric could not score."""
-    metrics: tuple[str, ...]
-    tasks: tuple[str, ...]
-    clusters: tuple[str, ...]
-    """The subject of each task: intervals resample subjects, not pictures."""

@@ -16,7 +16,7 @@ from customized_grpo.checkpoint import TrainingState
 from customized_grpo.distributed import average, combine, fail_together, gather
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.functional import sde
-from customized_grpo.functional.surrogate import clipped_surrogate, gaussian_kl, normalized_log_ratio
+from customized_grpo.functional.surrogate import approx_kl, clipped_surrogate, gaussian_kl, normalized_log_ratio
 from customized_grpo.memory import explain_full_device
 from customized_grpo.meters import Meter
 from customized_grpo.method import MethodSettings
@@ -216,6 +216,7 @@ class Updater:
         log_ratio = sde.log_prob(step, rollout.next_latents[some, column]) - rollout.log_probs[some, column]
         drift = float(log_ratio.detach().abs().max())
         meter.maximum("update/ratio_max", math.exp(min(drift, 80.0)))
+        meter.mean("update/approx_kl", float(approx_kl(log_ratio.detach())), batch.share)
         if method.ratio_norm:
             assert rollout.means is not None
             log_ratio = normalized_log_ratio(log_ratio, step, sde.Gaussian(rollout.means[some, column], step.std))

@@ -56,14 +56,14 @@ def plain(place: Path) -> Bench:
 
 
 def test_everything_is_drawn_scored_and_reported(plain: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plain.values.shape == (7, 2, 3)
-    assert np.isfinite(plain.values[:, :, :2]).all()
+    assert plain.scores.values.shape == (2, 7, 3)
+    assert np.isfinite(plain.scores.values[:, :, :2]).all()
     assert len(list(plain.folder.images.rglob("*.png"))) == JOBS
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with write_table(plain).open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert len(table) == JOBS
-    assert float(table[0]["dino"]) == plain.values[0, 0, 0]
+    assert float(table[0]["dino"]) == plain.scores.values[0, 0, 0]
     assert (plain.folder.path / table[0]["image"]).is_file()
     page = (plain.folder.path / "report.html").read_text(encoding="utf-8")
     for text in ("the protocol has 30", "UNO, Wu et al. 2025", "Customized-GRPO", "real images", "2 images each"):
@@ -75,7 +75,7 @@ def test_scores_are_a_parquet_file_where_pyarrow_is(plain: Bench) -> None:
     file = write_table(plain)
     assert file.name == "scores.parquet"
     table = parquet.read_table(file).to_pylist()
-    assert [row["dino"] for row in table] == plain.values[:, :, 0].flatten().tolist()
+    assert [row["dino"] for row in table] == plain.scores.column("dino").T.flatten().tolist()
     assert table[0]["task"] == "dog-00"
 
 
@@ -84,7 +84,7 @@ def test_the_same_command_does_nothing_twice(place: Path, plain: Bench, monkeypa
     monkeypatch.setenv("BENCH_DIES_AFTER", "0")  # the policy would kill us
     again = run(place, place / "plain")
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    np.testing.assert_array_equal(again.values, plain.values)
+    np.testing.assert_array_equal(again.scores.values, plain.scores.values)
 
 
 def test_a_killed_bench_goes_on_to_the_same_numbers(place: Path, plain: Bench) -> None:
@@ -99,7 +99,7 @@ def test_a_killed_bench_goes_on_to_the_same_numbers(place: Path, plain: Bench) -
 
     again = run(place, output)
     assert {path: path.stat().st_mtime_ns for path in drawn} == drawn
-    np.testing.assert_array_equal(again.values, plain.values)
+    np.testing.assert_array_equal(again.scores.values, plain.scores.values)
 
 
 def test_a_line_cut_short_is_scored_again(place: Path, plain: Bench) -> None:
@@ -108,7 +108,7 @@ def test_a_line_cut_short_is_scored_again(place: Path, plain: Bench) -> None:
     lines.write_text(lines.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     with pytest.raises(UserError, match="1 of 14 images lack dino"):
         read_bench(place / "cut")
-    np.testing.assert_array_equal(run(place, place / "cut").values, plain.values)
+    np.testing.assert_array_equal(run(place, place / "cut").scores.values, plain.scores.values)
 
 
 def test_parts_make_a_whole(place: Path, plain: Bench) -> None:
@@ -117,7 +117,7 @@ def test_parts_make_a_whole(place: Path, plain: Bench) -> None:
     assert not (place / "parts" / "report.html").exists()
     whole = bench_command(silent(), words, output=place / "parts", part="1/2")
     assert whole is not None
-    np.testing.assert_array_equal(whole.values, plain.values)
+    np.testing.assert_array_equal(whole.scores.values, plain.scores.values)
 
 
 def test_the_oracle_leaves_the_photo_itself_out(plain: Bench) -> None:
@@ -146,13 +146,13 @@ def test_kinds_are_told_apart(plain: Bench) -> None:
         "live": 3, "object": 4, "recontextualisation": 3, "accessory": 1, "property": 3,
     }  # fmt: skip
     dog = [task.subject == "dog" for task in plain.tasks]
-    assert groups["live"].levels["clip_t"].value == pytest.approx(plain.values[dog][:, :, 1].mean())
+    assert groups["live"].levels["clip_t"].value == pytest.approx(plain.scores.column("clip_t")[:, dog].mean())
 
 
 def test_runs_pair_picture_by_picture(place: Path, plain: Bench) -> None:
     brighter = run(place, place / "bright", "policy.shift=0.1", against=[place / "plain"])
     change = paired(brighter, plain)["clip_t"]
-    assert change.value == pytest.approx(np.mean(brighter.values[:, :, 1] - plain.values[:, :, 1]))
+    assert change.value == pytest.approx(np.mean(brighter.scores.values[:, :, 1] - plain.scores.values[:, :, 1]))
     spread = levels(brighter)["clip_t"]
     assert 0 < change.high - change.low < spread.high - spread.low  # pairing takes the subjects' own level out
     assert "task by task" in (place / "bright" / "report.html").read_text(encoding="utf-8")
@@ -181,7 +181,7 @@ def test_what_has_not_been_used_may_be_mended(place: Path) -> None:
         run(place, output, "metrics.clip_i={path: nowhere}")
     with pytest.raises(UserError, match="nowhere"):
         run(place, output, "policy={use: FluxKontextPolicy, path: nowhere}")
-    assert run(place, output).values.shape == (7, 2, 3)
+    assert run(place, output).scores.values.shape == (2, 7, 3)
     with pytest.raises(UserError, match="holds another bench: its metric clip_t is"):
         run(place, output, "metrics.clip_t={use: bench.tiny:alike}")
     assert list(run(place, output, "metrics.clip_t=null").metrics) == ["dino", "background_copied"]
@@ -303,10 +303,10 @@ def test_published_numbers_are_held_against_their_own_protocol_alone(plain: Benc
 
 
 def test_a_background_that_nothing_tells_has_no_column(plain: Bench) -> None:
-    values = plain.values.copy()
-    assert columns(replace(plain, values=values)) == ["DINO", "CLIP-T", "background copied ↓"]
+    assert columns(plain) == ["DINO", "CLIP-T", "background copied ↓"]
+    values = plain.scores.values.copy()
     values[:, :, 2] = np.nan
-    assert columns(replace(plain, values=values)) == ["DINO", "CLIP-T"]
+    assert columns(replace(plain, scores=replace(plain.scores, values=values))) == ["DINO", "CLIP-T"]
 
 
 def test_bench_json_tells_the_rules(plain: Bench) -> None:

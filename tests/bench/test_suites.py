@@ -86,7 +86,7 @@ def test_a_bench_of_two_subjects(data: Path, tmp_path: Path) -> None:
         Console(quiet=True), words, config=tmp_path / "plain.yaml", output=tmp_path / "out", trust_code=True
     )  # fmt: skip
     assert bench is not None
-    assert bench.values.shape == (4, 4, 3)
+    assert bench.scores.values.shape == (4, 4, 3)
     assert (
         "UNO, Wu"
         not in (tmp_path / "out" / "report.html")
@@ -153,8 +153,8 @@ def test_a_bench_of_the_toy_world(tmp_path: Path) -> None:
     words = ["toyworld", "subjects=1", "images=1", "num_inference_steps=2"]
     bench = bench_command(Console(quiet=True), words, output=tmp_path / "out")
     assert bench is not None
-    assert bench.values.shape == (4, 1, 5)
-    assert np.isfinite(bench.values[:, :, :4]).all()
+    assert bench.scores.values.shape == (1, 4, 5)
+    assert np.isfinite(bench.scores.values[:, :, :4]).all()
     assert [score for _, score in bench.oracle["oracle_subject"]] == pytest.approx([1] * 4, abs=0.2)
 
 
@@ -170,8 +170,8 @@ def test_a_bench_of_real_photos_with_encoders_of_the_right_kind(tmp_path: Path) 
         Console(quiet=True), words, config=tmp_path / "plain.yaml", output=tmp_path / "out", trust_code=True
     )
     assert bench is not None
-    assert np.isfinite(bench.values[:, :, :3]).all()
-    assert np.isnan(bench.values[:, :, 3]).all()  # DreamBench has no masks, and so no backgrounds
+    assert np.isfinite(bench.scores.values[:, :, :3]).all()
+    assert np.isnan(bench.scores.values[:, :, 3]).all()  # DreamBench has no masks, and so no backgrounds
     photos = sum(len(list((REAL / "dataset" / name).glob("*.jpg"))) for name in ("backpack", "backpack_dog"))
     assert len(bench.oracle["dino"]) == photos - 2  # all but the two that are shown
     assert "no reference has a mask" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from customized_grpo.compare.analysis import Analysis
 from customized_grpo.compare.findings import findings, headline
 from customized_grpo.compare.results import read_comparison
 from customized_grpo.errors import UserError
-from customized_grpo.report.intervals import Estimate
+from customized_grpo.store.scores import Estimate
 
 GAINS = {
     "naive_1to1": (-0.05, 0.2, -0.05, 0.05),

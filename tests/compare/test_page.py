@@ -1,3 +1,5 @@
+import json
+import math
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -6,7 +8,10 @@ import pytest
 from rich.console import Console
 
 from compare.fabricate import fabricate
-from customized_grpo.compare.page import write_report
+from customized_grpo.compare import plots
+from customized_grpo.compare.analysis import Analysis
+from customized_grpo.compare.page import choose_styles, conflict_plots, write_report
+from customized_grpo.compare.results import read_comparison
 from customized_grpo.errors import UserError
 from customized_grpo.probe.command import new_probe
 from probe.test_run import CONFIG as PROBED
@@ -74,6 +79,27 @@ def test_the_report_shows_the_probe_that_the_grid_names(tmp_path: Path) -> None:
     (probe / "probe.json").unlink()
     with pytest.raises(UserError, match="probe"):
         write_report(root)
+
+
+def test_an_undefined_correlation_is_left_out_of_the_mean_over_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, drawn = tmp_path / "out", {}
+    fabricate(root, {"customized": (0.1,) * 4}, seeds=[0, 1])
+    for seed, correlations in enumerate([[-0.2, None, None, -0.2], [-0.4, -0.4, None, -0.4]]):
+        file = root / "cells" / "customized" / f"seed-{seed}" / "metrics.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [{**row, "conflict/correlation": value} for row, value in zip(rows, correlations, strict=True)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draw = plots.curves
+    monkeypatch.setattr(
+        plots, "curves", lambda at, lines, *, ylabel: drawn.update({ylabel: lines}) or draw(at, lines, ylabel=ylabel)
+    )
+    analysis = Analysis(read_comparison(root))
+    conflict_plots(analysis, choose_styles(analysis))
+    (line,) = drawn["correlation within groups"]
+    values = [level.value for level in line.levels]
+    assert values == pytest.approx([-0.3, -0.4, math.nan, -0.3], nan_ok=True)
 
 
 def test_columns_that_some_grids_need(tmp_path: Path) -> None:

@@ -7,12 +7,10 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
-import torch
 
 from customized_grpo.bench.record import Bench
 from customized_grpo.errors import UserError
-from customized_grpo.functional.statistics import mean_interval
-from customized_grpo.report.intervals import Estimate
+from customized_grpo.store.scores import Estimate, estimate
 
 COPIED = 0.5
 """A background of which so much is the reference's, pixel for pixel, counts as copied."""
@@ -21,9 +19,8 @@ COPIED = 0.5
 def levels(bench: Bench, chosen: Sequence[bool] | None = None) -> dict[str, Estimate]:
     """Mean of every metric over tasks (or those chosen), with the 95 % interval over subjects."""
     keep = np.ones(len(bench.tasks), bool) if chosen is None else np.asarray(chosen)
-    subjects = [subject for subject, kept in zip(bench.subjects, keep, strict=True) if kept]
-    found = estimates(bench.per_task()[keep], subjects)
-    return dict(zip(bench.metrics, found, strict=True))
+    subjects = np.array(bench.scores.subjects)[keep].tolist()
+    return {name: _rounded(estimate(bench.scores.per_task(name)[keep], subjects)) for name in bench.metrics}
 
 
 def oracle_levels(bench: Bench) -> dict[str, Estimate]:
@@ -31,8 +28,7 @@ def oracle_levels(bench: Bench) -> dict[str, Estimate]:
     found = {}
     for metric, scored in bench.oracle.items():
         means = _by_subject(scored)
-        column = np.array([[value] for value in means.values()]) if means else np.full((1, 1), np.nan)
-        found[metric] = estimates(column, list(means) or [""])[0]
+        found[metric] = _rounded(estimate(np.array([*means.values()]), [*means]))
     return found
 
 
@@ -42,17 +38,13 @@ def above_oracle(bench: Bench, metric: str) -> tuple[Estimate, float]:
     The estimate is of the mean difference over subjects, with its 95 % interval; NaN where there is no line.
     """
     line = _by_subject(bench.oracle[metric])
-    at = np.array([line.get(subject, np.nan) for subject in bench.subjects])
-    values = bench.values[:, :, bench.column(metric)]
-    beyond = values - at[:, None]
-    per_subject = _by_subject(
-        [(s, v) for s, row in zip(bench.subjects, beyond, strict=True) for v in row if np.isfinite(v)]
-    )
-    if not per_subject:
+    subjects = bench.scores.subjects
+    beyond = bench.scores.column(metric).T - np.array([line.get(s, np.nan) for s in subjects])[:, None]
+    means = _by_subject([(subject, value) for subject, row in zip(subjects, beyond, strict=True) for value in row])
+    if not means:
         return Estimate(np.nan, np.nan, np.nan), float("nan")
-    column = np.array([[value] for value in per_subject.values()])
-    scored = np.isfinite(beyond)
-    return estimates(column, list(per_subject))[0], float((beyond[scored] > 0).mean())
+    above = float((beyond[np.isfinite(beyond)] > 0).mean())
+    return _rounded(estimate(np.array([*means.values()]), [*means])), above
 
 
 @dataclass(frozen=True)
@@ -133,33 +125,13 @@ def paired(bench: Bench, other: Bench) -> dict[str, Estimate]:
         if name in other.metrics and bench.metrics[name].spec != other.metrics[name].spec:
             raise UserError(f"'{other.folder.path}' does not pair with this bench: it measures {name} otherwise.")
     common = [name for name in bench.metrics if name in other.metrics]
-    difference = bench.per_task()[:, [bench.column(m) for m in common]]
-    difference = difference - other.per_task()[:, [other.column(m) for m in common]]
-    return dict(zip(common, estimates(difference, bench.subjects), strict=True))
+    differences = {name: bench.scores.per_task(name) - other.scores.per_task(name) for name in common}
+    return {name: _rounded(estimate(values, bench.scores.subjects)) for name, values in differences.items()}
 
 
-def estimates(values: np.ndarray, subjects: Sequence[str]) -> list[Estimate]:
-    """Mean and 95 % interval over subjects of each column of (tasks, M), from the same resamples every time."""
-    found = []
-    for column in values.T:
-        scored = np.isfinite(column)
-        clusters = [subject for subject, kept in zip(subjects, scored, strict=True) if kept]
-        if not clusters:
-            found.append(Estimate(np.nan, np.nan, np.nan))
-            continue
-        generator = torch.Generator().manual_seed(0)
-        interval = mean_interval(torch.from_numpy(column[scored])[None], clusters, generator)
-        value, low, high = (float(bound) for bound in interval)
-        if len(set(clusters)) < 2:
-            low = high = np.nan
-        found.append(Estimate(value, round(low, 6), round(high, 6)))  # the resamples are exact to float32
-    return found
-
-
-def unscored(bench: Bench) -> dict[str, int]:
-    """Pictures that a metric could not score."""
-    counts = (~np.isfinite(bench.values)).sum((0, 1))
-    return {name: int(counts[k]) for k, name in enumerate(bench.metrics) if counts[k]}
+def _rounded(found: Estimate) -> Estimate:
+    """The resamples are exact to float32."""
+    return Estimate(found.value, round(found.low, 6), round(found.high, 6))
 
 
 @dataclass(frozen=True)

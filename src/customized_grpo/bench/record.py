@@ -18,6 +18,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.images import png
 from customized_grpo.settings import Spec
 from customized_grpo.store import append, read_lines, replacing, write
+from customized_grpo.store.scores import Scores
 
 Job = tuple[Task, int]
 """A picture to be: its task, and which of the task's images."""
@@ -150,8 +151,8 @@ class Bench:
     info: Mapping[str, Any]
     tasks: tuple[Task, ...]
     metrics: Mapping[str, Metric]
-    values: np.ndarray
-    """(tasks, images, metrics); NaN where a metric could not score."""
+    scores: Scores
+    """A replicate is an image; the kinds are those of the prompts."""
     oracle: Mapping[str, tuple[tuple[str, float], ...]]
     """Per metric (subject, score) of the true pictures; empty where there are none."""
 
@@ -164,18 +165,9 @@ class Bench:
         return str(self.info["identity"]["protocol"])
 
     @property
-    def subjects(self) -> list[str]:
-        """Of every task."""
-        return [task.subject for task in self.tasks]
-
-    def per_task(self) -> np.ndarray:
-        """(tasks, metrics): the mean over the images that were scored; NaN where none was."""
-        scored = np.isfinite(self.values)
-        total, count = np.where(scored, self.values, 0.0).sum(1), scored.sum(1)
-        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-    def column(self, metric: str) -> int:
-        return list(self.metrics).index(metric)
+    def images(self) -> int:
+        """Of each task."""
+        return len(self.scores.values)
 
 
 def read_bench(path: Path) -> Bench:
@@ -193,7 +185,7 @@ def read_bench(path: Path) -> Bench:
         for name, entry in info["identity"]["metrics"].items()
     }
     images = int(info["identity"]["images"])
-    values = np.full((len(tasks), images, len(metrics)), np.nan)
+    values = np.full((images, len(tasks), len(metrics)), np.nan)
     for k, metric in enumerate(metrics):
         lines = folder.score_lines(metric)
         missing = [key for task in tasks for n in range(images) if (key := (task.id, n)) not in lines]
@@ -202,17 +194,20 @@ def read_bench(path: Path) -> Bench:
                 f"The bench in '{path}' is not finished: {len(missing)} of {len(tasks) * images} images lack {metric}; "
                 f"run the same `cgrpo bench` again to go on."
             )
-        values[:, :, k] = [[lines[task.id, n] for n in range(images)] for task in tasks]
+        values[:, :, k] = [[lines[task.id, n] for task in tasks] for n in range(images)]
     oracle = {metric: tuple(folder.oracle_scores(metric) or ()) for metric in metrics}
-    return Bench(folder, info, tasks, metrics, values, oracle)
+    names = ("id", "subject", "prompt_kind", "prompt")
+    columns = (tuple(getattr(task, name) for task in tasks) for name in names)
+    scores = Scores(values, tuple(metrics), (), *columns, iteration=info["identity"].get("iteration") or 0)
+    return Bench(folder, info, tasks, metrics, scores, oracle)
 
 
 def rows(bench: Bench) -> Iterator[dict[str, Any]]:
     """One for each picture, as `scores.parquet` has them."""
     for t, task in enumerate(bench.tasks):
-        for n in range(bench.values.shape[1]):
+        for n in range(bench.images):
             image = bench.folder.image((task, n)).relative_to(bench.folder.path).as_posix()
-            scores = {name: float(bench.values[t, n, k]) for k, name in enumerate(bench.metrics)}
+            scores = {name: float(bench.scores.column(name)[n, t]) for name in bench.metrics}
             yield {
                 "task": task.id, "subject": task.subject, "kind": task.kind, "prompt_kind": task.prompt_kind,
                 "prompt": task.prompt, "n": n, "image": image, **scores,

@@ -56,7 +56,7 @@ def contents(bench: Bench, others: Sequence[Bench] = ()) -> page.Page:
     return page.Page(
         kind="Benchmark",
         title=bench.label,
-        badges=[bench.protocol, f"{bench.values.shape[0]} prompts × {bench.values.shape[1]} images"],
+        badges=[bench.protocol, f"{len(bench.tasks)} prompts × {bench.images} images"],
         headline=headline(bench),
         lead=f"{info['about']} {info['source']}",
         summary=[page.Remarks(remarks(bench))],
@@ -87,7 +87,7 @@ NOTHING_DEPARTS = "Nothing departs from the protocol."
 
 def score_blocks(bench: Bench, others: Sequence[Bench]) -> list[page.Block]:
     """The scores, the differences to other benches, and what others have published."""
-    subjects = len(set(bench.subjects))
+    subjects = len(set(bench.scores.subjects))
     note = (
         f"Below each mean its 95 % interval, bootstrapped over {subjects} subjects. Real images of a subject are "
         "scored against the others of that subject: identity above theirs means that more than the subject was "
@@ -127,7 +127,7 @@ def measured(bench: Bench) -> dict[str, Metric]:
     """The metrics to show: a background that nothing told from its subject has no column."""
 
     def seen(name: str) -> bool:
-        return bool(np.isfinite(bench.values[:, :, bench.column(name)]).any())
+        return bool(np.isfinite(bench.scores.column(name)).any())
 
     return {name: metric for name, metric in bench.metrics.items() if metric.role != "copy" or seen(name)}
 
@@ -194,14 +194,14 @@ def remarks(bench: Bench) -> list[page.Remark]:
     """What to know before trusting the numbers: alarms, departures, pictures that could not be scored."""
     found = [page.Remark(alarm.text, alarm.serious) for alarm in analysis.alarms(bench)]
     found += [page.Remark(f"departs from the protocol: {text}", True) for text in bench.info["departures"]]
-    for name, count in analysis.unscored(bench).items():
-        total = bench.values.shape[0] * bench.values.shape[1]
-        serious = bench.metrics[name].role != "copy"  # which has nothing to say of a place that was to stay
-        if count < total or serious:
-            text = f"{bench.metrics[name].title} could score {total - count:,} of {total:,} images."
+    total = len(bench.tasks) * bench.images
+    for name, metric in bench.metrics.items():
+        count, serious = bench.scores.unscored(name), metric.role != "copy"  # which says nothing of a new place
+        if count and (count < total or serious):
+            text = f"{metric.title} could score {total - count:,} of {total:,} images."
             found.append(page.Remark(text, serious))
-    if len(set(bench.subjects)) < 10:
-        found.append(page.Remark(f"Only {len(set(bench.subjects))} subjects: intervals over so few are rough."))
+    if len(set(bench.scores.subjects)) < 10:
+        found.append(page.Remark(f"Only {len(set(bench.scores.subjects))} subjects: intervals over so few are rough."))
     return found
 
 
@@ -220,11 +220,11 @@ def facts(bench: Bench) -> list[tuple[str, str]]:
 def images(bench: Bench, others: Sequence[Bench] = ()) -> tuple[page.ImageGrid, str]:
     """The images and the rule they were chosen by: evenly spaced in the ranking of the first metric."""
     first = next(iter(bench.metrics))
-    values = bench.per_task()[:, 0]
+    values = bench.scores.per_task(first)
     order = [int(n) for n in np.argsort(values) if np.isfinite(values[n])]
     count = min(int(bench.info.get("grid_rows", 12)), len(order))
     places = sorted({round(i) for i in np.linspace(0, len(order) - 1, count)}) if count else []
-    rows, sheet, captions, shown, most = [], [], [], 0, bench.values.shape[1]
+    rows, sheet, captions, shown, most = [], [], [], 0, bench.images
     for place in places:
         t = order[place]
         task = bench.tasks[t]
@@ -250,7 +250,7 @@ def images(bench: Bench, others: Sequence[Bench] = ()) -> tuple[page.ImageGrid, 
 
 def _marks(bench: Bench, task: int, n: int) -> tuple[str, ...]:
     """The scores of one picture."""
-    values = [(metric.title, float(bench.values[task, n, k])) for k, metric in enumerate(bench.metrics.values())]
+    values = [(metric.title, float(bench.scores.column(name)[n, task])) for name, metric in bench.metrics.items()]
     return tuple(f"{title} {number(value)}" for title, value in values if np.isfinite(value))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from customized_grpo.compare.results import Comparison
 from customized_grpo.functional import statistics
-from customized_grpo.report.intervals import Estimate
+from customized_grpo.store.scores import Estimate
 
 BOOTSTRAP: Any = {"resamples": 2000, "few_seeds": True}
 

@@ -18,9 +18,9 @@ from typing import IO, Any, Literal
 from customized_grpo.compare.grid import Cell, Grid, base_config, base_evaluation, cells, check_runnable, differences
 from customized_grpo.config import load_config, to_yaml
 from customized_grpo.errors import UserError
-from customized_grpo.report.record import read_evaluation
 from customized_grpo.store import now, write
 from customized_grpo.store.run import RunFolder
+from customized_grpo.store.scores import read_scores
 from customized_grpo.tracking import provenance
 
 Status = Literal["waiting", "running", "stopped", "failed", "damaged", "finished"]
@@ -72,7 +72,7 @@ def _in_folder(cell: Cell) -> State:
         return State("failed" if status == "failed" else "stopped", done, seconds)
     last = run.evaluation(cell.config.training.iterations)
     try:
-        read_evaluation(last)
+        read_scores(last)
     except (OSError, ValueError):
         note = f"it says that it is finished, but {last.relative_to(run.path)} is missing or damaged"
         return State("damaged", done, seconds, note)

@@ -270,10 +270,6 @@ def _check_weights(config: Config) -> None:
         )
 
 
-def _spent(budget: Budget) -> str:
-    return f"{budget.samples:,} pictures and {budget.gradient_steps:,} gradient steps"
-
-
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -19,7 +19,7 @@ from customized_grpo.compare.plots import Bar, Curve, Point, Style
 from customized_grpo.compare.results import Comparison, read_comparison
 from customized_grpo.page.formats import duration, percent, words
 from customized_grpo.page.plots import running_mean
-from customized_grpo.report.intervals import Estimate
+from customized_grpo.store.scores import Estimate, finite_mean
 
 CONFLICT = {"share": "conflict", "both_positive": "both better", "both_negative": "both worse"}
 PAPER_CONFLICT = (0.502, 0.268, 0.230)
@@ -255,20 +255,11 @@ def conflict_plots(analysis: Analysis, styles: dict[str, Style]) -> list[page.Fi
         window = max(1, length // 8)
         drawn = []
         for m, series in lines:
-            mean = _mean_over_seeds([s[:length] for s in series])
-            smooth = running_mean(mean, window)
+            smooth = running_mean(finite_mean(np.stack([s[:length] for s in series]), axis=0), window)
             drawn.append(Curve(title(m), [Estimate(float(v), np.nan, np.nan) for v in smooth], styles[m]))
         figure = plots.curves(range(1, length + 1), drawn, ylabel="correlation within groups")
         found.append(page.embed_plot(figure, folder, "conflict-correlation", title="Correlation of the rewards"))
     return found
-
-
-def _mean_over_seeds(series: Sequence[np.ndarray]) -> np.ndarray:
-    """(iterations,) mean over the seeds in which a value is defined; NaN where it is in none."""
-    stacked = np.stack(series)
-    defined = np.isfinite(stacked)
-    total = np.where(defined, stacked, 0).sum(axis=0)
-    return np.where(defined.any(axis=0), total / np.maximum(defined.sum(axis=0), 1), np.nan)
 
 
 def probe_section(comparison: Comparison) -> list[page.Section]:

@@ -77,13 +77,13 @@ def _marks(analysis: Analysis, seed: int) -> Any:
     def marks(method: str | None, task: int) -> tuple[str, ...]:
         if method is None or not twins:
             return ()
-        evaluation = comparison.base
+        scores = comparison.base
         if method != BASE:
             run = comparison.runs[method][seed]
-            evaluation = next(e for e in run.evaluations if e.iteration == analysis.iterations[-1])
+            scores = next(e for e in run.evaluations if e.iteration == analysis.iterations[-1])
         found = []
         for name, twin in zip(short, twins, strict=True):
-            value = float(evaluation.values[0, task, evaluation.metrics.index(twin)])
+            value = float(scores.column(twin)[0, task])
             sign = "✓" if value > 0.995 else "✗" if value < 0.005 else "◐"
             found.append(f"{sign} {name} {percent(value)}" if np.isfinite(value) else f"– {name}")
         return tuple(found)

@@ -16,7 +16,6 @@ from customized_grpo.page.plots import (
     GREEN,
     GRID,
     INK,
-    PURPLE,
     VERMILLION,
     canvas,
     iteration_axis,
@@ -165,7 +164,6 @@ def curves(iterations: Sequence[int], lines: Sequence[Curve], *, ylabel: str) ->
             label=f"{' ' * line.label.startswith('_')}{line.label}" if strong else None,  # a legend hides "_name"
         )  # fmt: skip
         if strong:
-            low, high = (np.where(np.isfinite(x), x, middle) for x in (low, high))
             axes.fill_between(at, low, high, color=line.style.colour, alpha=0.15, lw=0, zorder=1)
     if any(not line.style.strong for line in lines):
         axes.plot([], [], color=Style().colour, lw=0.9, label="the others")
@@ -238,4 +236,3 @@ HIGHLIGHTS = (
 )
 """The candidate, the baseline, the other naive weights, and the best of the rest."""
 OTHERS = tuple(Style(marker=marker) for marker in "ovP<X>p*h")
-EXTRA = Style(PURPLE, "v", True)

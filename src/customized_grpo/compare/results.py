@@ -10,7 +10,8 @@ from customized_grpo.compare.grid import Grid, base_config, base_evaluation, cel
 from customized_grpo.compare.methods import BASE, find_method
 from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
-from customized_grpo.report.record import Evaluation, RunRecord, read_evaluation, read_run
+from customized_grpo.store.run import RunRecord, read_run
+from customized_grpo.store.scores import Scores, read_scores
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Comparison:
 
     folder: Path
     grid: Grid
-    base: Evaluation
+    base: Scores
     runs: dict[str, dict[int, RunRecord]]
     """Method to seed to finished run; methods in the grid's order, without those that have no finished run."""
     states: dict[str, State]
@@ -121,10 +122,10 @@ def _together(names: list[str], one: str, many: str) -> list[str]:
     return [f"{len(names)} runs {many} and are left out: {', '.join(names)}."]
 
 
-def _read_base(grid: Grid, folder: Path) -> Evaluation:
+def _read_base(grid: Grid, folder: Path) -> Scores:
     path = base_evaluation(folder)
     try:
-        base = read_evaluation(path)
+        base = read_scores(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"The base evaluation '{path}' is missing or damaged; remove '{path.parent}' and run "
@@ -136,7 +137,7 @@ def _read_base(grid: Grid, folder: Path) -> Evaluation:
     return base
 
 
-def _check_pairs(name: str, run: RunRecord, base: Evaluation) -> None:
+def _check_pairs(name: str, run: RunRecord, base: Scores) -> None:
     """Raise UserError unless every evaluation is of the base's tasks, metrics and replicates."""
     for evaluation in run.evaluations:
         for what in ("tasks", "metrics", "rewards"):

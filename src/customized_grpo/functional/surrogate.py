@@ -12,16 +12,11 @@ from customized_grpo.functional.sde import Gaussian
 
 
 class Surrogate(NamedTuple):
-    """`losses` has the shape of the advantages and carries the gradient; the rest are scalars for the log."""
+    """`losses` has the shape of the advantages and carries the gradient; `clip_share` is a scalar for the log."""
 
     losses: Tensor
     clip_share: Tensor
     """Share of elements whose gradient the clip stops."""
-    ratio_mean: Tensor
-    ratio_min: Tensor
-    ratio_max: Tensor
-    approx_kl: Tensor
-    """KL(old || new) estimated as mean(ratio - 1 - log ratio), nats per latent element, never negative."""
 
 
 def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) -> Surrogate:
@@ -47,8 +42,18 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) 
     losses = torch.maximum(-advantages * ratio, -advantages * clipped)
     with torch.no_grad():
         stopped = (ratio - clipped) * advantages > 0
-        approx_kl = (log_ratio.expm1() - log_ratio).mean()
-        return Surrogate(losses, stopped.to(ratio).mean(), ratio.mean(), ratio.min(), ratio.max(), approx_kl)
+        return Surrogate(losses, stopped.to(ratio).mean())
+
+
+def approx_kl(log_ratio: Tensor) -> Tensor:
+    """KL(old || new) estimated as mean(ratio - 1 - log ratio): a scalar, nats per latent element, never negative.
+
+    Args:
+        log_ratio: shape (...), new minus old log-probability, not normalized.
+
+    Source: "Approximating KL Divergence", J. Schulman, http://joschu.net/blog/kl-approx.html (k3).
+    """
+    return (log_ratio.expm1() - log_ratio).mean()
 
 
 def gaussian_kl(step: Gaussian, base: Gaussian) -> Tensor:

@@ -6,29 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-
-class Estimate(NamedTuple):
-    """A mean and its 95 % interval; `low` and `high` are NaN where one subject or none was scored."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        """For a change: rose, fell, or unclear where the interval holds 0 or there is none."""
-        rounding = 1e-6 * (self.high - self.low)  # the bootstrap is exact to float32
-        return "rose" if self.low > rounding else "fell" if self.high < -rounding else "unclear"
-
-    @property
-    def tone(self) -> str:
-        """How to colour it: as a rise or a fall. It differs from `verdict` where less is better."""
-        return self.verdict
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is a level, not a change: no sign and no colour."""
-        return False
+from customized_grpo.store.scores import Estimate
 
 
 class Plain(Estimate):

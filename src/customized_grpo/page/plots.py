@@ -74,7 +74,6 @@ def training_curve(
     figure, axes = canvas(5.0, 3.2)
     shown = np.isfinite(mean)
     if shown.any():
-        spread = np.nan_to_num(spread)
         axes.fill_between(iterations, mean - spread, mean + spread, where=shown, color=colour, alpha=0.13, lw=0)
         marker = "o" if shown.sum() == 1 else None
         axes.plot(iterations, mean, color=colour, alpha=0.55, lw=1.1, marker=marker, ms=3, label="training samples")
@@ -135,13 +134,14 @@ def conflict_shares(iterations: np.ndarray, shares: dict[str, np.ndarray], *, wi
     colours = (VERMILLION, GREEN, "#B5B5B5")
     base = np.zeros(len(iterations))
     for (name, share), colour in zip(shares.items(), colours, strict=False):
-        top = base + running_mean(np.nan_to_num(share), window)
+        top = base + running_mean(share, window)
         if len(iterations) > 1:
             axes.fill_between(iterations, base, top, color=colour, alpha=0.8, lw=0)
         else:
             axes.bar(iterations, top - base, bottom=base, width=0.6, color=colour, alpha=0.8)
-        middle, average = len(iterations) // 2, float(np.nanmean(share)) if np.isfinite(share).any() else np.nan
-        if average > 0.06:
+        drawn = np.flatnonzero(np.isfinite(top))
+        if len(drawn) and (average := float(np.nanmean(share))) > 0.06:
+            middle = drawn[len(drawn) // 2]
             axes.text(
                 float(iterations[middle]), float((base[middle] + top[middle]) / 2), f"{name}  {average:.0%}",
                 ha="center", va="center", color="black", fontsize=11, fontweight="bold",
@@ -227,10 +227,10 @@ def _draw_levels(axes: Axes, evaluated: Sequence[int], levels: Sequence[Estimate
 
 
 def whiskers(intervals: Sequence[Estimate]) -> np.ndarray:
-    """(2, n) distances below and above; 0 where there is no interval."""
+    """(2, n) distances below and above; NaN, which is not drawn, where there is no interval."""
     below = [interval.value - interval.low for interval in intervals]
     above = [interval.high - interval.value for interval in intervals]
-    return np.nan_to_num(np.array([below, above])).clip(min=0)
+    return np.array([below, above]).clip(min=0)
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:

@@ -6,8 +6,8 @@ import numpy as np
 
 from customized_grpo.page import Remark
 from customized_grpo.page.formats import listed, words
-from customized_grpo.report.intervals import Change
-from customized_grpo.report.record import RunRecord
+from customized_grpo.store.run import RunRecord
+from customized_grpo.store.scores import Change
 
 RATIO_TOLERANCE = 1e-4
 """A first-update ratio further from 1 than this is no longer small against the usual clip ranges."""

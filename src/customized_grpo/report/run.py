@@ -9,10 +9,9 @@ import numpy as np
 
 from customized_grpo import page
 from customized_grpo.page.formats import count, duration, listed, number, words
-from customized_grpo.report.intervals import Change, change, since_first
-from customized_grpo.report.record import RunRecord, read_run
 from customized_grpo.report.remarks import CLAMP_LIMIT, CLIP_LIMIT, RATIO_TOLERANCE, remarks
-from customized_grpo.store.run import iteration_files
+from customized_grpo.store.run import RunRecord, iteration_files, read_run
+from customized_grpo.store.scores import Change, change, since_first
 
 STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
 

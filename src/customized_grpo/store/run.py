@@ -1,16 +1,23 @@
-"""The run folder: what was configured, measured and drawn, on disk from the first second on."""
+"""The run folder, on disk from the first second on, and its content as numbers.
+
+Whatever a killed or unfinished run has left is read; what could not be read is named.
+"""
 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from customized_grpo.errors import UserError
 from customized_grpo.store import files
 from customized_grpo.store.files import Lines
 from customized_grpo.store.folder import Folder
+from customized_grpo.store.scores import Scores, read_scores, to_number
 
 
 class RunFolder(Folder):
@@ -81,3 +88,154 @@ def iteration_files(folder: Path, suffix: str, prefix: str = "") -> Iterator[tup
     for path in sorted(folder.glob(f"{prefix}iteration-*{suffix}")):
         if match := re.search(r"iteration-(\d+)$", path.name.removesuffix(suffix)):
             yield int(match[1]), path
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything a run folder holds, read once."""
+
+    folder: Path
+    info: dict[str, Any]
+    """run.json; empty if there is none."""
+    config: str
+    """config.yaml as text; empty if there is none."""
+    rows: tuple[dict[str, Any], ...]
+    """metrics.jsonl, one per iteration, ascending."""
+    evaluations: tuple[Scores, ...]
+    """Ascending by iteration."""
+    problems: tuple[str, ...]
+    """One sentence for each thing that is there but could not be read."""
+
+    @property
+    def name(self) -> str:
+        return str(self.info.get("name") or self.folder.name)
+
+    @property
+    def status(self) -> str:
+        """As `Folder.status`."""
+        return str(self.info.get("status") or "unknown")
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return _mapping(self.info.get("summary"))
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Names in column order, from whichever file knows them."""
+        if names := self.summary.get("rewards"):
+            return tuple(str(name) for name in names)
+        if self.evaluations:
+            return self.evaluations[-1].rewards
+        logged = (re.fullmatch(r"reward/(.+)/mean", key) for row in self.rows for key in row)
+        return tuple(dict.fromkeys(match[1] for match in logged if match))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All evaluated metrics, rewards first."""
+        known = (metric for scores in self.evaluations for metric in scores.metrics)
+        return tuple(dict.fromkeys((*self.rewards, *known)))
+
+    @property
+    def iterations(self) -> np.ndarray:
+        """(rows,) int64."""
+        return np.array([row["iteration"] for row in self.rows], dtype=np.int64)
+
+    def series(self, key: str) -> np.ndarray:
+        """(rows,) float64 of one logged metric; NaN where it was not logged."""
+        return np.array([to_number(row.get(key)) for row in self.rows], dtype=np.float64)
+
+    def held_out(self, metric: str) -> np.ndarray:
+        """(n,) every held-out score of one metric, over all evaluations; NaN where it could not score."""
+        columns = [scores.column(metric).ravel() for scores in self.evaluations if metric in scores.metrics]
+        return np.concatenate(columns) if columns else np.empty(0)
+
+    @property
+    def planned_iterations(self) -> int | None:
+        try:
+            config = yaml.safe_load(self.config)
+        except yaml.YAMLError:
+            return None
+        planned = _mapping(_mapping(config).get("training")).get("iterations")
+        return planned if isinstance(planned, int) else None
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run folder.
+
+    Raises:
+        UserError: if there is no such folder or it holds no run. A damaged file is no error: see `problems`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}; give the folder of a run, such as runs/NAME.")
+    if not any((folder / name).is_file() for name in ("run.json", "config.yaml", "metrics.jsonl")):
+        raise UserError(
+            f"{folder} is not a run: it holds none of run.json, config.yaml and metrics.jsonl; "
+            "give the folder that `cgrpo train` wrote."
+        )
+    problems: list[str] = []
+    run = RunFolder(folder)
+    info = _read_info(run.info, problems)
+    config = _read_text(run.config, problems)
+    if info.get("status") == "running":
+        info["status"] = run.status
+    rows = _read_rows(run, problems)
+    return RunRecord(folder, info, config, rows, _read_evaluations(run, problems), tuple(problems))
+
+
+def _read_text(path: Path, problems: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        problems.append(f"There is no {path.name}.")
+    except OSError as error:
+        problems.append(f"{path.name} could not be read ({error.strerror}).")
+    return ""
+
+
+def _read_info(path: Path, problems: list[str]) -> dict[str, Any]:
+    text = _read_text(path, problems)
+    try:
+        return _mapping(json.loads(text)) if text else {}
+    except json.JSONDecodeError:
+        problems.append(f"{path.name} is damaged: it is not JSON.")
+        return {}
+
+
+def _read_rows(run: RunFolder, problems: list[str]) -> tuple[dict[str, Any], ...]:
+    """The last line of an iteration counts: a resumed run writes again what it had not saved."""
+    try:
+        lines = run.metric_lines()
+    except OSError as error:
+        problems.append(f"{run.metrics.name} could not be read ({error.strerror}).")
+        return ()
+    if not run.metrics.exists():
+        problems.append(f"There is no {run.metrics.name}.")
+    rows = {row["iteration"]: row for row in lines.rows}
+    if list(lines.damaged) == [lines.count]:
+        problems.append(
+            f"The last line of {run.metrics.name} is cut off (the run was stopped while writing it); it is left out."
+        )
+    elif lines.damaged:
+        numbers = ", ".join(map(str, [*lines.damaged][:5])) + (", ..." if len(lines.damaged) > 5 else "")
+        problems.append(
+            f"{len(lines.damaged)} of {lines.count} lines of {run.metrics.name} are damaged and left out "
+            f"(line {numbers})."
+        )
+    return tuple(rows[iteration] for iteration in sorted(rows))
+
+
+def _read_evaluations(run: RunFolder, problems: list[str]) -> tuple[Scores, ...]:
+    found: dict[int, Scores] = {}
+    for path in sorted(run.evaluations.glob("iteration-*.json")):
+        try:
+            scores = read_scores(path)
+        except (OSError, ValueError):
+            problems.append(f"{run.evaluations.name}/{path.name} is damaged and left out.")
+        else:
+            found[scores.iteration] = scores
+    return tuple(found[iteration] for iteration in sorted(found))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

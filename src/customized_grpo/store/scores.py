@@ -1,0 +1,236 @@
+"""Scores of fixed tasks: the table, its file, and its means and changes with 95 % intervals.
+
+A task is a subject with a prompt. Images of one subject are alike, so intervals resample subjects, not images.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from customized_grpo.store.files import write
+
+FORMAT = 1
+"""Of the files that `write_scores` writes. Earlier files have no number and no kinds."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one policy state. Each (replicate, task) has the same noise for every state, so that states pair.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+
+    values: np.ndarray
+    """(replicates, tasks, metrics) float64; NaN where a metric could not score."""
+    metrics: tuple[str, ...]
+    rewards: tuple[str, ...]
+    """Those of `metrics` that are trained on."""
+    tasks: tuple[str, ...]
+    """The id of each task."""
+    subjects: tuple[str, ...]
+    """The subject of each task."""
+    kinds: tuple[str, ...]
+    """The kind of prompt of each task; "" where it is unknown."""
+    prompts: tuple[str, ...]
+    """The prompt of each task; "" where it is unknown."""
+    iteration: int = 0
+    """Of the policy; 0 is the base policy."""
+
+    def __post_init__(self) -> None:
+        expected = (len(self.tasks), len(self.metrics))
+        if self.values.shape[1:] != expected:
+            raise ValueError(f"expected values of shape (replicates, {expected[0]}, {expected[1]}), "
+                             f"got {self.values.shape}.")  # fmt: skip
+        if any(len(column) != len(self.tasks) for column in (self.subjects, self.kinds, self.prompts)):
+            raise ValueError(f"expected a subject, a kind and a prompt for each of {len(self.tasks)} tasks.")
+
+    def column(self, metric: str) -> np.ndarray:
+        """(replicates, tasks) scores of one metric; NaN if it was not measured."""
+        if metric not in self.metrics:
+            return np.full(self.values.shape[:2], np.nan)
+        return self.values[:, :, self.metrics.index(metric)]
+
+    def per_task(self, metric: str) -> np.ndarray:
+        """(tasks,) mean over the scored replicates; NaN where there is none."""
+        return finite_mean(self.column(metric), axis=0)
+
+    def means(self) -> dict[str, float]:
+        """Mean of each metric over all images that it scored."""
+        return {metric: float(finite_mean(self.column(metric))) for metric in self.metrics}
+
+    def unscored(self, metric: str) -> int:
+        """How many images a metric could not score."""
+        return int((~np.isfinite(self.column(metric))).sum())
+
+    def summary(self) -> str:
+        """The means in one line, each with the number of images that were not scored."""
+        total = self.values[..., 0].size
+        return "  ".join(
+            f"{name} {value:.3f}" + (f" ({count} of {total} unscored)" if (count := self.unscored(name)) else "")
+            for name, value in self.means().items()
+        )
+
+
+def finite_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Mean of the finite values; NaN where there is none."""
+    finite = np.isfinite(values)
+    count = finite.sum(axis)
+    return np.where(count > 0, np.where(finite, values, 0.0).sum(axis) / np.maximum(count, 1), np.nan)
+
+
+# ---- the file
+
+
+def write_scores(path: Path, scores: Scores) -> Path:
+    """Write {"format", "iteration", "metrics", "rewards", "tasks", "values": [replicate][task][metric]} as JSON.
+
+    A task is {"id", "subject", "kind", "prompt"}; a missing score is null.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    columns = zip(scores.tasks, scores.subjects, scores.kinds, scores.prompts, strict=True)
+    content = {
+        "format": FORMAT, "iteration": scores.iteration, "metrics": scores.metrics, "rewards": scores.rewards,
+        "tasks": [dict(zip(("id", "subject", "kind", "prompt"), task, strict=True)) for task in columns],
+        "values": [[[v if math.isfinite(v) else None for v in row] for row in rep] for rep in scores.values.tolist()],
+    }  # fmt: skip
+    return write(path, json.dumps(content))
+
+
+def read_scores(path: Path) -> Scores:
+    """Read a file of `write_scores`, of this or an earlier version.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is damaged, or of a later format.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        return _parse(json.loads(text))
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError) as error:
+        raise ValueError(f"'{path}' is damaged ({type(error).__name__}: {error}).") from error
+
+
+def _parse(content: dict[str, Any]) -> Scores:
+    if (found := content.get("format", FORMAT)) > FORMAT:
+        raise ValueError(f"expected scores of format {FORMAT}, got format {found}; update customized-grpo.")
+    metrics, tasks = tuple(content["metrics"]), content["tasks"]
+    return Scores(
+        values=np.array([[[to_number(x) for x in task] for task in replicate] for replicate in content["values"]]),
+        metrics=metrics,
+        rewards=tuple(content.get("rewards", metrics)),
+        tasks=tuple(str(task["id"]) for task in tasks),
+        subjects=tuple(str(task.get("subject") or task["id"]) for task in tasks),
+        kinds=tuple(str(task.get("kind") or "") for task in tasks),
+        prompts=tuple(str(task.get("prompt") or "") for task in tasks),
+        iteration=int(content["iteration"]),
+    )
+
+
+def to_number(value: Any) -> float:
+    """A number from JSON; NaN for null and for anything that is not a number."""
+    try:
+        return math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+# ---- intervals
+
+
+class Estimate(NamedTuple):
+    """A mean and its 95 % interval; `low` and `high` are NaN where one subject or none was scored."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """For a change: rose, fell, or unclear where the interval holds 0 or there is none."""
+        rounding = 1e-6 * (self.high - self.low)  # the bootstrap is exact to float32
+        return "rose" if self.low > rounding else "fell" if self.high < -rounding else "unclear"
+
+    @property
+    def tone(self) -> str:
+        """How to colour it: as a rise or a fall. It differs from `verdict` where less is better."""
+        return self.verdict
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a level, not a change: no sign and no colour."""
+        return False
+
+
+class Change(NamedTuple):
+    """One metric of two policy states on the same tasks with the same noise."""
+
+    metric: str
+    before: Estimate
+    after: Estimate
+    difference: Estimate
+    tasks: int
+    """How many tasks are scored in both."""
+    subjects: int
+    unscored: int
+    """How many tasks are not."""
+
+
+def estimate(values: np.ndarray, subjects: Sequence[str]) -> Estimate:
+    """Mean of the finite values (tasks,) and its interval over subjects, from the same resamples every time."""
+    import torch
+
+    from customized_grpo.functional.statistics import mean_interval
+
+    scored = np.isfinite(values)
+    if not scored.any():
+        return Estimate(np.nan, np.nan, np.nan)
+    clusters = [subject for subject, kept in zip(subjects, scored, strict=True) if kept]
+    generator = torch.Generator().manual_seed(0)
+    value, low, high = map(float, mean_interval(torch.from_numpy(values[scored])[None], clusters, generator))
+    return Estimate(value, low, high) if len(set(clusters)) > 1 else Estimate(value, np.nan, np.nan)
+
+
+def level(scores: Scores, metric: str) -> Estimate:
+    """Mean of a metric over the scored tasks."""
+    return estimate(scores.per_task(metric), scores.subjects)
+
+
+def change(before: Scores, after: Scores, metric: str) -> Change:
+    """Paired change of a metric, over the tasks that are scored in both."""
+    later = dict(zip(after.tasks, after.per_task(metric), strict=True))
+    first = before.per_task(metric)
+    last = np.array([later.get(task, np.nan) for task in before.tasks])
+    both = np.isfinite(first) & np.isfinite(last)
+    first, last = np.where(both, first, np.nan), np.where(both, last, np.nan)
+    return Change(
+        metric=metric,
+        before=estimate(first, before.subjects),
+        after=estimate(last, before.subjects),
+        difference=estimate(last - first, before.subjects),
+        tasks=int(both.sum()),
+        subjects=len({subject for subject, kept in zip(before.subjects, both, strict=True) if kept}),
+        unscored=int((~both).sum()),
+    )
+
+
+def since_first(evaluations: Sequence[Scores], metric: str) -> list[Estimate]:
+    """The level at every evaluation, with the interval of its paired change since the first one around it.
+
+    Subjects differ far more from each other than from themselves, so this, not the interval of the level, shows what
+    training did. The first evaluation has no interval, unless it is the only one.
+    """
+    if len(evaluations) == 1:
+        return [level(evaluations[0], metric)]
+    found = [Estimate(level(scores, metric).value, np.nan, np.nan) for scores in evaluations]
+    for n, scores in enumerate(evaluations[1:], start=1):
+        value, moved = found[n].value, change(evaluations[0], scores, metric).difference
+        found[n] = Estimate(value, value + (moved.low - moved.value), value + (moved.high - moved.value))
+    return found
