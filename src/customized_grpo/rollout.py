@@ -1,7 +1,6 @@
-"""Policy to Rollout: sample P groups of G trajectories, stochastic inside the plan, deterministic outside it."""
+"""Sample P groups of G trajectories: stochastic in the steps of a plan, deterministic in the others."""
 
 import inspect
-import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -13,13 +12,12 @@ from torch import Tensor
 
 from customized_grpo.functional import sde
 from customized_grpo.functional.schedule import StepPlan
-from customized_grpo.functional.sde import Gaussian
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import normal
 from customized_grpo.settings import Role, Settings, Spec
+from customized_grpo.trajectory import Dynamics, last, trajectory
 from customized_grpo.types import Conditioning, Rollout
 
-Dynamics = Callable[[Tensor, Tensor, Tensor, Tensor], Gaussian]
 Stage = Callable[[str], AbstractContextManager[None]]
 
 
@@ -49,9 +47,10 @@ def complete_dynamics(dynamics: Dynamics, sigmas: Tensor) -> Dynamics:
 
 
 class RowNoise:
-    """The noise of one iteration's rows, each draw a function of (seed, iteration, slot, generation, step).
+    """Noise for the rows of one iteration. Each draw is a function of (seed, iteration, slot, generation, step).
 
-    A slot is the global place of a prompt in the iteration, so neither the number of processes nor the chunks matter.
+    A slot is the index of a prompt among all prompts of the iteration, so the noise does not depend on the number of
+    processes or on the chunks.
     """
 
     def __init__(self, seed: int, iteration: int | str, slots: list[int], num_generations: int) -> None:
@@ -82,10 +81,10 @@ def collect(
     """Sample groups.
 
     Args:
-        policy: in the state that samples.
+        policy: with the weights that sample.
         conditioning: leading axis P, one row per prompt.
         plan: which steps are stochastic, and which of them the update will train.
-        noise: of these prompts.
+        noise: for these prompts.
         settings: G, T and whether a group shares its initial noise.
         dynamics: the stochastic step.
         stage: context manager that times a named stage.
@@ -100,57 +99,45 @@ def collect(
     with stage("rollout"):
         groups, shape = settings.num_generations, policy.latent_shape(conditioning)
         sigmas = policy.sigmas(settings.num_inference_steps, conditioning).to(policy.device)
-        dynamics = complete_dynamics(dynamics, sigmas)
-        everyone = repeat(conditioning, groups)
-        stochastic, trained = set(plan.stochastic.tolist()), plan.trained.tolist()
-
+        stochastic, trained = set(plan.stochastic.tolist()), set(plan.trained.tolist())
         if settings.share_initial_noise:
-            current, latents = conditioning, policy.initial_latents(conditioning, _to(noise.per_prompt(shape), policy))
+            initial = noise.per_prompt(shape)
         else:
-            current, latents = everyone, policy.initial_latents(everyone, _to(noise.per_row(shape, -1), policy))
-        before, after, log_probs, means = {}, {}, {}, {}
-        for step in range(settings.num_inference_steps):
-            if step in stochastic and current is not everyone:
-                # Until here the group was one trajectory: what is shared is computed once.
-                velocity = policy.velocity(latents, sigmas[step].expand(len(latents)), current)
-                velocity, latents = (x.repeat_interleave(groups, dim=0) for x in (velocity, latents))
-                current = everyone
-            else:
-                velocity = policy.velocity(latents, sigmas[step].expand(len(latents)), current)
-            sigma, sigma_next = (sigmas[i].expand(len(latents)) for i in (step, step + 1))
-            if step in stochastic:
-                gaussian = dynamics(latents, velocity, sigma, sigma_next)
-                next_latents = sde.sample(gaussian, noise=_to(noise.per_row(shape, step), policy))
-                if step in trained:
-                    before[step], after[step] = latents, next_latents
-                    log_probs[step], means[step] = sde.log_prob(gaussian, next_latents), gaussian.mean
-            else:
-                next_latents = sde.ode_step(latents, velocity, sigma, sigma_next).mean
-            latents = next_latents
+            conditioning, initial = repeat(conditioning, groups), noise.per_row(shape, -1)
+        steps = trajectory(
+            policy.velocity,
+            conditioning,
+            policy.initial_latents(conditioning, initial.to(policy.device)),
+            sigmas,
+            dynamics=complete_dynamics(dynamics, sigmas),
+            noise=lambda index: noise.per_row(shape, index).to(policy.device) if index in stochastic else None,
+        )
+        before, after, log_probs, means = [], [], [], []
+        for step in steps:
+            if step.index in trained:
+                before.append(step.latents)
+                after.append(step.next_latents)
+                log_probs.append(sde.log_prob(step.gaussian, step.next_latents))
+                if keep_means:
+                    means.append(step.gaussian.mean)
     with stage("decode"):
-        images = policy.decode(latents, everyone)
+        images = policy.decode(step.next_latents, step.conditioning)
     return Rollout(
-        latents=torch.stack([before[s] for s in trained], dim=1),
-        next_latents=torch.stack([after[s] for s in trained], dim=1),
-        log_probs=torch.stack([log_probs[s] for s in trained], dim=1),
+        latents=torch.stack(before, dim=1),
+        next_latents=torch.stack(after, dim=1),
+        log_probs=torch.stack(log_probs, dim=1),
         sigmas=sigmas,
         steps=plan.trained,
         images=images,
-        conditioning=everyone,
-        means=torch.stack([means[s] for s in trained], dim=1) if keep_means else None,
+        conditioning=step.conditioning,
+        means=torch.stack(means, dim=1) if keep_means else None,
     )
 
 
 @torch.no_grad()
 def sample_ode(policy: Policy, conditioning: Conditioning, noise: Tensor, num_inference_steps: int) -> Tensor:
     """Deterministic images (B, 3, H, W) from conditioning and standard normal noise (B, N, C)."""
-    latents = policy.initial_latents(conditioning, _to(noise, policy))
+    latents = policy.initial_latents(conditioning, noise.to(policy.device))
     sigmas = policy.sigmas(num_inference_steps, conditioning).to(policy.device)
-    for sigma, sigma_next in itertools.pairwise(sigmas):
-        rows = (sigma.expand(len(latents)), sigma_next.expand(len(latents)))
-        latents = sde.ode_step(latents, policy.velocity(latents, rows[0], conditioning), *rows).mean
-    return policy.decode(latents, conditioning)
-
-
-def _to(noise: Tensor, policy: Policy) -> Tensor:
-    return noise.to(policy.device)
+    end = last(trajectory(policy.velocity, conditioning, latents, sigmas))
+    return policy.decode(end.next_latents, conditioning)

@@ -22,8 +22,9 @@ from customized_grpo.meters import Meter
 from customized_grpo.method import MethodSettings
 from customized_grpo.policies.contract import Policy, rows
 from customized_grpo.randomness import generator
-from customized_grpo.rollout import Dynamics, complete_dynamics
+from customized_grpo.rollout import complete_dynamics
 from customized_grpo.settings import Role, Settings, Spec
+from customized_grpo.trajectory import Dynamics
 from customized_grpo.types import Rollout
 
 

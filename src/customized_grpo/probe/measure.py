@@ -19,11 +19,12 @@ from customized_grpo.errors import UserError
 from customized_grpo.evaluation import batches, cluster
 from customized_grpo.functional import sde
 from customized_grpo.functional.advantages import standardize
-from customized_grpo.policies.contract import Policy, repeat, rows
+from customized_grpo.policies.contract import Policy, rows
 from customized_grpo.randomness import generator, normal, seed_global
-from customized_grpo.rollout import Dynamics, complete_dynamics
+from customized_grpo.rollout import complete_dynamics
 from customized_grpo.scoring import RewardFunction, score
 from customized_grpo.settings import Settings
+from customized_grpo.trajectory import Dynamics, trajectory
 from customized_grpo.types import Conditioning, Example
 
 
@@ -132,12 +133,12 @@ class Probe:
         seed_global("probe", self.settings.seed, *steps)
         place = {example.id: i for i, example in enumerate(self.examples)}
         values = torch.empty(len(self.examples), self.settings.branches, len(self.rewards))
-        for trajectory in self.trajectories():
-            images = self.branch(trajectory, steps)
-            by_row = [example for example in trajectory.examples for _ in range(self.settings.branches)]
+        for shared in self.trajectories():
+            images = self.branch(shared, steps)
+            by_row = [example for example in shared.examples for _ in range(self.settings.branches)]
             scores = score(images, by_row, self.rewards)
-            values[[place[example.id] for example in trajectory.examples]] = scores.view(
-                len(trajectory.examples), self.settings.branches, -1
+            values[[place[example.id] for example in shared.examples]] = scores.view(
+                len(shared.examples), self.settings.branches, -1
             )
         gram = None
         if self.settings.gradients and len(steps) == 1:
@@ -161,34 +162,27 @@ class Probe:
         latents = policy.initial_latents(
             conditioning, normal(policy.latent_shape(conditioning), keys).to(policy.device)
         )
-        kept = [latents]
-        for step in range(self.num_inference_steps - 1):
-            sigma, sigma_next = (sigmas[i].expand(len(latents)) for i in (step, step + 1))
-            latents = sde.ode_step(latents, policy.velocity(latents, sigma, conditioning), sigma, sigma_next).mean
-            kept.append(latents)
-        return Trajectory(tuple(examples), conditioning, sigmas, tuple(kept))
+        steps = trajectory(policy.velocity, conditioning, latents, sigmas[:-1])  # nothing branches after the last step
+        kept = (latents, *(step.next_latents for step in steps))
+        return Trajectory(tuple(examples), conditioning, sigmas, kept)
 
     @torch.no_grad()
-    def branch(self, trajectory: Trajectory, steps: tuple[int, ...]) -> Tensor:
+    def branch(self, shared: Trajectory, steps: tuple[int, ...]) -> Tensor:
         """Images (P * M, 3, H, W) of trajectories that are stochastic in `steps` alone; row b is of example b // M."""
-        first, branches, sigmas = min(steps), self.settings.branches, trajectory.sigmas
-        latents, conditioning = trajectory.latents[first], trajectory.conditioning
-        everyone = repeat(conditioning, branches)
-        dynamics = complete_dynamics(self.dynamics, sigmas)
-        for step in range(first, self.num_inference_steps):
-            velocity = self.policy.velocity(latents, sigmas[step].expand(len(latents)), conditioning)
-            if step == first:
-                # Up to here the group was one trajectory.
-                velocity, latents = (x.repeat_interleave(branches, dim=0) for x in (velocity, latents))
-                conditioning = everyone
-            sigma, sigma_next = (sigmas[i].expand(len(latents)) for i in (step, step + 1))
-            if step in steps:
-                gaussian = dynamics(latents, velocity, sigma, sigma_next)
-                _check_noise(gaussian, step)
-                latents = sde.sample(gaussian, noise=self._noise(trajectory.examples, step, latents))
-            else:
-                latents = sde.ode_step(latents, velocity, sigma, sigma_next).mean
-        return self.policy.decode(latents, everyone)
+        first = min(steps)
+        branched = trajectory(
+            self.policy.velocity,
+            shared.conditioning,
+            shared.latents[first],
+            shared.sigmas,
+            dynamics=complete_dynamics(self.dynamics, shared.sigmas),
+            noise=lambda index: self._noise(shared.examples, index, shared.latents[index]) if index in steps else None,
+            start=first,
+        )
+        for step in branched:
+            if step.index in steps:
+                _check_noise(step.gaussian, step.index)
+        return self.policy.decode(step.next_latents, step.conditioning)
 
     def subject_gradients(self, step: int, values: Tensor) -> Tensor:
         """The policy gradient of every reward on its own at one step, summed over the examples of each subject.
@@ -211,9 +205,9 @@ class Probe:
             raise UserError("The policy has no trainable parameter, so no gradient; probe with --no-gradients.")
         size = sum(p.numel() for p in parameters)
         total = torch.zeros(len(self.subjects), len(self.rewards), size)
-        for trajectory in self.trajectories():
-            for row, example in enumerate(trajectory.examples):
-                log_probs = self._log_probs(trajectory, row, step)
+        for shared in self.trajectories():
+            for row, example in enumerate(shared.examples):
+                log_probs = self._log_probs(shared, row, step)
                 subject = self.subjects.index(cluster(example))
                 for k in range(len(self.rewards)):
                     objective = (z[place[example.id], :, k].to(log_probs) * log_probs).mean()
@@ -223,16 +217,16 @@ class Probe:
                     total[subject, k] += torch.cat([g.flatten().float().cpu() for g in gradient])
         return total
 
-    def _log_probs(self, trajectory: Trajectory, row: int, step: int) -> Tensor:
+    def _log_probs(self, shared: Trajectory, row: int, step: int) -> Tensor:
         """(M,) log-probabilities of the branches of one example, with the gradient of the policy."""
         one, branches = slice(row, row + 1), self.settings.branches
-        latents = trajectory.latents[step][one]
-        sigma, sigma_next = (trajectory.sigmas[i].expand(1) for i in (step, step + 1))
+        latents = shared.latents[step][one]
+        sigma, sigma_next = (shared.sigmas[i].expand(1) for i in (step, step + 1))
         with torch.enable_grad():
-            velocity = self.policy.velocity(latents, sigma, rows(trajectory.conditioning, one))
-            gaussian = complete_dynamics(self.dynamics, trajectory.sigmas)(latents, velocity, sigma, sigma_next)
+            velocity = self.policy.velocity(latents, sigma, rows(shared.conditioning, one))
+            gaussian = complete_dynamics(self.dynamics, shared.sigmas)(latents, velocity, sigma, sigma_next)
             gaussian = sde.Gaussian(gaussian.mean.expand(branches, -1, -1), gaussian.std.expand(branches, -1, -1))
-            noise = self._noise(trajectory.examples[row : row + 1], step, gaussian.mean)
+            noise = self._noise(shared.examples[row : row + 1], step, gaussian.mean)
             return sde.log_prob(gaussian, sde.sample(gaussian, noise=noise))
 
     def _noise(self, examples: Sequence[Example], step: int, latents: Tensor) -> Tensor:
