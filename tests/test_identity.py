@@ -1,5 +1,6 @@
 """Every setting has a role, and the role is what happens when a run is resumed with another value."""
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import fakes
 from customized_grpo.assemble import resume_run
 from customized_grpo.config import Config, TrainerConfig, load_config, parse_config, to_yaml
 from customized_grpo.errors import UserError
-from customized_grpo.identity import declared_roles, differences, role_of
+from customized_grpo.identity import declared_roles, differences, overrides, result_differences, role_of
 from customized_grpo.rewards import DinoReward, RemoteReward, VlmJudge
 from customized_grpo.settings import Role, Settings
 from customized_grpo.tracking import RunFolder
@@ -200,6 +201,23 @@ def test_the_arguments_that_do_not_change_the_result_are_named_by_the_class() ->
 def test_differences_are_by_argument() -> None:
     one, other = load_config(), load_config(None, ["policy.lora={rank: 4}", "training.optimizer.lr=1"])
     assert differences(one, other) == {"policy.lora.rank": (None, 4), "training.optimizer.lr": (1.5e-4, 1)}
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_the_role_of_a_setting_says_whether_two_results_differ(name: str) -> None:
+    config = load_config(None, ["seed=0"])
+    value = {"evaluation.replicates": 3, "tracking.log_with": []}.get(name, NEW[name][0])
+    other = load_config(None, [f"{name}={json.dumps(value)}"])
+    assert differences(config, other)
+    assert bool(result_differences(config, other)) == (ROLES[name] is not Role.RUNTIME)
+    given = [f"{setting}={value}" for setting, value in overrides(config, other).items()]
+    assert load_config(None, given) == other
+
+
+def test_an_override_takes_back_an_argument_that_is_no_longer_set() -> None:
+    one, other = load_config(None, ["policy.offload=cpu"]), load_config(None, ["training.micro_batch=2"])
+    assert sorted(overrides(one, other)) == ["policy", "training.micro_batch"]
+    assert "offload" not in overrides(one, other)["policy"]
 
 
 # ---- the optimizer and its schedule

@@ -230,6 +230,7 @@ def probe(
     examples: Annotated[int | None, typer.Option(help="Training examples to measure on; none takes 24.")] = None,
     branches: Annotated[int | None, typer.Option(help="Branches at each step; none takes 8.")] = None,
     gradients: Annotated[bool | None, typer.Option(help="The gradients too, unless --no-gradients.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images sampled at once; default: 64.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write; none makes a new one under probes/.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the probe in this folder.")] = None,
     trust_code: TrustCode = False,
@@ -240,13 +241,14 @@ def probe(
     quiet_libraries()
     given = {"examples": examples, "branches": branches, "gradients": gradients}
     given = {name: value for name, value in given.items() if value is not None}
+    file, overrides = split_settings(settings)
     if resume is None:
-        file, overrides = split_settings(settings)
+        given |= {} if batch is None else {"batch": batch}
         new_probe(console, file, overrides, given, run=run, iteration=iteration, output=output, trust_code=trust_code)
-    elif settings or given or run or output or iteration is not None:
-        raise UserError("--resume takes everything from the probe's folder; leave the other arguments out.")
+    elif file or given or run or output or iteration is not None:
+        raise UserError("--resume takes everything but --batch and overrides from the folder; leave the rest out.")
     else:
-        resume_probe(console, resume, trust_code=trust_code)
+        resume_probe(console, resume, overrides, batch, trust_code=trust_code)
 
 
 @app.command()

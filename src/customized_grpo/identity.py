@@ -1,17 +1,17 @@
-"""What makes two runs the same, and what a resumed run may change.
+"""What makes two runs or studies the same, and what a resumed one may change.
 
 Every setting declares its `Role` in its annotation. Arguments of a spec have the role of their setting, except those
 that the function or class lists in an attribute `RUNTIME`, such as the device and the batch size of a reward.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from customized_grpo.build import resolve
+from customized_grpo.build import exported, resolve
 from customized_grpo.config import TrainerConfig, parse_config, read_yaml
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Role, Settings, Spec
@@ -52,13 +52,34 @@ def declared_roles(model: type[Settings], prefix: str = "") -> dict[str, Role]:
     return roles
 
 
-def role_of(name: str, config: Settings) -> Role:
-    """The role of one of the names in `flatten(config)`.
+def setting_of(name: str, model: type[Settings]) -> tuple[str, Role]:
+    """The setting that one of the names in `flatten(config)` belongs to, and the role that it declares."""
+    return next((s, role) for s, role in declared_roles(model).items() if f"{name}.".startswith(f"{s}."))
+
+
+def runtime_arguments(spec: Spec, slot: str, *, foreign: bool = True) -> Collection[str]:
+    """The arguments of a spec that do not change the result.
+
+    Args:
+        foreign: also import code from outside this package, to ask it; if false, all its arguments count.
 
     Raises:
-        UserError: if the spec that the name belongs to cannot be imported.
+        UserError: if the spec cannot be imported.
     """
-    setting, role = next((s, r) for s, r in declared_roles(type(config)).items() if f"{name}.".startswith(f"{s}."))
+    return getattr((resolve if foreign else exported)(spec.use, slot), "RUNTIME", ())
+
+
+def same_result(before: Spec, after: Spec, slot: str, *, foreign: bool = True) -> bool:
+    """Whether two specs differ at most in arguments that do not change the result. `foreign` as in
+    `runtime_arguments`."""
+    free = runtime_arguments(after, slot, foreign=foreign)
+    one, other = ({k: v for k, v in spec.model_dump().items() if k not in free} for spec in (before, after))
+    return one == other
+
+
+def role_of(name: str, config: Settings, *, foreign: bool = True) -> Role:
+    """The role of one of the names in `flatten(config)`. `foreign` and errors as in `runtime_arguments`."""
+    setting, role = setting_of(name, type(config))
     value: Any = config
     for part in setting.split("."):
         value = getattr(value, part)
@@ -68,7 +89,7 @@ def role_of(name: str, config: Settings) -> Role:
     if not isinstance(value, Spec) or inner[:1] == ["use"]:
         return Role.KEPT if role is Role.ARGUMENTS else role
     slot = setting.rpartition(".")[2]
-    if inner and inner[0] in getattr(resolve(value.use, SLOTS.get(slot, slot)), "RUNTIME", ()):
+    if inner and inner[0] in runtime_arguments(value, SLOTS.get(slot, slot), foreign=foreign):
         return Role.RUNTIME
     return Role.APPLIED if role is Role.ARGUMENTS else role
 
@@ -77,6 +98,29 @@ def differences(before: BaseModel, after: BaseModel) -> dict[str, tuple[Any, Any
     """The settings that differ, by dotted name: the value before (None if it was not set) and after."""
     old, new = flatten(before), flatten(after)
     return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+
+
+def result_settings(config: Settings) -> dict[str, Any]:
+    """`flatten(config)` without the settings that do not change the result."""
+    return {name: value for name, value in flatten(config).items() if role_of(name, config) is not Role.RUNTIME}
+
+
+def result_differences(before: Settings, after: Settings, *, foreign: bool = True) -> dict[str, tuple[Any, Any]]:
+    """`differences` without the settings that do not change the result. `foreign` as in `runtime_arguments`."""
+    changed = differences(before, after).items()
+    return {name: pair for name, pair in changed if role_of(name, after, foreign=foreign) is not Role.RUNTIME}
+
+
+def overrides(before: Settings, after: Settings) -> dict[str, str]:
+    """Every setting that differs, by name, with its new value as a command line takes it. Specs are given whole, so
+    that arguments which are no longer set go away."""
+    values = {}
+    for setting, _ in (setting_of(name, type(after)) for name in differences(before, after)):
+        value: Any = json.loads(after.model_dump_json())
+        for part in setting.split("."):
+            value = value[part]
+        values[setting] = json.dumps(value)
+    return values
 
 
 def changes_on_resume(checkpoint: Path, config: TrainerConfig) -> Mapping[str, tuple[Any, Any]]:

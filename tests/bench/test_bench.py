@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,6 +24,8 @@ from customized_grpo.bench.report import columns, publications, scores
 from customized_grpo.build import check_spec
 from customized_grpo.config import Config, describe_settings, load_config, parse_config
 from customized_grpo.errors import UserError
+from customized_grpo.identity import declared_roles
+from customized_grpo.settings import Role, Spec
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "bench"
 JOBS = 7 * 2  # a dog's three prompts and two each for vase and can, two images each
@@ -185,6 +188,37 @@ def test_what_has_not_been_used_may_be_mended(place: Path) -> None:
     with pytest.raises(UserError, match="holds another bench: its metric clip_t is"):
         run(place, output, "metrics.clip_t={use: bench.tiny:alike}")
     assert list(run(place, output, "metrics.clip_t=null").metrics) == ["dino", "background_copied"]
+
+
+def test_a_bench_goes_on_with_less_memory(place: Path, plain: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.tiny.Policy.RUNTIME", ("shift",), raising=False)
+    monkeypatch.setattr("bench.tiny.bright.RUNTIME", ("device",), raising=False)
+    output = Path(shutil.copytree(place / "plain", place / "less"))
+    info = json.loads((output / "bench.json").read_text())
+    del info["identity"]["subjects"]  # as older benches are
+    (output / "bench.json").write_text(json.dumps(info))
+    less = run(place, output, "policy.shift=0.5", "metrics.clip_t.device=cpu", "batch=1", "score_batch=1")
+    assert np.array_equal(less.values, plain.values)
+    assert less.info["identity"]["policy"]["shift"] == 0.5
+
+
+@pytest.mark.parametrize(("arguments", "pairs"), [({"batch_size": 1}, True), ({"path": "other"}, False)])
+def test_metrics_pair_if_their_scores_do(plain: Bench, arguments: dict, pairs: bool) -> None:
+    def measured_by(**arguments: object) -> Bench:
+        spec = Spec(**{"use": "DinoReward", **arguments})
+        return replace(plain, metrics={**plain.metrics, "dino": replace(plain.metrics["dino"], spec=spec)})
+
+    if pairs:
+        assert "dino" in paired(measured_by(), measured_by(**arguments))
+    else:
+        with pytest.raises(UserError, match="it measures dino otherwise"):
+            paired(measured_by(), measured_by(**arguments))
+
+
+def test_the_identity_of_a_bench_is_what_is_not_runtime(plain: Bench) -> None:
+    kept = {name for name, role in declared_roles(BenchSettings).items() if role is Role.KEPT}
+    assert plain.info["identity"].keys() == kept | {"run", "iteration", "tasks"}
+    assert {"batch", "score_batch", "data"}.isdisjoint(kept)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def alike(images: Tensor, examples: Sequence[Example]) -> Tensor:
     return torch.stack(scores)
 
 
-def bright(images: Tensor, examples: Sequence[Example]) -> Tensor:
+def bright(images: Tensor, examples: Sequence[Example], device: str = "cpu") -> Tensor:
     assert all(example.prompt for example in examples)
     return images.mean((1, 2, 3))
 

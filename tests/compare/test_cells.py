@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from compare.tiny import CONFIG
-from customized_grpo.assemble import build_trainer, open_run
+from customized_grpo import trust
+from customized_grpo.assemble import build_trainer, open_run, resume_run
 from customized_grpo.compare import cells as running
 from customized_grpo.compare.cells import State, measure_base, open_folder, run_cells, state
-from customized_grpo.compare.grid import Cell, Grid, base_evaluation
+from customized_grpo.compare.grid import Cell, Grid, base_evaluation, trust_needed
 from customized_grpo.compare.methods import merged
 from customized_grpo.config import load_config, parse_config, to_yaml
 from customized_grpo.errors import UserError
@@ -133,6 +134,37 @@ def test_a_run_of_another_configuration_is_not_mixed_in(tmp_path: Path) -> None:
     assert json.loads((cell.folder / "run.json").read_text())["status"] == "finished"
     more = open_folder(grid(methods=["tdw", "sars"], seeds=(0, 1)), root)
     assert [state(cell).status for cell in more] == ["finished", "waiting", "waiting", "waiting"]
+
+
+def test_a_grid_that_ran_out_of_memory_goes_on_with_less(tmp_path: Path) -> None:
+    """Settings that do not change the result may change, and the cells that were begun get them too."""
+    root, hungry = tmp_path / "out", {"use": "compare.tiny:HungryPolicy"}
+    methods = ["tdw", "sars"]
+    cell = open_folder(grid(methods, policy=hungry), root)[0]
+    base_here(root)
+    with pytest.raises(UserError, match=r"micro_batch.*gradient_checkpointing"):
+        train_here(cell)
+    for policy, training in (({**hungry, "scale": 2.0}, {}), (hungry, {"optimizer": {"use": "AdamW", "lr": 1.0}})):
+        with pytest.raises(UserError, match=r"is not of this grid: (policy.scale|training.optimizer.lr)"):
+            open_folder(grid(methods, policy=policy, training=training), root)
+    less = {"policy": {**hungry, "gradient_checkpointing": True}, "training": {"micro_batch": 2}}
+    lowered = grid(methods, **less, evaluation={"batch": 3})
+    for found in trust_needed(lowered, root):  # as the command does
+        trust.remember(found)
+    begun, waiting = open_folder(lowered, root)
+    assert state(begun).status == "failed"
+    words = running.command(begun, state(begun))
+    assert words[5:7] == ["--resume", str(begun.folder)]
+    run, config = resume_run(begun.folder, words[7:])
+    assert (config.policy, config.training, config.evaluation) == (
+        begun.config.policy, begun.config.training, begun.config.evaluation,
+    )  # fmt: skip
+    build_trainer(config).train(resume=run, config_yaml=to_yaml(config))
+    assert state(begun).status == "finished"
+    assert len(running.command(begun, state(begun))) == 7, "nothing is left to change"
+    assert running.command(waiting, state(waiting))[5].endswith("sars-seed-0.yaml")
+    again = open_folder(grid(methods, policy=hungry), root)[0]
+    assert state(again).status == "finished", "a finished cell is the same whatever memory it took"
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:

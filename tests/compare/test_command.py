@@ -69,7 +69,7 @@ def test_what_did_not_finish_is_an_error_after_the_report(
 def test_arguments_that_do_not_go_together(tmp_path: Path, console: Console) -> None:
     with pytest.raises(UserError, match="Name a grid"):
         run_grid(console, None)
-    with pytest.raises(UserError, match="leave the other arguments out"):
+    with pytest.raises(UserError, match="leave the file and --output out"):
         run_grid(console, tmp_path / "grid.yaml", resume=tmp_path)
     with pytest.raises(UserError, match="not a comparison"):
         show_status(console, tmp_path)

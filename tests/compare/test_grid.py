@@ -1,9 +1,11 @@
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from compare.tiny import CONFIG
+from customized_grpo import trust
 from customized_grpo.compare.grid import (
     Cell,
     Grid,
@@ -15,7 +17,7 @@ from customized_grpo.compare.grid import (
     load_grid,
 )
 from customized_grpo.compare.methods import Method, find_method, known_methods, merged
-from customized_grpo.config import Config, check_names, parse_config, to_yaml
+from customized_grpo.config import Config, check_names, parse_config, specs, to_yaml
 from customized_grpo.errors import UserError
 
 
@@ -120,6 +122,44 @@ def test_another_seed_of_the_evaluation_noise_does_not_pair() -> None:
     one, two = (parse_config(merged(CONFIG, {"evaluation": {"seed": seed}}), Config) for seed in (0, 1))
     with pytest.raises(UserError, match="differ in evaluation"):
         check_comparable({"a": one, "b": two})
+
+
+@pytest.mark.parametrize(
+    ("change", "pairs"),
+    [
+        ({"evaluation": {"batch": 1, "grid_rows": 1, "base": "elsewhere.json"}}, True),
+        ({"tracking": {"project": "mine"}, "checkpoint": {"keep": 1}, "training": {"micro_batch": 1}}, True),
+        ({"policy": {"use": "FluxKontextPolicy", "path": "p", "offload": "cpu", "gradient_checkpointing": True}}, True),
+        ({"policy": {"use": "FluxKontextPolicy", "path": "p", "dtype": "float32"}}, False),
+        ({"rewards": {"prompt": {"use": "ClipReward", "batch_size": 1, "device": "cpu"}}}, True),
+        ({"rewards": {"prompt": {"use": "ClipReward", "revision": "abc"}}}, False),
+        ({"evaluation": {"replicates": 1}}, False),
+    ],
+)
+def test_what_does_not_change_the_result_may_differ(change: dict, pairs: bool) -> None:
+    model = {"policy": {"use": "FluxKontextPolicy", "path": "p"}, "rewards": {"prompt": {"use": "ClipReward"}}}
+    tree = merged(CONFIG, {**model, "rewards": {**CONFIG["rewards"], **model["rewards"]}})
+    one = parse_config(tree, Config)
+    change = {key: merged(tree[key], value) if key == "rewards" else value for key, value in change.items()}
+    two = parse_config(merged(tree, change), Config)
+    assert (differences(one, two) == []) == pairs
+    if pairs:
+        check_comparable({"a": one, "b": two})
+    else:
+        with pytest.raises(UserError, match="'a' and 'b' differ in"):
+            check_comparable({"a": one, "b": two})
+
+
+def test_code_of_others_is_asked_only_if_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "theirs.py").write_text("class Policy:\n    RUNTIME = ('offload',)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    policy = {"use": "theirs:Policy", "offload": "cpu"}
+    one = parse_config({**CONFIG, "policy": {"use": "theirs:Policy"}}, Config)
+    two = parse_config({**CONFIG, "policy": policy}, Config)
+    assert differences(two, one) == ['policy.offload null -> "cpu"']
+    assert "theirs" not in sys.modules
+    trust.remember(trust.items(specs(two)))
+    assert differences(two, one) == []
 
 
 def test_a_grid_survives_being_written(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 import fakes
@@ -34,6 +35,21 @@ class Examples(Sequence[Example]):
 
 def pale(images: Tensor, examples: Sequence[Example]) -> Tensor:
     return images.mean((1, 2, 3))
+
+
+class HungryPolicy(fakes.LinearPolicy):
+    """Trains only with gradient checkpointing."""
+
+    RUNTIME = ("gradient_checkpointing",)
+
+    def __init__(self, scale: float = 1.0, gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.gradient_checkpointing = gradient_checkpointing
+
+    def velocity(self, latents, sigma, conditioning):
+        if torch.is_grad_enabled() and not self.gradient_checkpointing:
+            raise torch.OutOfMemoryError("the memory of a test")
+        return super().velocity(latents, sigma, conditioning)
 
 
 class SlowPolicy(fakes.LinearPolicy):

@@ -45,6 +45,10 @@ def quiet() -> Console:
     return Console(quiet=True)
 
 
+def linear_policy(policy: linear.DiagonalPolicy, init=linear.DiagonalPolicy.__init__) -> None:
+    init(policy)
+
+
 def numbers(folder: Path) -> dict[str, dict]:
     """All files of numbers, without what is a time."""
     files = [folder / "findings.json", *sorted((folder / "steps").iterdir())]
@@ -130,6 +134,32 @@ def test_steps_of_another_policy_or_setting_are_not_mixed_in(tmp_path: Path) -> 
         with pytest.raises(UserError, match=f"holds a probe with other {what} than this one"):
             run_probe(other, folder)
     run_probe(linear.probe((-2.0, 2.0), batch=3), folder)
+
+
+@pytest.mark.usefixtures("no_page")
+def test_a_probe_that_ran_out_of_memory_goes_on_with_less(config: Path, tmp_path: Path, monkeypatch) -> None:
+    folder, measure = tmp_path / "probe", linear.Probe.measure
+
+    def too_large(self, steps):
+        if self.settings.batch > 8:
+            raise torch.OutOfMemoryError("the memory of a test")
+        return measure(self, steps)
+
+    monkeypatch.setattr(linear.Probe, "measure", too_large)
+    monkeypatch.setattr(linear.DiagonalPolicy, "RUNTIME", ("offload",), raising=False)
+    monkeypatch.setattr(linear.DiagonalPolicy, "__init__", lambda self, offload="": linear_policy(self))
+    with pytest.raises(torch.OutOfMemoryError):
+        new_probe(quiet(), config, [], {**SMALL, "batch": 16}, output=folder)
+    with pytest.raises(torch.OutOfMemoryError):
+        resume_probe(quiet(), folder)  # with the batch that it began with
+    for override in ("rollout.num_inference_steps=6", "rewards.prompt.use=probe.linear:late"):
+        with pytest.raises(UserError, match=f"has another {override.split('=')[0]}, which changes the result"):
+            resume_probe(quiet(), folder, [override], 8)
+    resume_probe(quiet(), folder, ["policy.offload=cpu"], 8, trust_code=True)
+    assert load_config(folder / "config.yaml").policy.arguments == {"offload": "cpu"}
+    assert json.loads((folder / "probe.json").read_text())["batch"] == 8
+    new_probe(quiet(), config, [], {**SMALL, "batch": 8}, output=tmp_path / "straight")
+    assert numbers(folder) == numbers(tmp_path / "straight")
 
 
 @pytest.mark.usefixtures("no_page")
@@ -257,7 +287,7 @@ def test_the_command_probes_reports_and_refuses(config: Path, tmp_path: Path, mo
     assert command(monkeypatch, "probe", "--resume", folder) == 0
     capsys.readouterr()
     for refused, why in (
-        (("probe", "--resume", folder, "--branches", 3), "takes everything from the probe's folder"),
+        (("probe", "--resume", folder, "--branches", 3), "takes everything but --batch and overrides from the folder"),
         (("probe", config, "--output", folder), "holds something already"),
         (("probe", config, "--branches", 1, "--output", tmp_path / "new"), "'branches' is 1"),
     ):

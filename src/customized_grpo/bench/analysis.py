@@ -10,6 +10,7 @@ import numpy as np
 
 from customized_grpo.bench.record import Bench
 from customized_grpo.errors import UserError
+from customized_grpo.identity import same_result
 from customized_grpo.store.scores import Estimate, estimate
 
 COPIED = 0.5
@@ -121,10 +122,10 @@ def paired(bench: Bench, other: Bench) -> dict[str, Estimate]:
             )
     if [(t.id, t.prompt) for t in bench.tasks] != [(t.id, t.prompt) for t in other.tasks]:
         raise UserError(f"'{other.folder.path}' does not pair with this bench: it is of other tasks.")
-    for name in bench.metrics:
-        if name in other.metrics and bench.metrics[name].spec != other.metrics[name].spec:
-            raise UserError(f"'{other.folder.path}' does not pair with this bench: it measures {name} otherwise.")
     common = [name for name in bench.metrics if name in other.metrics]
+    for name in common:
+        if not same_result(other.metrics[name].spec, bench.metrics[name].spec, "metric", foreign=False):
+            raise UserError(f"'{other.folder.path}' does not pair with this bench: it measures {name} otherwise.")
     differences = {name: bench.scores.per_task(name) - other.scores.per_task(name) for name in common}
     return {name: _rounded(estimate(values, bench.scores.subjects)) for name, values in differences.items()}
 

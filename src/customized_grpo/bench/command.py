@@ -28,8 +28,10 @@ from customized_grpo.bench.report import report
 from customized_grpo.bench.suites import Suite, open_suite
 from customized_grpo.config import load_settings, open_config
 from customized_grpo.errors import UserError
+from customized_grpo.identity import declared_roles
 from customized_grpo.policies.contract import Policy
 from customized_grpo.policies.pipeline import default_device
+from customized_grpo.settings import Role
 from customized_grpo.store.run import RunFolder
 from customized_grpo.tracking import provenance
 
@@ -161,18 +163,17 @@ def newest(run: RunFolder, iteration: int | None) -> int:
 
 
 def identify(plan: Plan, suite: Suite, run: RunFolder | None, iteration: int | None) -> dict[str, Any]:
-    """What makes two benches the same one. Plain data."""
-    return {
-        "protocol": plan.protocol.name,
+    """What makes two benches the same one: every setting that is kept, as the plan has it; weights and tasks."""
+    planned = {
+        **vars(plan.settings),
         "policy": plan.config.policy.model_dump(),
-        "run": str(run.path.resolve()) if run else None,
-        "iteration": iteration,
         "images": plan.images,
         "seed": plan.seed,
         "num_inference_steps": plan.num_inference_steps,
         "metrics": {name: {**asdict(m), "spec": m.spec.model_dump()} for name, m in plan.metrics.items()},
-        "tasks": len(suite.tasks),
     }
+    kept = {name: planned[name] for name, role in declared_roles(BenchSettings).items() if role is Role.KEPT}
+    return {**kept, "run": str(run.path.resolve()) if run else None, "iteration": iteration, "tasks": len(suite.tasks)}
 
 
 def run_part(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -13,37 +13,38 @@ from customized_grpo.bench.suites import Suite
 from customized_grpo.build import check_spec
 from customized_grpo.config import Config
 from customized_grpo.errors import UserError, nearest
-from customized_grpo.settings import Settings, Spec
+from customized_grpo.identity import runtime_arguments
+from customized_grpo.settings import Role, Settings, Spec
 
 
 class BenchSettings(Settings):
     """What `cgrpo bench` reads: a protocol, where its data is, and changes to it, which are shown as departures."""
 
-    protocol: str = "toyworld"
+    protocol: Annotated[str, Role.KEPT] = "toyworld"
     """dreambooth, uno, uno-multi, customized-grpo, dreambench++ or toyworld."""
-    data: Path | None = None
+    data: Annotated[Path | None, Role.RUNTIME] = None
     """Folder of the protocol's pictures."""
-    prompts: Path | None = None
+    prompts: Annotated[Path | None, Role.RUNTIME] = None
     """The protocol's JSON list of prompts and photos, where it has one."""
-    config: Path | None = None
+    config: Annotated[Path | None, Role.RUNTIME] = None
     """The configuration whose policy is measured; None is the embedded default. A run has its own."""
-    policy: dict[str, Any] = Field(default={})
+    policy: Annotated[dict[str, Any], Role.KEPT] = Field(default={})
     """Arguments of the policy, over those of the configuration and the protocol."""
-    metrics: dict[str, Any] = Field(default={})
+    metrics: Annotated[dict[str, Any], Role.KEPT] = Field(default={})
     """Changes to the protocol's metrics by name: arguments, such as a local path; null leaves a metric out."""
-    images: int | None = Field(default=None, ge=1)
+    images: Annotated[int | None, Role.KEPT] = Field(default=None, ge=1)
     """Drawn for each prompt; None is the protocol's."""
-    num_inference_steps: int | None = Field(default=None, ge=1)
+    num_inference_steps: Annotated[int | None, Role.KEPT] = Field(default=None, ge=1)
     """None is the protocol's, or the configuration's where the protocol says nothing."""
-    seed: int | None = None
+    seed: Annotated[int | None, Role.KEPT] = None
     """Of the noise; None is the protocol's."""
-    subjects: int | None = Field(default=None, ge=1)
+    subjects: Annotated[int | None, Role.KEPT] = Field(default=None, ge=1)
     """Only the first so many subjects, for a trial."""
-    batch: int = Field(default=4, ge=1)
+    batch: Annotated[int, Role.RUNTIME] = Field(default=4, ge=1)
     """Pictures drawn at once."""
-    score_batch: int = Field(default=32, ge=1)
+    score_batch: Annotated[int, Role.RUNTIME] = Field(default=32, ge=1)
     """Pictures scored at once."""
-    grid_rows: int = Field(default=12, ge=0)
+    grid_rows: Annotated[int, Role.RUNTIME] = Field(default=12, ge=0)
     """Tasks shown in the report."""
 
 
@@ -182,18 +183,13 @@ def _metrics(protocol: Protocol, settings: BenchSettings, departures: list[str])
     return found
 
 
-HARMLESS = {
-    "model", "url", "api_key_variable", "cache", "prices", "concurrency", "timeout", "retries", "backoff", "patience",
-    "device", "batch_size",
-}  # fmt: skip
-"""Arguments that say where and how fast a metric runs, or which judge, where the protocol names none."""
-
-
 def _essence(spec: Spec) -> dict[str, Any]:
-    """What a score depends on: of a reward in a process of its own, the reward there."""
+    """What a score depends on, but for the model of a judge, which no protocol names. Of a reward in a process of its
+    own, that of the reward there, which is not imported here."""
     if spec.use.split(":")[-1] == "RemoteReward" and isinstance(spec.arguments.get("reward"), Mapping):
         spec = Spec(**spec.arguments["reward"])
-    return {key: value for key, value in spec.model_dump().items() if key not in HARMLESS}
+    free = {"model", *runtime_arguments(spec, "metric", foreign=False)}
+    return {key: value for key, value in spec.model_dump().items() if key not in free}
 
 
 def _short(spec: Spec) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 from customized_grpo.bench.protocols import Metric, Role
 from customized_grpo.bench.suites import Task
 from customized_grpo.errors import UserError
+from customized_grpo.identity import same_result
 from customized_grpo.images import png
 from customized_grpo.settings import Spec
 from customized_grpo.store import append, read_lines, replacing, write
@@ -59,8 +60,10 @@ class BenchFolder:
             return
         drawn = self.images.is_dir()
         for name in wanted if drawn else ():
-            if name != "metrics" and known.get(name) != wanted[name]:
-                raise self._another(name, known.get(name), wanted[name])
+            before, now = known.get(name, wanted[name]), wanted[name]
+            same = same_result(Spec(**before), Spec(**now), "policy") if name == "policy" else before == now
+            if name != "metrics" and not same:
+                raise self._another(name, before, now)
         if read_json(self.tasks) != listed:
             if drawn:
                 raise UserError(f"'{self.path}' holds a bench of other tasks; name another --output.")
@@ -68,7 +71,7 @@ class BenchFolder:
             write(self.tasks, json.dumps(listed, indent=1))
         for name, metric in wanted["metrics"].items():
             before = known["metrics"].get(name, metric)
-            if before["spec"] != metric["spec"]:
+            if not same_result(Spec(**before["spec"]), Spec(**metric["spec"]), "metric"):
                 if self.score_lines(name):
                     raise self._another(f"metric {name}", before["spec"], metric["spec"])
                 (self.oracle / f"{name}.json").unlink(missing_ok=True)

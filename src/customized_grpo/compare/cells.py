@@ -18,6 +18,7 @@ from typing import IO, Any, Literal
 from customized_grpo.compare.grid import Cell, Grid, base_config, base_evaluation, cells, check_runnable, differences
 from customized_grpo.config import load_config, to_yaml
 from customized_grpo.errors import UserError
+from customized_grpo.identity import overrides
 from customized_grpo.store import now, write
 from customized_grpo.store.run import RunFolder
 from customized_grpo.store.scores import read_scores
@@ -222,10 +223,12 @@ def _start_next(queue: list[Cell], environment: dict[str, str], say: Say) -> "_P
 
 
 def command(cell: Cell, found: State) -> list[str]:
-    """The ordinary command that begins a cell, or goes on with it."""
+    """The command that begins a cell, or resumes it with the settings that the grid has now."""
     program = [sys.executable, "-m", "customized_grpo", "train", "--trust-code"]  # the grid was trusted as a whole
     if found.status != "waiting":
-        return [*program, "--resume", str(cell.folder)]
+        changed = overrides(load_config(RunFolder(cell.folder).config), cell.config)
+        changed = {name: value for name, value in changed.items() if name not in ("output", "evaluation.base")}
+        return [*program, "--resume", str(cell.folder), *(f"{name}={value}" for name, value in changed.items())]
     path = cell.root / "configs" / f"{cell.method}-seed-{cell.seed}.yaml"
     write(path, to_yaml(cell.config))
     return [*program, str(path)]

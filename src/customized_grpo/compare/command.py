@@ -57,9 +57,9 @@ def run_grid(
         TrainingError: if a cell failed; the others are finished.
     """
     if resume is not None:
-        if file is not None or output is not None or overrides:
-            raise UserError("--resume takes everything from the folder; leave the other arguments out.")
-        grid, root = open_grid(resume, run=True, trust_code=trust_code), resume
+        if file is not None or output is not None:
+            raise UserError("--resume takes the grid from the folder; leave the file and --output out.")
+        grid, root = open_grid(resume, overrides, run=True, trust_code=trust_code), resume
     elif file is None:
         raise UserError("Name a grid, such as recipes/toyworld/compare-quick.yaml, or --resume FOLDER.")
     else:

@@ -105,10 +105,11 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
     return grid
 
 
-def open_grid(folder: Path, *, run: bool = False, trust_code: bool = False) -> Grid:
+def open_grid(folder: Path, overrides: Sequence[str] = (), *, run: bool = False, trust_code: bool = False) -> Grid:
     """The grid of a comparison's folder, which someone else may have made.
 
     Args:
+        overrides: as for `load_grid`.
         run: whether its cells will run; else nothing but their step plans is asked, to count gradient steps.
         trust_code: run whatever the folder names.
 
@@ -118,7 +119,7 @@ def open_grid(folder: Path, *, run: bool = False, trust_code: bool = False) -> G
     file = folder / "compare.yaml"
     if not file.is_file():
         raise UserError(f"'{folder}' is not a comparison: it has no compare.yaml; `cgrpo compare GRID.yaml` makes one.")
-    grid = load_grid(file)
+    grid = load_grid(file, overrides)
     for found in trust_needed(grid, folder, run=run):
         trust.require(file, found, trust_code=trust_code)
     return grid
@@ -191,13 +192,8 @@ def budget(config: Config) -> Budget:
     )
 
 
-def protocol(config: Config) -> dict[str, Any]:
-    """What must be equal for numbers to pair: the base policy, the data, what is measured and how."""
-    tree = json.loads(config.model_dump_json())
-    tree["evaluation"].pop("base", None)
-    tree["evaluation"].pop("batch", None)
-    shared = {name: tree[name] for name in ("policy", "rewards", "metrics", "data", "evaluation")}
-    return {**shared, "rollout.num_inference_steps": tree["rollout"]["num_inference_steps"]}
+PAIRED = ("policy.", "rewards.", "metrics.", "data.", "evaluation.", "rollout.num_inference_steps")
+"""Settings that must be equal in all cells for their scores to pair: base policy, data, what is measured and how."""
 
 
 def check_comparable(configs: Mapping[str, Config]) -> None:
@@ -207,15 +203,14 @@ def check_comparable(configs: Mapping[str, Config]) -> None:
         configs: the name of a run to its configuration.
     """
     (first, reference), *others = configs.items()
-    same, spent = protocol(reference), budget(reference)
+    spent = budget(reference)
     for name, config in others:
-        other = protocol(config)
-        differ = [key for key in same if same[key] != other[key]]
-        if differ:
-            raise UserError(
-                f"'{first}' and '{name}' differ in {differ[0]} ({_short(same[differ[0]])} against "
-                f"{_short(other[differ[0]])}), so their scores do not pair; compare runs that share it."
-            )
+        for key, (one, other) in _different(reference, config).items():
+            if key.startswith(PAIRED):
+                raise UserError(
+                    f"'{first}' and '{name}' differ in {key} ({_short(one)} against {_short(other)}), so their scores "
+                    f"do not pair; compare runs that share it."
+                )
         if budget(config) != spent:
             one, two = (
                 f"{b.samples:,} pictures and {b.gradient_steps:,} gradient steps" for b in (spent, budget(config))
@@ -224,13 +219,15 @@ def check_comparable(configs: Mapping[str, Config]) -> None:
 
 
 def differences(expected: Config, found: Config) -> list[str]:
-    """The settings in which a run differs from what the grid asks for, as `section.setting a -> b`.
+    """The settings in which the result of a run differs from what the grid asks for, as `section.setting a -> b`."""
+    return [f"{key} {_short(a)} -> {_short(b)}" for key, (a, b) in _different(found, expected).items()]
 
-    Where it is written, tracked and checkpointed does not matter.
-    """
-    left_out = ("output", "tracking.", "checkpoint.", "evaluation.base")
-    changed = identity.differences(found, expected).items()
-    return [f"{key} {_short(a)} -> {_short(b)}" for key, (a, b) in changed if not key.startswith(left_out)]
+
+def _different(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
+    """The differences that change the result. Code that the user does not trust is not imported to ask for them."""
+    named = trust.items(specs(after))
+    found = identity.result_differences(before, after, foreign=not named or trust.is_trusted(named))
+    return {key: pair for key, pair in found.items() if key != "evaluation.base"}  # only a place
 
 
 def _check_complete(config: Config) -> None:

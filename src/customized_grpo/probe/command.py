@@ -8,9 +8,10 @@ from rich.console import Console
 
 from customized_grpo.assemble import build_policy, build_rewards, load_trained, open_run
 from customized_grpo.build import bind
-from customized_grpo.config import Config, open_config, parse_config, to_yaml
+from customized_grpo.config import Config, load_config, open_config, parse_config, to_yaml
 from customized_grpo.data import load_datasets
 from customized_grpo.errors import UserError
+from customized_grpo.identity import result_differences, result_settings
 from customized_grpo.probe.display import Progress, show_findings
 from customized_grpo.probe.findings import Findings
 from customized_grpo.probe.measure import Probe, ProbeSettings, choose
@@ -53,21 +54,39 @@ def new_probe(
     with folder.lock():
         folder.check_free()  # again: another process may have been here before the lock
         folder.write(folder.config.name, to_yaml(config))
-        folder.describe(**provenance(), settings=chosen.model_dump(exclude={"batch"}), checkpoint=checkpoint)
+        folder.describe(**provenance(), settings=result_settings(chosen), batch=chosen.batch, checkpoint=checkpoint)
         return _go(console, probe, folder)
 
 
-def resume_probe(console: Console, path: Path, *, trust_code: bool = False) -> Findings:
-    """Go on with the probe in a folder: finished steps are read, the others measured."""
+def resume_probe(
+    console: Console, path: Path, overrides: Sequence[str] = (), batch: int | None = None, *, trust_code: bool = False
+) -> Findings:
+    """Resume the probe in a folder: finished steps are read, the others measured.
+
+    Args:
+        overrides: settings of the configuration that do not change the result.
+        batch: images sampled at once; None is that of the probe.
+
+    Raises:
+        UserError: if an override changes the result.
+    """
     folder = ProbeFolder.existing(path)
     info = folder.described()
     if not folder.config.is_file() or "settings" not in info:
         raise UserError(f"'{path}' was stopped before its configuration was written; remove it and start again.")
-    chosen = parse_config(info["settings"], ProbeSettings)
+    sizes = {} if (size := batch or info.get("batch")) is None else {"batch": size}  # older probes do not tell
+    chosen = parse_config({**info["settings"], **sizes}, ProbeSettings)
     folder.check_idle()
-    config = open_config(folder.config, trust_code=trust_code)
+    config = open_config(folder.config, overrides, trust_code=trust_code)
+    if changed := result_differences(load_config(folder.config), config):
+        raise UserError(
+            f"The probe in '{path}' has another {next(iter(changed))}, which changes the result; leave that override "
+            f"out, or start a new probe."
+        )
     probe, _ = build_probe(config, chosen, info.get("checkpoint"))
     with folder.lock():
+        folder.write(folder.config.name, to_yaml(config))
+        folder.describe(batch=chosen.batch)
         return _go(console, probe, folder)
 
 

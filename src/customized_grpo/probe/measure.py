@@ -10,6 +10,7 @@ step s alone, so their variance is what that step decides.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -23,7 +24,7 @@ from customized_grpo.policies.contract import Policy, rows
 from customized_grpo.randomness import generator, normal, seed_global
 from customized_grpo.rollout import complete_dynamics
 from customized_grpo.scoring import RewardFunction, score
-from customized_grpo.settings import Settings
+from customized_grpo.settings import Role, Settings
 from customized_grpo.trajectory import Dynamics, trajectory
 from customized_grpo.types import Conditioning, Example
 
@@ -31,19 +32,19 @@ from customized_grpo.types import Conditioning, Example
 class ProbeSettings(Settings):
     """What is measured, on how much."""
 
-    examples: int = Field(default=24, ge=2)
+    examples: Annotated[int, Role.KEPT] = Field(default=24, ge=2)
     """P: (reference, prompt) pairs, drawn from the training data."""
-    branches: int = Field(default=8, ge=2)
+    branches: Annotated[int, Role.KEPT] = Field(default=8, ge=2)
     """M: continuations of each trajectory at each step. A single one has no variance."""
-    gradients: bool = True
+    gradients: Annotated[bool, Role.KEPT] = True
     """Also the cosine between the gradients of the rewards at each step."""
-    include_last: bool = False
+    include_last: Annotated[bool, Role.KEPT] = False
     """Probe the step that ends at sigma 0 too; training leaves it out unless asked."""
-    batch: int = Field(default=64, ge=1)
+    batch: Annotated[int, Role.RUNTIME] = Field(default=64, ge=1)
     """Pictures sampled at once, rounded down to whole groups. It changes memory, and the result only by
     rounding."""
-    seed: int = 0
-    """Of the noise and of the choice of examples."""
+    seed: Annotated[int, Role.KEPT] = 0
+    """Seed for the noise and for the choice of examples."""
 
 
 @dataclass(frozen=True)

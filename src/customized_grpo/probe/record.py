@@ -13,6 +13,7 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import cluster
+from customized_grpo.identity import result_settings
 from customized_grpo.policies.contract import Policy
 from customized_grpo.probe.measure import Branches, Probe
 from customized_grpo.store import Folder
@@ -88,11 +89,11 @@ class Identity:
     @classmethod
     def of(cls, probe: Probe) -> "Identity":
         examples = [{"id": e.id, "subject": cluster(e), "prompt": e.prompt} for e in probe.examples]
-        settings = probe.settings.model_dump(exclude={"batch"})
         sigmas = probe.trajectories()[0].sigmas.tolist()
         return cls(
-            list(probe.rewards), examples, settings, probe.num_inference_steps, sigmas, fingerprint(probe.policy)
-        )
+            list(probe.rewards), examples, result_settings(probe.settings), probe.num_inference_steps, sigmas,
+            fingerprint(probe.policy),
+        )  # fmt: skip
 
 
 def fingerprint(policy: Policy) -> str:
