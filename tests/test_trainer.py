@@ -552,7 +552,7 @@ def test_memory_that_runs_out_says_what_to_lower_and_keeps_the_finished_iteratio
         broken.train(FailInTheThird())
     assert caught.value.advice.startswith("The last checkpoint is iteration-000002. ")
     state = json.loads((tmp_path / "run" / "checkpoints" / "iteration-000002" / "state.json").read_text())
-    assert state["streak"] == {}
+    assert state["progress"]["streak"] == {}
     straight, resumed = made(tmp_path / "straight"), made(tmp_path)
     lines = records(straight.train())
     assert without_times(records(resumed.train(resume=RunFolder(tmp_path / "run")))) == without_times(lines)
