@@ -1,5 +1,8 @@
 import dataclasses
+import json
+import os
 import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -54,8 +57,13 @@ def test_a_draft_is_no_checkpoint_and_is_swept_away(tmp_path: Path) -> None:
     for iteration in (1, 2, 3):
         checkpoint.save(tmp_path, state(policy, iteration), policy, "")
     assert [p.name for p in checkpoint.checkpoints(tmp_path)] == [f"iteration-00000{i}" for i in (1, 2, 3)]
+    (tmp_path / ".iteration-000010.partial").touch()  # a file, which no kill leaves, is no reason to stop
+    checkpoint.prune(tmp_path, 0)
+    checkpoint.prune(tmp_path, 3)
+    assert len(checkpoint.checkpoints(tmp_path)) == 3
     checkpoint.prune(tmp_path, 2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["iteration-000002", "iteration-000003"]
+    assert sorted(p.name for p in tmp_path.glob("[!.]*")) == ["iteration-000002", "iteration-000003"]
+    assert not (tmp_path / ".iteration-000009.partial").exists()
 
 
 @pytest.mark.parametrize("full", [OSError(28, "No space left on device"), RuntimeError("file write failed")])
@@ -67,10 +75,29 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_good_one(tmp_path: Path
         raise full
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(UserError, match=r"iteration-000004' could not be written \(.*MiB are free\); make room"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(3 * 2**20))
+    with pytest.raises(UserError, match=r"iteration-000004' could not be written \(.*; 3 MiB are free\); make room"):
         checkpoint.save(tmp_path, state(policy, 4), policy, "")
     assert list(tmp_path.iterdir()) == [good], "the draft gives its room back"
     assert checkpoint.load(good).iteration == 3
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    policy = fakes.LinearPolicy()
+    with pytest.raises(UserError, match=r"iteration-000003' could not be written \(.*MiB are free\)"):
+        checkpoint.save(tmp_path / "file" / "checkpoints", state(policy), policy, "")
+
+
+def test_saving_leaves_no_file_open(tmp_path: Path) -> None:
+    def next_descriptor() -> int:
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        os.close(descriptor)
+        return descriptor
+
+    policy, before = fakes.LinearPolicy(), next_descriptor()
+    checkpoint.save(tmp_path, state(policy), policy, "")
+    assert next_descriptor() == before
 
 
 @pytest.mark.parametrize(("second", "keep"), [(3, 1), (4, 1), (4, 2)])
@@ -143,6 +170,14 @@ def test_a_state_that_says_nothing_is_one_sentence(tmp_path: Path, text: str) ->
     (path / "state.json").write_text(text)
     with pytest.raises(UserError, match="incomplete or damaged"):
         checkpoint.load(path)
+
+
+def test_the_layout_of_the_state_is_no_damage(tmp_path: Path) -> None:
+    policy = fakes.LinearPolicy()
+    path = checkpoint.save(tmp_path, state(policy), policy, "")
+    content = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(dict(reversed(content.items()))))
+    assert checkpoint.load(path).iteration == 3
 
 
 def test_a_checkpoint_of_an_earlier_version_has_no_checksums_and_is_read(tmp_path: Path) -> None:

@@ -76,6 +76,9 @@ def test_pictures_that_nobody_scored_leave_the_statistics_of_the_advantages() ->
     assert record == {"advantage/std": pytest.approx(math.sqrt(18)), "advantage/clamped": 0.5}
     nothing = describe_advantages(everyone, rewards * math.nan, 5.0)
     assert all(map(math.isnan, nothing.values()))
+    one = describe_advantages(torch.tensor([[[-5.0]]]), torch.zeros(1, 1, 2), 5.0)
+    assert math.isnan(one["advantage/std"])
+    assert one["advantage/clamped"] == 1
 
 
 def test_the_spread_guard_names_the_reward_that_is_to_blame() -> None:

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from customized_grpo import distributed
+from customized_grpo.errors import TrainingError
 from customized_grpo.functional.sde import flow_sde
 from customized_grpo.method import MethodSettings
 from customized_grpo.policies.contract import Policy
@@ -247,8 +250,13 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def make_updater(case: dict[str, Any], dtype: torch.dtype, accelerator: Accelerator) -> tuple[Updater, list[Tensor]]:
+def make_updater(
+    case: dict[str, Any], dtype: torch.dtype, accelerator: Any, unused: bool = False
+) -> tuple[Updater, list[Tensor]]:
     """And the gradients that its optimizer will see."""
+    policy = TwoWeights(dtype)
+    if unused:
+        policy.module.unused = nn.Parameter(torch.tensor(1.0, dtype=dtype))
     training = TrainingSettings(
         iterations=ITERATIONS,
         optimizer=Spec(use="SGD", lr=LR),
@@ -258,7 +266,7 @@ def make_updater(case: dict[str, Any], dtype: torch.dtype, accelerator: Accelera
     )
     method = MethodSettings(**{name: case[name] for name in MethodSettings.model_fields if name in case})
     dynamics = lambda *step, sigma_max: flow_sde(*step, noise_level=NOISE, sigma_max=sigma_max)  # noqa: E731
-    updater = Updater(TwoWeights(dtype), training, method, dynamics, accelerator, SEED)
+    updater = Updater(policy, training, method, dynamics, accelerator, SEED)
     seen: list[Tensor] = []
     updater.optimizer.register_step_pre_hook(lambda *_: seen.append(updater.parameters[0].grad.double()))
     return updater, seen
@@ -289,19 +297,100 @@ def test_an_update_is_what_the_formulas_say(
     assert torch.equal(updater.policy.module.weights, weights)
 
 
+USUAL = {"ratio_norm": False, "beta": 0.3, "inner_epochs": 2, "updates_per_epoch": 2, "ema_decay": 0.9,
+         "clip_range": 1e-3, "max_grad_norm": 0.02, "schedule": ("cosine", 1)}  # fmt: skip
+ONE_UPDATE = USUAL | {"inner_epochs": 1, "updates_per_epoch": 1, "micro_batch": None, "chunk_prompts": P,
+                      "old_log_probs": "rollout", "max_grad_norm": 100.0, "schedule": ("constant", 0)}  # fmt: skip
+
+
 def test_every_setting_of_these_cases_acts() -> None:
     """So that a setting which the update ignores cannot agree with the formulas by chance."""
-    usual = {"ratio_norm": False, "beta": 0.3, "inner_epochs": 2, "updates_per_epoch": 2, "ema_decay": 0.9,
-             "clip_range": 1e-3, "max_grad_norm": 0.02, "schedule": ("cosine", 1)}  # fmt: skip
 
     def train(case: dict[str, Any]) -> tuple[Tensor, list[dict[str, float]]]:
         naive = Naive(case)
         records = [naive.update(iteration, draw(iteration)) for iteration in range(1, ITERATIONS + 1)]
         return torch.cat([naive.weights, naive.average]), records
 
-    result, records = train(usual)
+    result, records = train(USUAL)
     assert all(0.1 < record["update/clip_share"] < 0.9 for record in records)
-    for name in usual:
+    for name in USUAL:
         for value in AXES[name]:
-            if value != usual[name]:
-                assert float((train(usual | {name: value})[0] - result).abs().max()) > 1e-4, (name, value)
+            if value != USUAL[name]:
+                assert float((train(USUAL | {name: value})[0] - result).abs().max()) > 1e-4, (name, value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "clip_range", "allowed"),
+    [(torch.float32, 0.2, 1e-5), (torch.float32, 5e-5, 5e-6), (torch.float64, 0.2, 1e-3), (torch.float64, 1e-3, 1e-4)],
+)
+def test_the_first_ratio_may_be_off_by_so_much(
+    dtype: torch.dtype, clip_range: float, allowed: float, accelerator: Accelerator
+) -> None:
+    case = ONE_UPDATE | {"clip_range": clip_range}
+    for off in (0.8 * allowed, -0.8 * allowed, 1.2 * allowed, -1.2 * allowed):
+        updater, _ = make_updater(case, dtype, accelerator)
+        (sampled,) = rollouts(draw(1), torch.tensor(START, dtype=torch.float64), case, dtype)
+        sampled = replace(sampled, log_probs=sampled.log_probs - off)
+        if abs(off) > allowed:
+            with pytest.raises(TrainingError, match="first ratio of iteration 1 is off 1 by"):
+                updater(1, [sampled], draw(1).advantage.to(dtype))
+        else:
+            record = updater(1, [sampled], draw(1).advantage.to(dtype))
+            assert record["update/first_ratio_error"] == pytest.approx(abs(off), abs=1e-6)
+            assert record["update/ratio_max"] == pytest.approx(math.exp(abs(off)), abs=1e-6)
+
+
+# ---- several processes
+
+
+class TwoProcesses:
+    """This process and another one, whose gradients and norm are given."""
+
+    num_processes = 2
+    device = torch.device("cpu")
+
+    def __init__(self, gradients: list[Tensor], apart: float = 0.0) -> None:
+        self.gradients, self.apart = gradients, apart
+
+    def reduce(self, tensors: Sequence[Tensor], reduction: str) -> list[Tensor]:
+        assert reduction == "mean"
+        return [(mine + other) / 2 for mine, other in zip(tensors, self.gradients, strict=True)]
+
+    def gather(self, norm: Tensor) -> Tensor:
+        return torch.cat([norm, norm + self.apart])
+
+
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> type[TwoProcesses]:
+    monkeypatch.setattr(distributed, "gather_object", lambda found: [*found, *found])
+    return TwoProcesses
+
+
+def update_beside(other: TwoProcesses | Accelerator) -> tuple[Updater, dict[str, float], list[Tensor]]:
+    """One update of a policy with a third weight, which gets no gradient; the gradients of the other two."""
+    updater, seen = make_updater(ONE_UPDATE, torch.float64, other, unused=True)
+    sampled = rollouts(draw(1), torch.tensor(START, dtype=torch.float64), ONE_UPDATE, torch.float64)
+    return updater, updater(1, sampled, draw(1).advantage), seen
+
+
+def test_gradients_are_averaged_over_processes(accelerator: Accelerator, two_processes: type[TwoProcesses]) -> None:
+    _, _, (alone,) = update_beside(accelerator)
+    others = [torch.tensor([3.0, 4.0], dtype=torch.float64), torch.tensor(-1.0, dtype=torch.float64)]
+    updater, record, (together,) = update_beside(two_processes(others))
+    torch.testing.assert_close(together, (alone + others[0]) / 2, rtol=0, atol=1e-12)
+    assert updater.parameters[1].item() == pytest.approx(1 + LR * 0.5)
+    assert record["update/grad_norm"] == pytest.approx(math.hypot(*together.tolist(), 0.5))
+
+
+@pytest.mark.parametrize("apart", [1e-3, math.nan])
+def test_processes_that_train_apart_are_stopped(two_processes: type[TwoProcesses], apart: float) -> None:
+    zeros = [torch.zeros(2, dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+    with pytest.raises(TrainingError, match="Gradients differ between processes"):
+        update_beside(two_processes(zeros, apart))
+
+
+def test_a_gradient_that_is_not_finite_on_all_processes_is_skipped(two_processes: type[TwoProcesses]) -> None:
+    gradients = [torch.full((2,), math.nan, dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
+    updater, record, _ = update_beside(two_processes(gradients))
+    assert record["update/skipped"] == 1
+    assert updater.policy.module.weights.tolist() == pytest.approx(START)

@@ -172,7 +172,7 @@ def damaged(checkpoint: Path, reason: str) -> UserError:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints in a folder, oldest first."""
-    found = {path.name: path for path in folder.glob(f".iteration-*{REPLACED}")} if folder.is_dir() else {}
+    found = {path.name: path for path in folder.glob(f".iteration-*{REPLACED}")}
     found = {name.removeprefix(".").removesuffix(REPLACED): path for name, path in found.items()}
     found |= {path.name: path for path in folder.glob("iteration-*") if path.is_dir()}
     return [found[name] for name in sorted(found)]

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
-from generate import FILES, ROOT, Mutant, faults, sample
+from generate import FAULT, FILES, ROOT, Mutant, faults, sample
 from sandbox import Sandbox, state
 
 
@@ -36,9 +36,14 @@ def main() -> None:
     if options.survivors:
         last = {line["key"]: line["outcome"] for line in lines(options.record)}
         plan = [mutant for mutant in plan if last.get(mutant.key) == "survived"]
-    if not options.table:
-        done = read(options.record)
-        waiting = [mutant for mutant in plan if mutant.key not in done]
+    done = read(options.record)
+    waiting = [mutant for mutant in plan if mutant.key not in done]
+    print(
+        f"{len(plan)} mutants and faults, of which {len(plan) - len(waiting)} have a result in {options.record}. "
+        f"Results are added there one by one: stop at any time, the next run goes on.",
+        file=sys.stderr,
+    )
+    if waiting and not options.table:
         random.Random(options.seed).shuffle(waiting)
         os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         workers = [fork(waiting[job :: options.jobs], options.record) for job in range(options.jobs)]
@@ -49,7 +54,9 @@ def main() -> None:
 
 
 def lines(record: Path) -> list[dict]:
-    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()] if record.is_file() else []
+    """All results, except for a line that was cut off when the run was stopped."""
+    text = record.read_text(encoding="utf-8") if record.is_file() else ""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
 
 def read(record: Path) -> dict[str, dict]:
@@ -79,38 +86,42 @@ def fork(mutants: list[Mutant], record: Path) -> int:
         os._exit(code)
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share."""
-    z, share = 1.96, successes / trials
-    centre = share + z**2 / (2 * trials)
-    reach = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return (centre - reach) / (1 + z**2 / trials), min(1.0, (centre + reach) / (1 + z**2 / trials))
+def share(successes: int, trials: int) -> str:
+    """In percent, with Wilson's 95 % interval."""
+    if not trials:
+        return ""
+    z, found = 1.96, successes / trials
+    centre, scale = found + z**2 / (2 * trials), 1 + z**2 / trials
+    reach = z * math.sqrt(found * (1 - found) / trials + z**2 / (4 * trials**2))
+    return f"{found:.1%} ({(centre - reach) / scale:.1%} to {min(1.0, (centre + reach) / scale):.1%})"
 
 
 def tables(plan: list[Mutant], done: dict[str, dict]) -> str:
-    """Markdown: how many mutants of every file were killed, and the survivors with their reasons."""
-    reasons = yaml.safe_load((Path(__file__).parent / "survivors.yaml").read_text(encoding="utf-8")) or []
-    equivalent = {key for reason in reasons if reason["equivalent"] for key in reason["mutants"]}
-    by_file: dict[str, list[Mutant]] = {"all files": []}
-    for mutant in plan:
-        made_by_hand = mutant.key.startswith("fault: ")
-        for row in ["faults made by hand"] if made_by_hand else [mutant.file, "all files"]:
-            if mutant.key in done:
-                by_file.setdefault(row, []).append(mutant)
+    """Markdown: how many mutants of every file were killed, what killed each fault, and the survivors with reasons."""
+    reasons = yaml.safe_load((Path(__file__).parent / "survivors.yaml").read_text(encoding="utf-8"))
+    same = {key for reason in reasons if reason["equivalent"] for key in reason["mutants"]}
+    run = {mutant.key: done[mutant.key] for mutant in plan if mutant.key in done}
+    mutants = [result for key, result in run.items() if not key.startswith(FAULT)]
     text = [
         "| file | mutants | killed | of them by time | equivalent | other survivors | killed of those not equivalent |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
-    for file, mutants in sorted(by_file.items(), key=lambda row: (" " in row[0], row[0])):
-        outcomes = Counter(done[mutant.key]["outcome"] for mutant in mutants)
-        same = sum(done[m.key]["outcome"] == "survived" and m.key in equivalent for m in mutants)
-        killed = outcomes["killed"] + outcomes["timeout"]
-        low, high = wilson(killed, len(mutants) - same)
-        text.append(
-            f"| {file} | {len(mutants)} | {killed} | {outcomes['timeout']} | {same} | {outcomes['survived'] - same} "
-            f"| {killed / (len(mutants) - same):.1%} ({low:.1%} to {high:.1%}) |"
+    for row in [*FILES, ""]:
+        results = [result for result in mutants if row in ("", result["file"])]
+        count = Counter(
+            "equivalent" if r["key"] in same and r["outcome"] == "survived" else r["outcome"] for r in results
         )
-    unexplained = {mutant.key for mutant in plan if done.get(mutant.key, {}).get("outcome") == "survived"}
+        killed = count["killed"] + count["timeout"]
+        numbers = len(results), killed, count["timeout"], count["equivalent"], count["survived"]
+        cells = [row or "all files", *map(str, numbers), share(killed, len(results) - count["equivalent"])]
+        text.append(f"| {' | '.join(cells)} |")
+    text += ["", "| fault | in | fails |", "|---|---|---|"]
+    text += [
+        f"| {key.removeprefix(FAULT)} | `{result['file']}` | {result.get('by', result['outcome'])} |"
+        for key, result in run.items()
+        if key.startswith(FAULT)
+    ]
+    unexplained = {key for key, result in run.items() if result["outcome"] == "survived"}
     for reason in reasons:
         survived = [key for key in reason["mutants"] if key in unexplained]
         unexplained -= set(survived)
@@ -119,8 +130,8 @@ def tables(plan: list[Mutant], done: dict[str, dict]) -> str:
             text += [f"* `{key}`" for key in survived]
     if unexplained:
         text += ["", "**Without a reason in survivors.yaml:**", "", *(f"* `{key}`" for key in sorted(unexplained))]
-    if missing := sum(mutant.key not in done for mutant in plan):
-        text += ["", f"**{missing} of {len(plan)} have not been run.**"]
+    minutes = sum(result["seconds"] for result in run.values()) / 60
+    text += ["", f"{len(run)} of {len(plan)} mutants and faults were run, in {minutes:.0f} minutes of processor time."]
     return "\n".join(text)
 
 

@@ -24,6 +24,7 @@ FILES = [
     *sorted(f"functional/{path.name}" for path in (ROOT / PACKAGE / "functional").glob("[!_]*.py")),
     *(f"{name}.py" for name in ("rollout", "method", "update", "evaluation", "checkpoint", "randomness")),
 ]
+FAULT = "fault: "
 AT_LEAST = 20
 """Mutants of a file in the sample, however small its share; all of them where there are fewer."""
 
@@ -159,5 +160,5 @@ def faults(only: str) -> list[Mutant]:
         if source.count(fault["old"]) != 1:
             sys.exit(f"faults.yaml: the text of '{fault['name']}' is not once in {fault['file']}; bring it up to date.")
         if only in fault["file"]:
-            made.append(Mutant(f"fault: {fault['name']}", fault["file"], source.replace(fault["old"], fault["new"])))
+            made.append(Mutant(FAULT + fault["name"], fault["file"], source.replace(fault["old"], fault["new"])))
     return made
