@@ -106,7 +106,7 @@ def tables(plan: list[Mutant], done: dict[str, dict]) -> str:
         "| file | mutants | killed | of them by time | equivalent | other survivors | killed of those not equivalent |",
         "|---|--:|--:|--:|--:|--:|---|",
     ]
-    for row in [*FILES, ""]:
+    for row in [*dict.fromkeys(result["file"] for result in mutants), ""]:
         results = [result for result in mutants if row in ("", result["file"])]
         count = Counter(
             "equivalent" if r["key"] in same and r["outcome"] == "survived" else r["outcome"] for r in results

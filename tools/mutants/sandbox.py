@@ -104,6 +104,7 @@ class Sandbox:
         code = 70
         try:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
             output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(output, 1)
