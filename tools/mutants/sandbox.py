@@ -104,7 +104,8 @@ class Sandbox:
         code = 70
         try:
             os.setsid()
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores
             resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
             output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(output, 1)
