@@ -56,7 +56,7 @@ def test_an_unknown_argument_names_the_nearest() -> None:
 
 
 def test_a_missing_argument_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="cannot be made with"):
+    with pytest.raises(UserError, match="could not be constructed with"):
         construct(spec("test_build:Needs"), "reward")
 
 
@@ -71,7 +71,7 @@ class Breaks:
 
 
 def test_what_goes_wrong_in_anybodys_code_is_one_sentence(tmp_path, monkeypatch) -> None:
-    with pytest.raises(UserError, match=r"Breaks cannot be made with path='here' \(KeyError: 'no weights'\)"):
+    with pytest.raises(UserError, match=r"Breaks could not be constructed with path='here' \(KeyError: 'no weights'\)"):
         construct(spec("test_build:Breaks", path="here"), "reward")
     (tmp_path / "unwritten.py").write_text("def (")
     monkeypatch.syspath_prepend(tmp_path)

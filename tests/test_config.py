@@ -63,8 +63,8 @@ def test_the_toy_worlds_oracle_is_not_asked_about_other_data() -> None:
         ("rewards.prompt=null", r"'rewards.prompt' is null: expected a name, or a mapping"),
         ("tracking.log_with=5", r"'tracking.log_with' is 5: expected a list, such as"),
         ("training.lr_schedule=wavy", r"'training.lr_schedule' is \"wavy\""),
-        ("iterations", r"'iterations' is no override; write section.setting=value"),
-        ("seed=[1", r"The value of 'seed=\[1' is not YAML"),
+        ("iterations", r"'iterations' is not an override; write section.setting=value"),
+        ("seed=[1", r"The value of 'seed=\[1' is not valid YAML"),
         ("method.advantage={gamma: 1, use: }", r"method.advantage"),
     ],
 )
@@ -76,10 +76,10 @@ def test_a_wrong_setting_is_one_sentence(override: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("- 1\n- 2\n", "holds a list"),
-        ("seed: 1\na: [", "line 2: this is not YAML"),
-        ("\x00", "is not YAML"),
-        ("seed: 1\ntraining: {iterations: 2}\nseed: 2", "line 3: .* 'seed' stands there twice"),
+        ("- 1\n- 2\n", "contains a list"),
+        ("seed: 1\na: [", "line 2: invalid YAML"),
+        ("\x00", "invalid YAML"),
+        ("seed: 1\ntraining: {iterations: 2}\nseed: 2", "line 3: .* duplicate key 'seed'"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:

@@ -54,7 +54,7 @@ def test_every_link_between_documents_leads_somewhere() -> None:
 
 def test_the_configuration_page_is_what_the_code_says() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert describe_settings(Config) in page, "run: python tests/test_docs.py"
+    assert describe_settings(Config) in page, "run: python -m tests.test_docs"
 
 
 def unexplained(model: type[BaseModel]) -> list[str]:

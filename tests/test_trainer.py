@@ -401,7 +401,7 @@ def test_log_probs_and_means_are_recomputed_in_the_updates_own_batches(tmp_path:
         ({"use": "SGD", "lr": 0.0}, r"SGD with lr=0.0 does not follow the gradient, so nothing would train"),
         ({"use": "AdamW", "lr": 0.0, "weight_decay": 0.5}, r"AdamW with lr=0.0 does not follow the gradient"),
         ({"use": "AdamW", "lr": math.inf}, r"AdamW with lr=inf is not finite"),
-        ({"use": "AdamW", "lr": -1e-3}, r"AdamW cannot be made with lr=-0.001"),
+        ({"use": "AdamW", "lr": -1e-3}, r"AdamW could not be constructed with lr=-0.001"),
         ({"use": "LBFGS", "lr": 1e-2}, r"LBFGS cannot take a step .*without a closure"),
         ({"use": "SparseAdam", "lr": 1e-2}, r"SparseAdam cannot take a step with dense gradients"),
         ({"use": "lr_scheduler:LambdaLR"}, r"cannot import 'lr_scheduler'"),

@@ -1,4 +1,4 @@
-"""Names to objects: the only resolver. A `Spec` names a function or class by import path, with its arguments."""
+"""Resolve a `Spec`, which names a function or class by import path with its arguments, to an object."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -23,11 +23,11 @@ HOMES = {
     "dataset": ("customized_grpo.data", "customized_grpo.toyworld.dataset"),
     "optimizer": ("torch.optim",),
 }
-"""Where a name without a module is looked up, by slot, in this order, among what `__all__` lists there."""
+"""Modules in which a name without a module is looked up, by slot and in this order; only names in `__all__` count."""
 
 
 def exported(use: str, slot: str) -> Any | None:
-    """What a name stands for if the slot's home module exports it and it is of the slot's kind, else None.
+    """The object with this name if a default module of the slot exports it and its type fits the slot, else None.
 
     Only modules of this package and of torch are imported.
     """
@@ -44,7 +44,7 @@ def exported(use: str, slot: str) -> Any | None:
 
 
 def _fits(found: Any, slot: str) -> bool:
-    """Whether an object is of the kind that a slot takes."""
+    """Whether an object has the type that a slot requires."""
     if slot in ("reward", "metric"):
         return inspect.isclass(found) and "__call__" in dir(found) and not getattr(found, "_is_protocol", False)
     if slot == "policy":
@@ -61,7 +61,7 @@ def _fits(found: Any, slot: str) -> bool:
 
 
 def _same(module: str, name: str, found: Any) -> bool:
-    """Whether a longer path, such as that of the file that defines it, leads to the same object."""
+    """Whether another path, such as that of the defining module, leads to the same object."""
     try:
         return getattr(import_module(module), name, None) is found
     except ImportError:
@@ -69,10 +69,10 @@ def _same(module: str, name: str, found: Any) -> bool:
 
 
 def resolve(use: str, slot: str) -> Any:
-    """The object that `package.module:name`, or a bare name in the slot's home module, stands for.
+    """Import the object named by `package.module:name`, or by a bare name in a default module of the slot.
 
     Raises:
-        UserError: if the module or the name does not exist, with the nearest name there is.
+        UserError: if the module or the name does not exist, suggesting the closest name.
     """
     if (found := exported(use, slot)) is not None:
         return found
@@ -92,25 +92,25 @@ def _import(module: str, use: str, slot: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{slot}: cannot import '{module}' for '{use}' ({error}); write package.module:name and see that the "
-            f"package is installed, on PYTHONPATH, or a file in the folder you start from."
+            f"{slot}: cannot import '{module}' for '{use}' ({error}); write package.module:name and make sure "
+            f"that the package is installed, on PYTHONPATH, or a file in the current folder."
         ) from error
-    except Exception as error:  # anybody's module
+    except Exception as error:  # third-party code
         raise UserError(
             f"{slot}: importing '{module}' for '{use}' failed ({type(error).__name__}: {error}); "
-            f"see that `python -c 'import {module}'` works."
+            f"make sure that `python -c 'import {module}'` works."
         ) from error
 
 
 def bind(spec: Spec, slot: str) -> Callable[..., Any]:
-    """A function with the arguments of its spec bound, checked against its signature."""
+    """Bind the arguments of a spec to its function, after checking them against its signature."""
     function = check_spec(spec, slot)
     return partial(function, **spec.arguments) if spec.arguments else function
 
 
 def construct(spec: Spec, slot: str, **extra: Any) -> Any:
-    """An object: a class is called with the spec's arguments, through `from_pretrained` if it has one; a function is
-    bound. `extra` arguments are passed where the signature takes them and the spec does not say otherwise."""
+    """Construct the object of a spec: call a class, through `from_pretrained` if it has one, or bind a function.
+    `extra` arguments are passed if the signature has them and the spec does not set them."""
     target = check_spec(spec, slot)
     if not inspect.isclass(target):
         return bind(spec, slot)
@@ -121,19 +121,19 @@ def construct(spec: Spec, slot: str, **extra: Any) -> Any:
         return _makers(target)[-1](**arguments)
     except UserError:
         raise
-    except Exception as error:  # anybody's code may stand behind a name
+    except Exception as error:  # third-party code
         given = ", ".join(f"{name}={value!r}" for name, value in spec.arguments.items()) or "no settings"
         raise UserError(
-            f"{slot}: {spec.use} cannot be made with {given} ({type(error).__name__}: {error}); "
-            f"check its settings, or see --debug."
+            f"{slot}: {spec.use} could not be constructed with {given} ({type(error).__name__}: {error}); "
+            f"check its settings, or use --debug."
         ) from error
 
 
 def check_spec(spec: Spec, slot: str) -> Any:
-    """What a spec names, after checking its arguments against the signature.
+    """Resolve a spec and check its arguments against the signature.
 
     Raises:
-        UserError: if the name does not exist or takes no such argument, with the nearest there is.
+        UserError: if the name or an argument does not exist, suggesting the closest one.
     """
     target = resolve(spec.use, slot)
     makers = _makers(target)
@@ -147,7 +147,7 @@ def check_spec(spec: Spec, slot: str) -> Any:
 
 
 def _makers(target: Any) -> list[Callable[..., Any]]:
-    """The class (or function) and, last, what makes an object of it."""
+    """The class (or function) and, last, the callable that constructs the object."""
     return [target, target.from_pretrained] if hasattr(target, "from_pretrained") else [target]
 
 

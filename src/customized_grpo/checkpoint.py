@@ -28,12 +28,12 @@ REPLACED = ".replaced"
 
 
 class CheckpointSettings(Settings):
-    """When checkpoints are written. The last iteration always is."""
+    """When checkpoints are written. The last iteration is always saved."""
 
     every: Annotated[int, Role.RUNTIME] = Field(default=10, ge=1)
     """Iterations between two checkpoints."""
     keep: Annotated[int, Role.RUNTIME] = Field(default=2, ge=0)
-    """Newest checkpoints to keep; 0 keeps all."""
+    """Number of latest checkpoints to keep; 0 keeps all."""
 
 
 @dataclass(frozen=True)

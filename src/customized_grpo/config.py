@@ -1,4 +1,4 @@
-"""The settings of a run: composed here, each defined beside the code that reads it."""
+"""The configuration of a run, composed of settings that are each defined beside the code that reads them."""
 
 import json
 import re
@@ -24,12 +24,12 @@ from customized_grpo.update import TrainingSettings
 
 
 class TrainerConfig(Settings):
-    """All that `Trainer` reads."""
+    """The settings of `Trainer`."""
 
     seed: Annotated[int, Role.KEPT] = 0
-    """Of every random draw."""
+    """Random seed of the run."""
     output: Annotated[Path | None, Role.RUNTIME] = None
-    """The run folder; None makes a new one under runs/."""
+    """The run folder; default: a new one under runs/."""
     method: MethodSettings = MethodSettings()
     rollout: RolloutSettings = RolloutSettings()
     training: TrainingSettings = TrainingSettings()
@@ -39,15 +39,15 @@ class TrainerConfig(Settings):
 
 
 class Loader(yaml.SafeLoader):
-    """YAML's safe loader, for which 1e-3 is a number too (YAML 1.1 would have 1.0e-3)."""
+    """YAML's safe loader, extended to parse 1e-3 as a number (YAML 1.1 requires 1.0e-3)."""
 
 
 def _mapping(loader: Loader, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:
-    """A mapping; of a key that stands twice, YAML would forget the first."""
+    """A mapping without duplicate keys, of which YAML would silently drop all but the last."""
     seen: set[str] = set()
     for key, _ in node.value:
         if key.value in seen:
-            raise yaml.MarkedYAMLError(problem=f"'{key.value}' stands there twice", problem_mark=key.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"duplicate key '{key.value}'", problem_mark=key.start_mark)
         seen.add(key.value)
     yield from loader.construct_yaml_map(node)
 
@@ -73,17 +73,17 @@ METRICS = {
 
 
 class Config(TrainerConfig):
-    """A whole run, as in YAML. The defaults are the embedded default: `cgrpo train` with no arguments."""
+    """The configuration of a run, as in YAML. The defaults are those of `cgrpo train` without arguments."""
 
     policy: Annotated[Spec, Role.KEPT] = _spec(
         "FluxKontextPolicy", path="toyworld:pipeline", trainable="full", dtype="auto"
     )
-    """The model family and where its weights are."""
+    """The model family and the location of its weights."""
     rewards: Annotated[dict[str, Spec], Role.KEPT] = Field(default=REWARDS)
-    """Column order is the order here; the time weights of the paper expect prompt, then identity."""
+    """Rewards in column order; the time weights of the paper expect prompt, then identity."""
     metrics: Annotated[dict[str, Spec], Role.APPLIED] = Field(default=METRICS)
-    """Measured in evaluation, never trained on. Unless they are named, data other than the toy world has none: its
-    oracle knows the truth of nothing else."""
+    """Metrics computed in evaluation and never trained on. The default applies to the toy world only, because its
+    oracle cannot evaluate other data."""
     data: DataSettings = DataSettings()
 
 
@@ -96,43 +96,45 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 
 def load_settings(model: type[S], path: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
-    """A YAML file (or the defaults) with `a.b=value` overrides on top.
+    """Load a YAML file (or the defaults) and apply `a.b=value` overrides.
 
     Raises:
-        UserError: for a missing or unreadable file, an unknown key (with the nearest one) or a wrong type.
+        UserError: for a missing or unreadable file, an unknown key (suggesting the closest one) or a wrong type.
     """
     tree: dict[str, Any] = read_yaml(path) if path is not None else {}
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key.strip():
-            raise UserError(f"'{override}' is no override; write section.setting=value, such as training.iterations=5.")
+            raise UserError(
+                f"'{override}' is not an override; write section.setting=value, such as training.iterations=5."
+            )
         try:
             value = yaml.load(text, Loader)
         except yaml.YAMLError as error:
-            raise UserError(f"The value of '{override}' is not YAML: {_problem(error)}.") from error
+            raise UserError(f"The value of '{override}' is not valid YAML: {_problem(error)}.") from error
         _assign(tree, key.strip().split("."), value)
     return parse_config(tree, model)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping.
+    """Read a YAML mapping.
 
     Raises:
         UserError: if the file is missing, is not YAML, or is not a mapping.
     """
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"There is no configuration file '{file}'; recipes/ holds examples.")
+        raise UserError(f"There is no configuration file '{file}'; see recipes/ for examples.")
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = error.problem_mark.line + 1 if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else None
         where = f"'{file}', line {line}" if line else f"'{file}'"
-        raise UserError(f"{where}: this is not YAML as expected: {_problem(error)}.") from error
+        raise UserError(f"{where}: invalid YAML: {_problem(error)}.") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"'{file}' holds a {type(tree).__name__}; a configuration is a mapping of sections.")
+        raise UserError(f"'{file}' contains a {type(tree).__name__}; expected a mapping of sections.")
     return tree
 
 
@@ -142,7 +144,7 @@ def _problem(error: Exception) -> str:
 
 
 def parse_config(tree: Mapping[str, Any], model: type[S]) -> S:
-    """A settings object from plain data, merged over the defaults; errors in one sentence."""
+    """Build a settings object from plain data merged over the defaults. Errors are one sentence."""
     values = _over_defaults(tree, model)
     try:
         made = model(**values)
@@ -154,7 +156,7 @@ def parse_config(tree: Mapping[str, Any], model: type[S]) -> S:
 
 
 def to_yaml(config: BaseModel) -> str:
-    """The resolved configuration: reading it back gives the same one."""
+    """Serialize the resolved configuration, so that reading it back gives an equal one."""
     return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, width=100)
 
 
@@ -168,8 +170,8 @@ def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 
 def _over_defaults(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Let `policy.dtype` change one argument of a default spec. A new `use` or `path` starts from nothing: what suits
-    the embedded model, such as training all its weights, does not suit another one."""
+    """Merge single arguments such as `policy.dtype` into the default spec. A new `use` or `path` discards the default
+    arguments, because those of the embedded model, such as full fine-tuning, do not suit another model."""
     merged = dict(tree)
     for name, field in model.model_fields.items():
         given = tree.get(name)
@@ -211,7 +213,7 @@ def _sentence(error: ValidationError, model: type[BaseModel], tree: Mapping[str,
     if first["type"] == "extra_forbidden":
         parent = _model_at(model, path[:-1])
         known = list(parent.model_fields) if parent else []
-        printed = " `cgrpo config` prints them all." if issubclass(model, Config) else ""
+        printed = " `cgrpo config` lists all settings." if issubclass(model, Config) else ""
         return f"There is no setting '{where}'.{nearest(path[-1], known)}{printed}"
     if first["type"] == "missing":
         return f"The setting '{'.'.join(map(str, first['loc']))}' is missing; `cgrpo config` prints an example."
@@ -223,7 +225,7 @@ def _sentence(error: ValidationError, model: type[BaseModel], tree: Mapping[str,
 
 
 def _given(location: Sequence[int | str], tree: Any) -> list[str]:
-    """The part of an error's location that stands in what was given; the rest names the kinds of a union."""
+    """The part of an error's location that exists in the input; the rest names the members of a union."""
     path: list[str] = []
     for part in location:
         if path and not (isinstance(tree, Mapping) and part in tree):
@@ -247,7 +249,7 @@ def _model_at(model: type[BaseModel], keys: list[str]) -> type[BaseModel] | None
 
 
 def describe_settings(model: type[BaseModel], prefix: str = "", section: BaseModel | None = None) -> str:
-    """Every setting with its default (in `section`, if given) and its explanation, one paragraph each."""
+    """Every setting with its default (in `section`, if given) and its description, one paragraph each."""
     paragraphs = []
     for name, field in model.model_fields.items():
         kind, default = field.annotation, getattr(section, name, field.default)
@@ -263,7 +265,7 @@ def describe_settings(model: type[BaseModel], prefix: str = "", section: BaseMod
 
 
 def specs(config: TrainerConfig) -> list[tuple[str, str, Spec]]:
-    """(setting, slot, spec) of everything that a configuration names by import path."""
+    """(setting, slot, spec) of every function and class that a configuration names."""
     found = [
         ("method.advantage", "advantage", config.method.advantage),
         ("method.time_weights", "time_weights", config.method.time_weights),
@@ -281,10 +283,10 @@ def specs(config: TrainerConfig) -> list[tuple[str, str, Spec]]:
 
 
 def open_config(path: str | Path | None, overrides: Sequence[str] = (), *, trust_code: bool = False) -> Config:
-    """`load_config` for what someone else may have written, such as the file in a run folder.
+    """`load_config` for a file that someone else may have written, such as that of a run folder.
 
     Raises:
-        UserError: as `load_config`, or if the file names code, programs or addresses that this user does not trust yet.
+        UserError: as `load_config`, or if the file names code, programs or addresses that the user has not trusted.
     """
     config = load_config(path, overrides)
     if path is not None:
@@ -297,13 +299,13 @@ def open_config(path: str | Path | None, overrides: Sequence[str] = (), *, trust
 
 
 def check_names(config: Config, *, foreign: bool = True) -> list[str]:
-    """Resolve every name in a configuration, and check its arguments, without making anything.
+    """Resolve every name in a configuration and check its arguments, without constructing anything.
 
     Args:
-        foreign: also import the code of others. Rewards that run in a process of their own are never imported here.
+        foreign: also import third-party code. Rewards that run in a separate process are never imported here.
 
     Returns:
-        What was left unchecked, such as `rewards.sharp.use = mine:sharpness`.
+        The names that were not checked, such as `rewards.sharp.use = mine:sharpness`.
 
     Raises:
         UserError: for the first name or argument that does not exist.

@@ -24,23 +24,23 @@ from customized_grpo.types import Example
 
 
 class EvaluationSettings(Settings):
-    """What is measured on held-out examples, before, during and after training."""
+    """Evaluation on held-out examples before, during and after training."""
 
     every: Annotated[int, Role.APPLIED] = Field(default=10, ge=0)
-    """Iterations between two evaluations; 0 evaluates only before and after."""
+    """Iterations between evaluations; 0 evaluates only before and after training."""
     examples: Annotated[int, Role.KEPT] = Field(default=48, ge=0)
-    """Held-out examples, from the start of the evaluation data; 0 switches evaluation off."""
+    """Number of held-out examples, from the start of the evaluation data; 0 disables evaluation."""
     replicates: Annotated[int, Role.KEPT] = Field(default=2, ge=1)
-    """Pictures per example, each from its own fixed noise."""
+    """Images per example, each from its own fixed noise."""
     seed: Annotated[int, Role.KEPT] = 0
-    """Of the fixed noise, apart from the run's seed so that runs pair."""
+    """Seed of the fixed noise; independent of the run's seed, so that runs can be compared task by task."""
     batch: Annotated[int, Role.RUNTIME] = Field(default=48, ge=1)
-    """Pictures sampled at once."""
+    """Images sampled at once."""
     grid_rows: Annotated[int, Role.RUNTIME] = Field(default=8, ge=0)
     """Examples shown in the sample grids."""
     base: Annotated[Path | None, Role.KEPT] = None
-    """An evaluation of the base policy on the same tasks with the same noise, to take in place of the one before
-    training: runs that are compared need only one."""
+    """File with an evaluation of the base policy on the same tasks and noise. It replaces the evaluation before
+    training, so that runs that are compared share it."""
 
 
 @dataclass(frozen=True)

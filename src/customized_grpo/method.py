@@ -16,7 +16,7 @@ from customized_grpo.settings import Role, Settings, Spec
 
 
 class MethodSettings(Settings):
-    """From rewards to a loss."""
+    """How rewards become advantages and a loss."""
 
     advantage: Annotated[Spec, Role.APPLIED] = Spec(use="sars", gamma=0.4)  # pyright: ignore[reportCallIssue]
     """sars, weighted_sum, raw_sum, gdpo, minimum, maximum, harmonic, product, identity_gate, log_tamed, conflict_drop,
@@ -25,14 +25,14 @@ class MethodSettings(Settings):
     """sigmoid_crossover (TDW), constant, linear, cosine, reversed_, piecewise, tabulated, from_file, by_loop_index, or
     package.module:name."""
     advantage_clamp: Annotated[float, Role.APPLIED] = Field(default=5.0, gt=0)
-    """Bound on an advantage, in standard scores."""
+    """Advantages are clamped to plus or minus this value."""
     clip_range: Annotated[float, Role.APPLIED] = Field(default=1e-3, gt=0)
-    """c of the clipped surrogate. The paper's recipe has 1e-4."""
+    """c of the clipped surrogate; 1e-4 in the paper's recipe."""
     ratio_norm: Annotated[bool, Role.APPLIED] = True
-    """GRPO-Guard's normalised log-ratio. Without it the late steps, whose noise is small, drown the early ones, where
-    the prompt is decided."""
+    """Use GRPO-Guard's normalized log-ratio. Without it, the gradients of late steps, which have little noise, dominate
+    those of early steps, where the prompt is decided."""
     beta: Annotated[float, Role.APPLIED] = Field(default=0.0, ge=0)
-    """Weight of the KL divergence to the base policy; needs an adapter."""
+    """Weight of the KL divergence from the base policy; requires an adapter."""
 
 
 class Method:

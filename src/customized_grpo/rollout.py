@@ -25,17 +25,17 @@ class RolloutSettings(Settings):
     """How trajectories are sampled."""
 
     num_generations: Annotated[int, Role.APPLIED] = Field(default=8, ge=2)
-    """G: pictures per prompt. A group of one has no spread, so nothing to learn from."""
+    """G: images per prompt. At least two, because advantages are relative to the group."""
     num_inference_steps: Annotated[int, Role.KEPT] = Field(default=10, ge=2)
-    """T, in training and in evaluation."""
+    """T: denoising steps, in training and in evaluation."""
     dynamics: Annotated[Spec, Role.APPLIED] = Spec(use="flow_sde", noise_level=0.7)  # pyright: ignore[reportCallIssue]
     """The stochastic step: dance_sde, flow_sde, cps, or package.module:name."""
     steps: Annotated[Spec, Role.APPLIED] = Spec(use="random_fraction", fraction=0.6)  # pyright: ignore[reportCallIssue]
     """Which steps are stochastic and trained: all_steps, random_fraction, sliding_window, or package.module:name."""
     share_initial_noise: Annotated[bool, Role.APPLIED] = True
-    """All generations of a prompt start from one noise, and are computed once until the first stochastic step."""
+    """Start all generations of a prompt from the same noise; they are computed once until the first stochastic step."""
     chunk_prompts: Annotated[int | None, Role.RUNTIME] = Field(default=None, ge=1)
-    """Prompts sampled in one batch; None takes all. It changes memory, and the result only by rounding."""
+    """Prompts sampled in one batch; default: all. It affects memory, and the result only by rounding."""
 
 
 def complete_dynamics(dynamics: Dynamics, sigmas: Tensor) -> Dynamics:

@@ -1,4 +1,4 @@
-"""The base of every settings class. A settings class lives beside the code that reads it; `config.py` composes them."""
+"""Base class of all settings. Each settings class is beside the code that reads it; `config.py` composes them."""
 
 from enum import Enum
 from typing import Any
@@ -8,27 +8,27 @@ from pydantic_core import ErrorDetails
 
 
 class Role(Enum):
-    """What a setting is to the result of a run. The annotation of every setting of a run declares one."""
+    """How a setting affects the result of a run. The annotation of every setting of a run declares one."""
 
     KEPT = "kept"
     """Part of the result. A resumed run refuses another value."""
     APPLIED = "applied"
     """Part of the result. A resumed run uses the new value from its first iteration on."""
     ARGUMENTS = "arguments applied"
-    """Part of the result. A resumed run refuses another function or class and applies other arguments of it."""
+    """Part of the result. A resumed run refuses another function or class, but applies changed arguments."""
     RUNTIME = "free"
-    """Where and how the run is computed, and what is written about it. A resumed run uses the new value."""
+    """No effect on the result: where and how the run is computed and logged. A resumed run uses the new value."""
 
 
 class Settings(BaseModel):
-    """Frozen, typed, no unknown keys. The string under a field is its documentation (`cgrpo config --describe`)."""
+    """Frozen and typed, without unknown keys. The string below a field documents it (`cgrpo config --describe`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
     @field_validator("*", mode="before")
     @classmethod
     def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML reads yes, no, on and off as truth values, which Python takes for 1 and 0."""
+        """Refuse booleans (yes, no, on and off in YAML) for numbers, since Python would convert them to 1 and 0."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and kind in (int, float, int | None, float | None):
             raise ValueError("a number")
@@ -38,7 +38,7 @@ class Settings(BaseModel):
 class Spec(BaseModel):
     """A function or class named by import path, with its arguments: `{use: package.module:name, argument: value}`.
 
-    A name without a colon is looked up in the home module of its slot: `use: sars` in `advantage` is
+    A name without a colon is looked up in the default module of its slot: `use: sars` in `advantage` means
     `customized_grpo.functional.advantages:sars`.
     """
 
@@ -78,7 +78,7 @@ _EXPECTED = {
 
 
 def expectation(problem: ErrorDetails) -> str:
-    """What one of pydantic's errors says was expected, in words for people who have never met pydantic."""
+    """The expected value according to an error of pydantic, without pydantic's vocabulary."""
     if problem["type"] in ("model_type", "model_attributes_type"):
         spec = problem.get("ctx", {}).get("class_name") == "Spec"
         return "a name, or a mapping such as {use: name}" if spec else "a mapping of settings"

@@ -22,12 +22,12 @@ from customized_grpo.store.run import RunFolder
 
 
 class TrackingSettings(Settings):
-    """Where metrics go besides metrics.jsonl."""
+    """Trackers that receive metrics in addition to metrics.jsonl."""
 
     log_with: Annotated[tuple[str, ...], Role.RUNTIME] = ("tensorboard",)
-    """Trackers by accelerate's names: tensorboard, wandb, swanlab, trackio, ... One, a list, or [] for none."""
+    """Trackers by their names in accelerate: tensorboard, wandb, swanlab, trackio, ... One, a list, or [] for none."""
     project: Annotated[str, Role.RUNTIME] = "customized-grpo"
-    """Project name shown by the tracker."""
+    """Project name in the tracker."""
 
     @field_validator("log_with", mode="before")
     @classmethod

@@ -29,34 +29,34 @@ from customized_grpo.types import Rollout
 
 
 class TrainingSettings(Settings):
-    """The update and its length."""
+    """The update, and the length of the run."""
 
     iterations: Annotated[int, Role.APPLIED] = Field(default=40, ge=1)
-    """Rollouts followed by their updates."""
+    """Number of iterations; one is a rollout followed by an update."""
     prompts_per_iteration: Annotated[int, Role.KEPT] = Field(default=8, ge=1)
-    """Over all processes, which must divide it."""
+    """Prompts per iteration over all processes; must be divisible by their number."""
     optimizer: Annotated[Spec, Role.ARGUMENTS] = Spec.model_validate(
         {"use": "AdamW", "lr": 1.5e-4, "betas": [0.9, 0.99], "weight_decay": 0.0}
     )
-    """From torch.optim, or package.module:name."""
+    """An optimizer of torch.optim, or package.module:name."""
     lr_schedule: Annotated[Literal["constant", "constant_with_warmup", "linear", "cosine"], Role.APPLIED] = "constant"
-    """By name as in diffusers' `get_scheduler`. A run that is resumed for longer follows the schedule of its new length
-    from there on."""
+    """Learning rate schedule, as in diffusers' `get_scheduler`. A run resumed with more iterations continues on the
+    schedule of its new length."""
     warmup_updates: Annotated[int, Role.APPLIED] = Field(default=0, ge=0)
-    """Optimizer steps over which the learning rate rises from 0, with every schedule."""
+    """Optimizer steps of linear warmup from 0, with any schedule."""
     max_grad_norm: Annotated[float, Role.APPLIED] = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    """Gradients are clipped to this norm."""
     inner_epochs: Annotated[int, Role.APPLIED] = Field(default=1, ge=1)
-    """Passes over each rollout."""
+    """Passes over each rollout per update."""
     updates_per_epoch: Annotated[int, Role.APPLIED] = Field(default=2, ge=1)
-    """Optimizer steps in one pass; the trained steps are shared out among them."""
+    """Optimizer steps per pass; the trained denoising steps are divided among them."""
     micro_batch: Annotated[int | None, Role.RUNTIME] = Field(default=None, ge=1)
-    """Rows in one forward pass; None takes a whole chunk, which reproduces the rollout's numbers exactly."""
+    """Rows in one forward pass; default: a whole chunk, which reproduces the rollout's log-probabilities exactly."""
     old_log_probs: Annotated[Literal["rollout", "recompute"], Role.RUNTIME] = "rollout"
-    """Where the ratio's denominator comes from. `recompute` runs a pass in the update's own batches first: for bfloat16
-    with a micro-batch other than the rollout's, where rounding alone would move the ratio past the clip range."""
+    """Source of the ratio's denominator. `recompute` first runs a pass in the batches of the update. Use it in bfloat16
+    if the micro-batch differs from the rollout's, because rounding alone can then exceed the clip range."""
     ema_decay: Annotated[float, Role.APPLIED] = Field(default=0.9, ge=0, lt=1)
-    """Average of the trained weights per optimizer step, used in evaluation and in the saved adapter; 0 is none."""
+    """Decay of the moving average of the trained weights, used in evaluation and the saved adapter; 0 disables it."""
 
 
 class MicroBatch(NamedTuple):

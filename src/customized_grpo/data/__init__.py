@@ -14,13 +14,13 @@ __all__ = ["DataSettings", "HubDataset", "JsonlDataset", "load_datasets"]
 
 
 class DataSettings(Settings):
-    """Examples to train on, and held-out ones to measure on."""
+    """Examples for training, and held-out examples for evaluation."""
 
     train: Annotated[str | Spec, Role.APPLIED] = "toyworld"
     """`toyworld`, a JSONL file, or {use: package.module:name, ...} for any sequence of examples."""
     eval: Annotated[str | Spec | None, Role.APPLIED] = None
-    """As `train`. None takes the held-out toy world for the toy world, and for a JSONL file its lines with
-    "split": "eval"; without such lines a tenth of the subjects is held out."""
+    """As `train`. Default: for the toy world, its held-out split; for a JSONL file, its lines with "split": "eval", or
+    if there are none, a tenth of the subjects."""
 
 
 def load_datasets(settings: DataSettings) -> tuple[Sequence[Example], Sequence[Example] | None]:
