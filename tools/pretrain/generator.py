@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from customized_grpo.trajectory import last, trajectory
+from customized_grpo.types import Conditioning
 from tools.pretrain import autoencoder as ae
 from tools.pretrain import tokenizers
 from tools.pretrain.clip import tokenize
@@ -211,8 +212,9 @@ def sample(model: Generator, pairs: Pairs, rows: Tensor, columns: Tensor, *, ste
     even = torch.linspace(1, 1 / steps, steps)
     sigmas = torch.cat([SHIFT / (SHIFT + 1 / even - 1), torch.zeros(1)]).to(device)
     ids, pooled = pairs.text_ids[rows, columns].to(device), pairs.pooled[rows, columns].to(device)
-    for sigma, following in pairwise(sigmas):
+
+    def velocity(latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            velocity = model(latents, reference, ids, pooled, sigma.expand(len(latents))).float()
-        latents = latents + (following - sigma) * velocity
-    return latents
+            return model(latents, reference, ids, pooled, sigma).float()
+
+    return last(trajectory(velocity, {}, latents, sigmas)).next_latents
