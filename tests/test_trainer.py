@@ -290,7 +290,7 @@ def test_evaluation_uses_the_averaged_weights_and_training_goes_on_with_its_own(
 
     def evaluated() -> torch.Tensor:
         found = evaluate(made.policy, made.eval_examples, made.rewards, {}, made.config.evaluation, 5, 3)
-        return found.values
+        return torch.from_numpy(found.scores.values).float()
 
     with made.update.averaged_weights():
         assert float((weights(made.policy) - own).abs().max()) > 1e-3
