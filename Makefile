@@ -1,4 +1,4 @@
-# make train | make test | make bench | make pretrain | make mutants | make soak | make clean
+# make train | make test | make bench | make fuzz | make pretrain | make mutants | make soak | make clean
 #
 #   PYTHON=python3.12                  the Python that the environment is made from (3.10 or newer)
 #   ARGS="training.iterations=5"       settings for `make train` and `make pretrain`, options for the others
@@ -16,13 +16,14 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_MUTANTS := $(VENV)/.installed-mutants
 
-.PHONY: help train test bench pretrain mutants soak install install-dev clean
+.PHONY: help train test bench fuzz pretrain mutants soak install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train     train the embedded model and write a report (ARGS=\"training.iterations=5\" changes settings)"
 	@echo "make test      the whole test suite, the linter and the type checker"
 	@echo "make bench     seconds per iteration, stage by stage"
+	@echo "make fuzz      20,000 damaged image files and manifests: each must be read, or refused in one sentence"
 	@echo "make pretrain  train the weights of the embedded model from scratch (about two hours); re-run to resume"
 	@echo "make mutants   can the tests fail? they are run on a sample of small changes of the source (about an hour)"
 	@echo "make soak      2,000 of the smallest iterations: does memory stay flat? (about ten minutes)"
@@ -39,6 +40,9 @@ test: $(INSTALLED_DEV)
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m customized_grpo.benchmark $(ARGS)
+
+fuzz: $(INSTALLED)
+	@$(BIN)/python tools/fuzz.py $(ARGS)
 
 pretrain: $(INSTALLED)
 	@$(BIN)/python -m tools.pretrain $(ARGS)

@@ -50,5 +50,5 @@ def test_a_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no file of time weights"):
         from_file(torch.zeros(1), path=tmp_path / "none.json")
     (tmp_path / "picture.json").write_bytes(b"\x89PNG\xff")
-    with pytest.raises(UserError, match="is not JSON"):
+    with pytest.raises(UserError, match="this is not UTF-8 text"):
         from_file(torch.zeros(1), path=tmp_path / "picture.json")

@@ -47,6 +47,30 @@ def test_a_batch_is_what_its_pictures_are_one_by_one():
     assert torch.equal(preprocess(batch), torch.cat([preprocess(row[None]) for row in batch]))
 
 
+@pytest.mark.parametrize("size", [(1, 10_000), (10_000, 1), (3, 400)])
+def test_a_very_long_image_is_not_resized_only_to_be_cropped_away(size, monkeypatch):
+    made = []
+
+    def resize(images, size, real=torch.nn.functional.interpolate, **options):
+        made.append(size[0] * size[1])
+        return real(images, size, **options)
+
+    monkeypatch.setattr("customized_grpo.images.interpolate", resize)
+    image = tiny.picture(*size)
+    for fit in ("cover", "contain", "stretch"):
+        preprocess = Preprocess(crop=(56, 56), mean=(0.0,) * 3, std=(1.0,) * 3, shortest_edge=56, fit=fit)
+        assert preprocess.pil(image).shape == (1, 3, 56, 56)
+    assert max(made) <= 56 * 56 * 32
+
+
+def test_the_middle_of_a_very_long_image_is_what_is_kept():
+    column = torch.zeros(1, 3, 1000, 2)
+    column[..., 499:501, :] = 1
+    seen = Preprocess(crop=(32, 32), mean=(0.0,) * 3, std=(1.0,) * 3, shortest_edge=32)(column)
+    assert seen[0, 0, 15:17].min() == 1 > seen[0, 0, 0].max()
+    assert torch.allclose(seen, seen.flip(-2), atol=1e-5)
+
+
 def test_contain_keeps_the_whole_picture_and_pads_with_black():
     preprocess = Preprocess(crop=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3, fit="contain")
     padded = preprocess(torch.ones(1, 3, 16, 8))

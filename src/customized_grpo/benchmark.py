@@ -13,7 +13,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from customized_grpo.assemble import build_trainer
@@ -93,10 +92,10 @@ def main(
     memory: Annotated[int, typer.Option(help="Iterations of the memory check (small ones); 0 leaves it out.")] = 200,
 ) -> None:
     """Time the embedded default: 8 prompts x 8 generations x 10 steps, 5 of them trained."""
-    from customized_grpo.terminal import quiet_libraries
+    from customized_grpo.terminal import new_console, quiet_libraries
 
     quiet_libraries()
-    console, overrides = Console(), list(settings or [])
+    console, overrides = new_console(), list(settings or [])
     with tempfile.TemporaryDirectory() as folder:
         trainer, recorder = measure(overrides, iterations + 1, Path(folder) / "speed")
         table, other, ratio = stage_table(trainer, recorder)

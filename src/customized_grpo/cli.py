@@ -14,7 +14,7 @@ from rich.console import Console
 from customized_grpo import cli_data, cli_rewards
 from customized_grpo._version import __version__
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.terminal import TrustCode, new_console, quiet_libraries, show_trusted, split_settings
+from customized_grpo.terminal import PlainConsole, TrustCode, new_console, quiet_libraries, show_trusted, split_settings
 
 app = typer.Typer(
     name="cgrpo",
@@ -35,7 +35,7 @@ REFUSED = {
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_rewards.app, name="rewards")
 console = new_console()
-errors = Console(stderr=True)
+errors = PlainConsole(stderr=True)
 
 Settings = Annotated[
     list[str] | None,
@@ -196,9 +196,8 @@ def config(
         console.print(f"{file or 'The configuration'} is valid.", highlight=False)
         if unchecked:
             console.print(
-                f"Not checked, because that would run it: {', '.join(unchecked)}.", highlight=False, soft_wrap=True,
-                markup=False,
-            )  # fmt: skip
+                f"Not checked, because that would run it: {', '.join(unchecked)}.", highlight=False, soft_wrap=True
+            )
     else:
         typer.echo(to_yaml(resolved), nl=False)
 
@@ -329,16 +328,11 @@ def main(command: typer.Typer | None = None) -> None:
 def _fail(sentence: str, debug: bool, status: int = 2, advice: str = "") -> None:
     if debug:
         raise
-    errors.print(f"[bold red]error:[/bold red] {_escape(sentence)}", highlight=False, soft_wrap=True)
-    if advice:
-        errors.print(_escape(advice), highlight=False, soft_wrap=True)
+    errors.print("error:", style="bold red", end=" ")
+    for text in (sentence, advice):
+        if text:
+            errors.print(" ".join(text.split()), highlight=False, soft_wrap=True)
     sys.exit(status)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(text.split()))
 
 
 def _check_output(output: Path | None) -> None:

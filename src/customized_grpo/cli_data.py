@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.terminal import new_console
@@ -13,13 +14,15 @@ from customized_grpo.terminal import new_console
 app = typer.Typer(help="Make and check manifests of your own subjects.", no_args_is_help=True)
 console = new_console()
 
+NAMED = 20
+"""Names to print of what an import leaves out for one reason."""
 FORMATS = ("dreambench", "folder", "syncd", "subjects200k")
 
 
 @app.command(name="import")
 def import_(
     source: Annotated[str, typer.Argument(help="dreambench, folder, syncd or subjects200k.")],
-    path: Annotated[Path, typer.Argument(help="Where the data set is: a folder, or SynCD's annotation file.")],
+    path: Annotated[Path, typer.Argument(help="Where the data set is: a folder, or SynCD's metadata.json.")],
     output: Annotated[Path, typer.Argument(help="The manifest to write, ending in .jsonl.")],
     prompts: Annotated[Path | None, typer.Option(help="For folder: a text file of prompts with {subject}.")] = None,
     references: Annotated[
@@ -36,16 +39,17 @@ def import_(
             raise UserError("A folder needs --prompts FILE, one prompt per line, with {subject} for the noun.")
         done = importers.import_folder(path, output, prompts, references=references)
     elif source == "syncd":
-        done = importers.import_syncd(path, output)
+        done = importers.import_syncd(path, output, references=references)
     elif source == "subjects200k":
         done = importers.import_subjects200k(path, output)
     else:
         raise UserError(f"There is no format '{source}'; there are {', '.join(FORMATS)}.{nearest(source, FORMATS)}")
-    console.print(
-        f"{done.manifest}: {done.examples} examples of {done.subjects} subjects, {done.skipped} entries left out.\n"
-        f"next: cgrpo data check {done.manifest}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    lines = [f"{done.manifest}: {done.examples} examples of {done.subjects} subjects, {done.skipped} entries left out."]
+    for reason, names in done.left_out.items():
+        more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        lines.append(f"left out, {reason}: {', '.join(names[:NAMED])}{more}")
+    lines.append(f"next: cgrpo data check {done.manifest}")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -74,11 +78,14 @@ def check(
             counts[finding.kind] = counts.get(finding.kind, 0) + 1
             if counts[finding.kind] <= shown:
                 colour = "red" if finding.severity == "error" else "yellow"
-                table.add_row(f"[{colour}]{finding.severity}: {finding.kind}[/]", finding.where, finding.message)
+                table.add_row(Text(f"{finding.severity}: {finding.kind}", colour), finding.where, finding.message)
         console.print(table)
         for kind, count in counts.items():
             if count > shown:
                 console.print(f"... and {count - shown} more of: {kind}", highlight=False)
-    console.print("[bold green]usable[/]" if report.usable else "[bold red]not usable[/]: mend the errors above.")
-    if not report.usable:
-        raise typer.Exit(1)
+    if report.usable:
+        console.print("usable", style="bold green")
+        return
+    console.print("not usable", style="bold red", end="")
+    console.print(": mend the errors above.")
+    raise typer.Exit(1)

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
-from customized_grpo.terminal import TrustCode, new_console, quiet_libraries, split_settings
+from customized_grpo.terminal import TrustCode, new_console, printable, quiet_libraries, split_settings
 
 app = typer.Typer(help="Try the configured rewards before a run.", no_args_is_help=True)
 console = new_console()
@@ -42,7 +43,7 @@ def check(
     for trial, (_, spec, _) in zip(trials, specs, strict=True):
         scores = " ".join(f"{float(score):.3f}" for score in trial.scores)
         memory = "-" if trial.memory is None else f"{trial.memory:.0f}"
-        verdict = f"[red]{trial.violation}[/]" if trial.violation else "[green]kept[/]"
+        verdict = Text(printable(trial.violation or "kept"), "red" if trial.violation else "green")
         seconds = f"{trial.seconds_per_image:.4f}"
         table.add_row(trial.name, spec.use.split(":")[-1], scores, seconds, str(trial.device), memory, verdict)
     console.print(table)

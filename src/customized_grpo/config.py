@@ -19,6 +19,7 @@ from customized_grpo.evaluation import EvaluationSettings
 from customized_grpo.method import MethodSettings
 from customized_grpo.rollout import RolloutSettings
 from customized_grpo.settings import Role, Settings, Spec, expectation
+from customized_grpo.store import read_text
 from customized_grpo.tracking import TrackingSettings
 from customized_grpo.update import TrainingSettings
 
@@ -126,8 +127,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"There is no configuration file '{file}'; see recipes/ for examples.")
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.load(read_text(file), Loader)
+    except yaml.YAMLError as error:
         line = error.problem_mark.line + 1 if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else None
         where = f"'{file}', line {line}" if line else f"'{file}'"
         raise UserError(f"{where}: invalid YAML: {_problem(error)}.") from error

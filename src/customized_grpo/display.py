@@ -31,6 +31,7 @@ class Display(Observer):
     def on_start(self, summary: Summary) -> None:
         self.rewards = summary.rewards
         table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold")
         share = summary.trainable_parameters / summary.total_parameters
         rows = {
             "run": str(summary.run),
@@ -45,16 +46,17 @@ class Display(Observer):
         if summary.start_iteration:
             rows["resumed"] = f"after iteration {summary.start_iteration}"
         for name, value in rows.items():
-            table.add_row(f"[bold]{name}[/bold]", value)
+            table.add_row(name, value)
         self.console.print(table)
         if self.console.is_terminal:
             self.progress = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"), console=self.console,
+                TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[numbers]}", markup=False),
+                TextColumn("{task.fields[seconds]}", "dim", markup=False), console=self.console,
             )  # fmt: skip
             self.progress.start()
             self.task = self.progress.add_task(
-                "starting", total=summary.iterations, completed=summary.start_iteration, numbers=""
+                "starting", total=summary.iterations, completed=summary.start_iteration, numbers="", seconds=""
             )
 
     def on_stage(self, stage: str) -> None:
@@ -67,7 +69,7 @@ class Display(Observer):
         seconds = " ".join(f"{s} {record[f'seconds/{s}']:.1f}" for s in STAGES if record[f"seconds/{s}"] >= 0.05)
         if self.progress is not None and self.task is not None:
             self.progress.update(
-                self.task, completed=record["iteration"], numbers=f"{rewards}{conflict}  [dim]s: {seconds}[/dim]"
+                self.task, completed=record["iteration"], numbers=f"{rewards}{conflict}", seconds=f"s: {seconds}"
             )
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
@@ -105,9 +107,8 @@ def show_result(console: Console, result: Result, rewards: Sequence[str], report
     """What came out, where it is, and what to do next."""
     show_changes(console, result.changes, rewards)
     if result.interrupted:
-        console.print(
-            f"Stopped; everything is saved. Go on with: [bold]cgrpo train --resume {result.run}[/bold]", soft_wrap=True
-        )
+        console.print("Stopped; everything is saved. Go on with:", end=" ")
+        console.print(f"cgrpo train --resume {result.run}", style="bold", highlight=False, soft_wrap=True)
     trained = adapter(result.run)
     kind = "weights" if trained and (trained / "transformer").is_dir() else "adapter"
     lines = {"report": report, kind: trained, "pictures": result.run / "samples"}

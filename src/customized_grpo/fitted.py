@@ -11,7 +11,7 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.functional.time_weights import tabulated
-from customized_grpo.store import write
+from customized_grpo.store import read_json, write
 
 __all__ = ["from_file"]
 """What a configuration can name as `method.time_weights`."""
@@ -42,12 +42,7 @@ def read_time_weights(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"There is no file of time weights '{file}'; `cgrpo probe` writes one, named time_weights.json."
         )
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"'{file}' is not JSON ({error}); give a file of time weights that `cgrpo probe` wrote."
-        ) from None
+    content = read_json(file)
     problem = _problem(content)
     if problem:
         raise UserError(

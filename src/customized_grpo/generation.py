@@ -11,7 +11,7 @@ from rich.console import Console
 from customized_grpo import evaluation as evaluations
 from customized_grpo.assemble import build_policy, build_rewards, held_out_examples, load_trained, open_run
 from customized_grpo.config import open_config
-from customized_grpo.data.examples import read_picture
+from customized_grpo.decode import read_picture
 from customized_grpo.display import show_changes
 from customized_grpo.errors import UserError
 from customized_grpo.grids import grid, save_grid

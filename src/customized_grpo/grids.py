@@ -29,7 +29,7 @@ def grid(rows: list[list[Image.Image]], headers: list[str], captions: list[str])
         top = HEADER + index * line
         for column, image in enumerate(row):
             sheet.paste(fit(image), (GAP + column * (CELL + GAP), top))
-        text = " ".join(caption.split())
+        text = " ".join(caption.split())[:width]  # no character is narrower than a pixel
         while draw.textlength(text, font=font) > width - 2 * GAP and len(text) > 4:
             text = text[:-5] + "..."
         draw.text((GAP + 2, top + CELL + HEADER / 2), text, fill="#333333", font=font, anchor="lm")

@@ -79,6 +79,7 @@ class Preprocess:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to what the encoder takes."""
+        images = self._middle(images) if self.fit == "cover" else images
         size = self._resized(*images.shape[-2:])
         if size != images.shape[-2:]:
             smooth = {} if self.mode == "nearest" else {"antialias": True, "align_corners": False}
@@ -91,12 +92,20 @@ class Preprocess:
         mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.mean, self.std))
         return (images - mean) / std
 
+    def _middle(self, images: Tensor) -> Tensor:
+        """Without the ends of very long images, which would be resized only to be cropped away."""
+        height, width = images.shape[-2:]
+        short = min(height, width)
+        kept = 32 * short * max(1, -(-max(self.crop) // (self.shortest_edge or min(self.crop))))
+        top, left = (max(0, side - kept) // 2 for side in (height, width))
+        return images[..., top : height - top, left : width - left]
+
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if self.fit == "stretch":
             return self.crop
         if self.fit == "contain":
             scale = min(self.crop) / max(height, width)
-            return round(height * scale), round(width * scale)
+            return max(1, round(height * scale)), max(1, round(width * scale))
         edge = self.shortest_edge or min(self.crop)
         return (edge, edge * width // height) if height <= width else (edge * height // width, edge)
 

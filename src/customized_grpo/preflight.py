@@ -1,9 +1,10 @@
 """Before a run: what stops it at once, and what it will cost."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,19 @@ def check_sizes(config: "TrainerConfig", examples: int, processes: int) -> None:
             f"training.micro_batch is {training.micro_batch}, which does not divide the {rows} rows of an iteration "
             f"(prompts x num_generations per process)."
         )
+
+
+def check_examples(policy: Policy, train: Any, held_out: Sequence[Example]) -> None:
+    """Raise UserError for an example whose references are too many or too few for the policy, or are no images.
+
+    Args:
+        policy: asked for the `shape_key` of each.
+        train: the training data; only a list, or a dataset with `outlines`, is looked at before it is used.
+        held_out: the examples of the evaluations.
+    """
+    known = train.outlines() if hasattr(train, "outlines") else train if isinstance(train, list | tuple) else ()
+    for example in chain(held_out, known):
+        policy.shape_key(example)
 
 
 def check_noise(dynamics: Any, name: str) -> None:

@@ -6,10 +6,11 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from customized_grpo.errors import UserError
 
@@ -31,10 +32,29 @@ def split_settings(settings: list[str] | None) -> tuple[Path | None, list[str]]:
     return (Path(files[0]) if files else None), [word for word in words if "=" in word]
 
 
-def new_console() -> Console:
-    """For standard output, which need not fit a window where there is none: a table in a log is not to be folded."""
+class PlainConsole(Console):
+    """Prints strings as they are: prompts, paths and names may hold brackets, emoji codes and control characters.
+
+    Style comes from arguments and `Text`, never from markup. What the output cannot show is written as an escape.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text, self.encoding), **options)
+
+
+def printable(text: str, encoding: str = "utf-8") -> str:
+    """The text with escapes for control characters, other than line ends, and for what the encoding lacks."""
+    safe = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text.expandtabs())
+    return safe.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def new_console(**options: Any) -> Console:
+    """For standard output. Without a terminal, tables are wide, because a table in a log is not to be folded."""
     folded = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if folded else 140)
+    return PlainConsole(width=None if folded else 140, **options)
 
 
 def show_trusted(console: Console, found: "Iterable[Item]") -> None:
@@ -42,7 +62,7 @@ def show_trusted(console: Console, found: "Iterable[Item]") -> None:
     from customized_grpo.trust import describe
 
     if found and os.environ.get("RANK", "0") == "0":
-        console.print(f"trusted: {describe(found)}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"trusted: {describe(found)}", highlight=False, soft_wrap=True)
 
 
 def quiet_libraries() -> None:

@@ -37,7 +37,7 @@ from customized_grpo.memory import explain_full_device
 from customized_grpo.meters import Clock
 from customized_grpo.method import Method, SpreadGuard, describe_advantages, describe_rewards
 from customized_grpo.policies.contract import Policy
-from customized_grpo.preflight import Job, Summary, check_noise, check_plan, check_sizes, summarize
+from customized_grpo.preflight import Job, Summary, check_examples, check_noise, check_plan, check_sizes, summarize
 from customized_grpo.randomness import generator, seed_global
 from customized_grpo.rollout import RowNoise, collect
 from customized_grpo.scoring import RewardFunction, named, score_groups
@@ -123,6 +123,7 @@ class Trainer:
         self.dynamics = bind(self.config.rollout.dynamics, "dynamics")
         self.plan = bind(self.config.rollout.steps, "steps")
         check_sizes(self.config, len(train_dataset), self.accelerator.num_processes)
+        check_examples(policy, train_dataset, self.eval_examples)
         check_noise(self.dynamics, self.config.rollout.dynamics.use)
         check_plan(self.plan, self.method, self.config.rollout)
         check_trackers(self.config.tracking)

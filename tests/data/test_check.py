@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from customized_grpo.data.check import SEVERITY, check_data
 from customized_grpo.data.importers import import_dreambench, import_folder
@@ -81,6 +81,21 @@ def test_pictures(clean):
     assert [finding.severity for finding in report.findings] == ["error", "warning", "note", "note", "note"]
 
 
+def test_one_damaged_file_does_not_hide_the_others(clean, monkeypatch):
+    """Also if the decoder raises what it should not."""
+    broken = clean.parent / "dog0" / "0.png"
+
+    def load(image, real=ImageFile.ImageFile.load):
+        if image.filename == str(broken):
+            raise RuntimeError("the decoder")
+        return real(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    report, findings = found(clean)
+    assert findings == [("corrupt", "dog0/0.png")]
+    assert "RuntimeError: the decoder" in report.findings[0].message
+
+
 def test_masks(clean):
     root = clean.parent
     Image.new("L", (32, 24), 255).save(root / "good.png")
@@ -128,7 +143,7 @@ def test_a_mask_shared_by_pictures_of_two_sizes(clean):
     change(clean, *[{"masks": ["shared.png"]}] * 6)
     report, findings = found(clean)
     assert findings == [("mask size", "shared.png")] * 2
-    assert "is 20 x 24, its picture 32 x 24" in report.findings[0].message
+    assert "is 20 x 24, its image 32 x 24" in report.findings[0].message
 
 
 def test_leaks_between_splits(clean):

@@ -1,11 +1,10 @@
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from customized_grpo.data import DataSettings, JsonlDataset, load_datasets
-from customized_grpo.data.examples import read_mask, read_picture
+from customized_grpo.data.check import check_data
 from customized_grpo.errors import UserError
 from customized_grpo.evaluation import cluster
 
@@ -52,15 +51,19 @@ def test_a_single_reference_needs_no_list_and_ids_may_be_numbers(folder):
     ("lines", "sentence"),
     [
         ([line(), "{oops"], r"line 2: not JSON"),
+        ([line(), "", "[" * 3000], "line 3: not JSON that can be read"),
+        (['{"id": ' + "9" * 5000 + "}"], "line 1: not JSON that can be read"),
+        ([line(prompt="a \ud800 dog")], r"line 1: '\\ud800' is half of a surrogate pair"),
+        ([line(references=["d" * 300 + ".png"])], "line 1: there is no image"),
         (["[1, 2]"], r"line 1: expected a JSON object"),
         ([line("a"), line("b"), line("a")], r"line 3: the id 'a' is already on line 1"),
         ([line(promt="a dog")], r"unknown field 'promt'\. Did you mean 'prompt'"),
         ([line(prompt="  ")], r"line 1: field 'prompt': the prompt is empty"),
         ([{"id": "a", "references": ["dog/0.png"]}], r"line 1: there is no field 'prompt'"),
         ([line(references=[])], r"line 1: field 'references' is empty; give at least one picture of the subject"),
-        ([line(references=["dog/9.png"])], r"line 1: there is no picture '.*dog/9.png'"),
+        ([line(references=["dog/9.png"])], r"line 1: there is no image '.*dog/9.png'"),
         ([line(masks=["dog/mask.png", None])], r"line 1: 2 masks for 1 references"),
-        ([line(masks=["dog/absent.png"])], r"line 1: there is no picture '.*absent.png'"),
+        ([line(masks=["dog/absent.png"])], r"line 1: there is no image '.*absent.png'"),
         ([""], r"holds no example"),
     ],
 )
@@ -73,17 +76,57 @@ def test_bad_files(folder):
     with pytest.raises(UserError, match="There is no data file"):
         JsonlDataset(folder / "absent.jsonl")
     (folder / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
-    with pytest.raises(UserError, match="not UTF-8"):
+    with pytest.raises(UserError, match=r"latin\.jsonl', line 1: this is not UTF-8 text"):
         JsonlDataset(folder / "latin.jsonl")
     for content in (b"", b"\x89PNG\r\n\x1a\n damaged", (folder / "dog/0.png").read_bytes()[:40]):
         (folder / "dog/1.png").write_bytes(content)
-        with pytest.raises(UserError, match=r"The picture '.*1.png' cannot be read"):
+        with pytest.raises(UserError, match=r"The image '.*1.png' cannot be read"):
             JsonlDataset(write(folder, line(references=["dog/1.png"])))[0]
+
+
+SPACES = "\u2028\u2029\x85\v\f\x1c\r"
+"""What `str.splitlines` takes for the end of a line and JSON for a part of one (or, raw, for white space)."""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_encodings_and_ends_of_lines(encoding, end, folder):
+    raw = SPACES[:3]  # JSON has the others as escapes alone
+    lines = [json.dumps(line(name, prompt=f"a{SPACES}dog"), ensure_ascii=False) for name in ("a", f"b{raw}")]
+    text = end.join([*lines, ""])
+    mark = "\ufeff" if encoding[-2:] in ("le", "be") else ""
+    (folder / "data.jsonl").write_bytes((mark + text).encode(encoding))
+    assert [(e.id, e.prompt) for e in JsonlDataset(folder / "data.jsonl")] == [
+        (name, f"a{SPACES}dog") for name in ("a", f"b{raw}")
+    ]
+    assert check_data(folder / "data.jsonl", smallest=1).examples == 2
+
+
+def test_a_subject_id_says_who_it_is(folder):
+    lines = [
+        line("0", subject_id="rex"),
+        line("1", subject_id=7),
+        line("2", references=["cat/0.png"], subject_id="rex"),
+    ]
+    dataset = JsonlDataset(write(folder, *lines))
+    assert dataset.subjects == ["rex", "7", "rex"]
+    assert check_data(dataset.path, smallest=1).subjects == 2
+
+
+def test_outlines_are_examples_with_empty_images_of_the_right_sizes(folder):
+    lines = [line("0"), line("1"), line("2", references=["dog/0.png", "cat/0.png"])]
+    dataset = JsonlDataset(write(folder, *lines))
+    assert [(e.id, [image.size for image in e.references]) for e in dataset.outlines()] == [
+        ("0", [(6, 4)]), ("2", [(6, 4), (6, 4)]),
+    ]  # fmt: skip
+    (folder / "cat" / "0.png").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"cat/0.png' cannot be read"):
+        list(dataset.outlines())
 
 
 def test_a_mask_of_another_size(folder):
     Image.new("L", (5, 5)).save(folder / "small.png")
-    with pytest.raises(UserError, match="is 5 x 5, its picture 6 x 4"):
+    with pytest.raises(UserError, match="is 5 x 5, its image 6 x 4"):
         JsonlDataset(write(folder, line(masks=["small.png"])))[0]
 
 
@@ -157,62 +200,3 @@ def test_the_label_of_the_subject(folder):
             JsonlDataset(write(folder, line(masks=["labels.png"], mask_labels=labels)))[0]
     with pytest.raises(UserError, match="line 1: 2 mask_labels for 1 masks; give one each, or null"):
         JsonlDataset(write(folder, line(masks=["labels.png"], mask_labels=[1, 2])))
-
-
-# ---- pictures of every kind
-
-
-def test_exif_rotation_is_applied(tmp_path):
-    image = Image.new("RGB", (6, 4), "blue")
-    image.paste("red", (0, 0, 3, 4))  # left half; after a quarter turn it is the upper half
-    exif = Image.Exif()
-    exif[274] = 6
-    image.save(tmp_path / "turned.png", exif=exif)
-    picture, _ = read_picture(tmp_path / "turned.png")
-    assert picture.size == (4, 6)
-    assert [picture.getpixel((1, y)) for y in (0, 5)] == [(255, 0, 0), (0, 0, 255)]
-
-
-@pytest.mark.parametrize("size", [(4, 4), (1, 9), (301, 7)])
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16", "I", "F"])
-def test_modes_and_aspects(mode, size, tmp_path):
-    """A picture of 60 % grey, or of the nearest thing its mode has, is read as that grey."""
-    grey = Image.new("L", size, 153)
-    if mode in ("I;16", "I", "F"):
-        pixels = {"I;16": 153 * 257, "I": 153 * 257, "F": 0.6}[mode]
-        dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
-        image, expected = Image.fromarray(np.full(size[::-1], pixels, dtype)), 153
-    else:
-        image = grey.convert("RGB").convert(mode, dither=Image.Dither.NONE)
-        expected = 255 if mode == "1" else 153
-    assert image.mode == mode
-    image.save(tmp_path / "picture.tiff")
-    picture, alpha = read_picture(tmp_path / "picture.tiff")
-    assert (picture.mode, picture.size, alpha) == ("RGB", size, None)
-    assert max(abs(c - expected) for c in picture.getpixel((0, 0))) <= 1
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_alpha_becomes_a_mask_on_white(mode, tmp_path):
-    image = Image.new("RGBA", (4, 2), (90, 90, 90, 255))
-    image.paste((0, 0, 0, 0), (2, 0, 4, 2))
-    (image.quantize() if mode == "P" else image.convert(mode)).save(tmp_path / "cut.png")
-    picture, alpha = read_picture(tmp_path / "cut.png")
-    assert [picture.getpixel((x, 0)) for x in (0, 3)] == [(90, 90, 90), (255, 255, 255)]
-    assert [alpha.getpixel((x, 0)) for x in (0, 3)] == [255, 0]
-
-
-def test_opaque_alpha_says_nothing(tmp_path):
-    Image.new("RGBA", (4, 2), (90, 90, 90, 255)).save(tmp_path / "opaque.png")
-    assert read_picture(tmp_path / "opaque.png")[1] is None
-
-
-@pytest.mark.parametrize(
-    "mask", [Image.new("1", (2, 2), 1), Image.new("L", (2, 2), 1), Image.new("RGB", (2, 2), "white"),
-             Image.new("RGBA", (2, 2), "white"), Image.fromarray(np.full((2, 2), 65535, np.uint16))],
-    ids=lambda mask: mask.mode,
-)  # fmt: skip
-def test_masks_of_every_kind(mask, tmp_path):
-    mask.save(tmp_path / "mask.png")
-    read = read_mask(tmp_path / "mask.png", (2, 2))
-    assert (read.mode, read.getextrema()) == ("L", (255, 255))

@@ -2,12 +2,14 @@
 
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from customized_grpo.data import HubDataset, hub
 from customized_grpo.data.importers import import_subjects200k
 from customized_grpo.errors import UserError
+from customized_grpo.evaluation import cluster
 from data.test_importers import row
 
 
@@ -32,6 +34,57 @@ def test_columns_become_examples(table):
     assert (second.subject, second.references[0].size) == ("", (22, 12))
     assert first.references[0].mode == "RGB"
     assert HubDataset("somewhere", prompt="text", references="photo")[0:1][0].id == "0"
+
+
+def test_images_are_read_as_those_of_files_are(table, tmp_path, monkeypatch):
+    deep = Image.fromarray(np.full((2, 3), 153 * 257, np.uint16))
+    cut = Image.new("RGBA", (3, 2), (90, 90, 90, 255))
+    cut.putpixel((0, 0), (0, 0, 0, 0))
+    exif = Image.Exif()
+    exif[274] = 6
+    cut.convert("RGB").save(tmp_path / "turned.jpg", exif=exif)
+    cells = [deep, cut, {"bytes": None, "path": str(tmp_path / "turned.jpg")}, str(tmp_path / "turned.jpg"),
+             (tmp_path / "turned.jpg").read_bytes()]  # fmt: skip
+    rows = Table([{"key": 1, "text": "a dog", "photo": cell, "more": "rex", "kind": "dog"} for cell in cells])
+    monkeypatch.setattr(hub, "open_dataset", lambda path, split: rows)
+    examples = list(HubDataset("somewhere", prompt="text", references="photo", subject="kind"))
+    assert examples[0].references[0].getpixel((0, 0)) == (153, 153, 153)
+    assert examples[1].references[0].getpixel((0, 0)) == (255, 255, 255)
+    assert examples[1].masks[0].getpixel((0, 0)) == 0
+    assert [example.references[0].size for example in examples[2:]] == [(2, 3)] * 3
+    assert len({cluster(example) for example in examples}) == 3, "the last three are one photo, and one subject"
+    named = HubDataset("somewhere", prompt="text", references="photo", subject_id="more")
+    assert {cluster(example) for example in named} == {"rex"}
+    assert len(list(named.outlines())) == 5
+
+
+@pytest.mark.parametrize(
+    ("cells", "sentence"),
+    [
+        ({"photo": {"bytes": b"no", "path": None}}, r"Row 0 of 'somewhere', column 'photo' cannot be read \(unknown"),
+        ({"photo": {"bytes": None, "path": "/absent.png"}}, "column 'photo' cannot be read .FileNotFoundError"),
+        ({"photo": {"bytes": None, "path": None}}, "column 'photo' is NoneType; expected an image"),
+        ({"photo": 7}, "column 'photo' is int; expected an image"),
+        ({"photo": None}, "Row 0 of 'somewhere' has no image in photo"),
+        ({"text": None}, "Row 0 of 'somewhere': column 'text' has no prompt"),
+        ({"text": ["a", "b"]}, "column 'text' has no prompt"),
+    ],
+)
+def test_a_row_that_is_no_example_is_named(cells, sentence, table, monkeypatch):
+    row = {"key": 1, "text": "a dog", "photo": Image.new("RGB", (3, 2)), "more": [], "kind": "dog"} | cells
+    monkeypatch.setattr(hub, "open_dataset", lambda path, split: Table([row]))
+    with pytest.raises(UserError, match=sentence):
+        HubDataset("somewhere", prompt="text", references="photo")[0]
+
+
+def test_what_the_package_raises_for_a_row_is_the_fault_of_the_row(monkeypatch):
+    class Broken(Table):
+        def __getitem__(self, index):
+            raise RuntimeError("the decoder\nfailed")
+
+    monkeypatch.setattr(hub, "open_dataset", lambda path, split: Broken([0]))
+    with pytest.raises(UserError, match=r"Row 0 of 'x' cannot be read \(RuntimeError: the decoder failed\)"):
+        HubDataset("x", prompt="text", references="photo")[0]
 
 
 def test_a_column_that_is_not_there(table):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from customized_grpo.errors import UserError
-from customized_grpo.store import append, read_lines, replacing, write
+from customized_grpo.store import append, parse_json, read_json, read_lines, read_text, replacing, write
 from store.kills import kills
 
 
@@ -98,3 +98,59 @@ def test_a_line_that_was_cut_costs_only_itself(tmp_path: Path) -> None:
     append(file, {"a": 4})
     assert read_lines(file, a=int).rows == [{"a": 1, "b": None}, {"a": 2, "b": None}, {"a": 4}]
     assert [json.loads(line)["a"] for line in file.read_text().splitlines()[::3]] == [1, 4]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_text_of_any_unicode_encoding(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "a").write_bytes("ä\u2028b\r\n\x85c\n".encode(encoding))
+    assert read_text(tmp_path / "a") == "ä\u2028b\n\x85c\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            "a\ncafé".encode("cp1252"),
+            r"line 2: this is not UTF-8 text \(unexpected end of data\); save the file as UTF-8",
+        ),
+        (b"a\r\n\x93b\x94", "line 2: this is not UTF-8 text"),
+        ("a\nb".encode("utf-16-le"), r"line 1: this is not UTF-8 text \(zero byte\)"),
+        ("ab\nc".encode("utf-16") + b"\0", "line 2: this is not UTF-16-LE text"),
+        (b"\xff\xfe\x00\xd8\n\x00", "line 1: this is not UTF-16-LE text"),
+        (b"a\nb\0", r"line 2: this is not UTF-8 text \(zero byte\)"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_line(tmp_path: Path, content: bytes, sentence: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.txt', {sentence}"):
+        read_text(tmp_path / "a.txt")
+
+
+def test_a_text_file_that_is_none(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match=r"cannot be read .*; give a text file"):
+            read_text(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[1,\n2", r"x: not JSON \(.* at line 2, column 2\)"),
+        ("[1", r"x: not JSON \(.* at column 3\)"),
+        ("[" * 3000, "x: not JSON that can be read"),
+        ("9" * 5000, "x: not JSON that can be read"),
+        ('{"a": ["\\ud800"]}', r"x: '\\ud800' is half of a surrogate pair"),
+        ("", "x: not JSON"),
+    ],
+)
+def test_what_is_no_json_is_refused(text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        parse_json(text, "x")
+
+
+def test_json_of_a_file_is_named_after_it(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes("[1]".encode("utf-8-sig"))
+    assert read_json(tmp_path / "a.json") == [1]
+    (tmp_path / "a.json").write_text("[1")
+    with pytest.raises(UserError, match=r"a\.json': not JSON"):
+        read_json(tmp_path / "a.json")

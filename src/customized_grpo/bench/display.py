@@ -5,7 +5,6 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -14,6 +13,7 @@ from rich.text import Text
 from customized_grpo.bench.protocols import PROTOCOLS
 from customized_grpo.bench.record import Bench
 from customized_grpo.page import Page, show
+from customized_grpo.terminal import printable
 
 
 class BenchDisplay:
@@ -22,8 +22,8 @@ class BenchDisplay:
     def __init__(self, console: Console) -> None:
         self.console, self.tasks = console, dict[str, TaskID]()
         self.progress = Progress(
-            TextColumn("{task.description:<24}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=console, disable=not console.is_terminal,
+            TextColumn("{task.description:<24}", markup=False), BarColumn(bar_width=30), MofNCompleteColumn(),
+            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
         )  # fmt: skip
 
     def __enter__(self) -> "BenchDisplay":
@@ -50,16 +50,16 @@ def show_protocols(console: Console) -> None:
     for protocol in PROTOCOLS.values():
         table.add_row(protocol.name, protocol.about, ", ".join(metric.title for metric in protocol.metrics.values()))
     console.print(table)
-    console.print("cgrpo bench PROTOCOL data=FOLDER --config CONFIG.yaml, or --run RUN", highlight=False, markup=False)
+    console.print("cgrpo bench PROTOCOL data=FOLDER --config CONFIG.yaml, or --run RUN", highlight=False)
 
 
 def show_rules(console: Console, name: str, rules: Sequence[str], departures: Sequence[str]) -> None:
     """What will be done, before it is."""
-    console.print(f"[bold]{escape(name)}[/bold]")
+    console.print(name, style="bold", highlight=False)
     for rule in rules:
-        console.print(Padding(Text(rule), (0, 0, 0, 2)))
+        console.print(Padding(rule, (0, 0, 0, 2)), highlight=False)
     for text in departures:
-        console.print(Padding(f"[yellow]departs:[/yellow] {escape(text)}", (0, 0, 0, 2)), highlight=False)
+        console.print(Padding(Text.assemble(("departs:", "yellow"), " ", printable(text)), (0, 0, 0, 2)))
 
 
 def show_bench(console: Console, bench: Bench, table: Path, shown: Page, report: Path) -> None:
@@ -68,5 +68,5 @@ def show_bench(console: Console, bench: Bench, table: Path, shown: Page, report:
     note = "" if table.suffix == ".parquet" else "   (pip install -e '.[bench]' for parquet)"
     console.print(
         f"report    {report}\nscores    {table}{note}\nimages    {bench.folder.images}",
-        highlight=False, soft_wrap=True, markup=False,
+        highlight=False, soft_wrap=True,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from customized_grpo.assemble import build_reward
 from customized_grpo.bench.protocols import Metric
 from customized_grpo.bench.record import BenchFolder, Job
 from customized_grpo.bench.suites import Suite
-from customized_grpo.data.examples import read_picture
+from customized_grpo.decode import read_picture
 from customized_grpo.images import to_pil, to_tensor
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import normal, seed_global

@@ -1,6 +1,5 @@
 """The tasks of a protocol: what a policy is shown, what its pictures are compared with, and the real photos."""
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -11,9 +10,10 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from customized_grpo.bench.protocols import Protocol
-from customized_grpo.data.examples import read_mask, read_picture
 from customized_grpo.data.importers import Subject, is_live, read_dreambench
+from customized_grpo.decode import read_mask, read_picture
 from customized_grpo.errors import UserError
+from customized_grpo.store import read_json, read_text
 from customized_grpo.types import Example
 
 PROPERTIES = ("red", "purple", "shiny", "wet", "cube shaped")
@@ -248,7 +248,9 @@ def dreambench_plus(data: Path) -> PhotoSuite:
         captions = root / "captions" / place.with_suffix(".txt")
         if not captions.is_file():
             raise UserError(f"There is no '{captions}' for '{picture}'; is the download complete?")
-        noun, *prompts = [line.strip() for line in captions.read_text(encoding="utf-8").splitlines() if line.strip()]
+        noun, *prompts = [line.strip() for line in read_text(captions).split("\n") if line.strip()] or [""]
+        if not prompts:
+            raise UserError(f"'{captions}' must hold the noun and then a prompt a line; is the download complete?")
         name, photo = "-".join(place.parts), Photo(picture)
         photos[name] = Photos(noun, (photo,), (photo,), ())
         kind = place.parts[-2] if len(place.parts) > 1 else "object"
@@ -290,10 +292,7 @@ def _find(path: str, subjects: dict[str, Subject], where: str) -> tuple[Subject,
 def _entries(file: Path, references: int) -> Iterable[tuple[str, list[str]]]:
     if not file.is_file():
         raise UserError(f"There is no list of prompts '{file}'; check prompts=FILE.json.")
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"'{file}' is not JSON ({error}).") from error
+    entries = read_json(file)
     for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
         prompt, paths = (entry.get("prompt"), entry.get("image_paths")) if isinstance(entry, dict) else (None, None)
         if not isinstance(prompt, str) or not isinstance(paths, list) or not prompt.strip():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from customized_grpo import trust
 from customized_grpo.compare.cells import (
@@ -22,7 +23,7 @@ from customized_grpo.compare.grid import Cell, Grid, base_evaluation, budget, ce
 from customized_grpo.compare.methods import find_method
 from customized_grpo.display import duration
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.terminal import show_trusted
+from customized_grpo.terminal import printable, show_trusted
 
 SIGNS = {"waiting": "·", "running": "▶", "stopped": "‖", "failed": "✗", "damaged": "✗", "finished": "✓"}
 
@@ -73,7 +74,8 @@ def run_grid(
     started = time.monotonic()
 
     def say(text: str) -> None:
-        console.print(f"[dim]{duration(time.monotonic() - started):>6}[/dim]  {text}", highlight=False, soft_wrap=True)
+        console.print(f"{duration(time.monotonic() - started):>6}", style="dim", highlight=False, end="  ")
+        console.print(text, highlight=False, soft_wrap=True)
 
     try:
         measure_base(grid, root, say)
@@ -82,7 +84,8 @@ def run_grid(
         else:
             ended = run_cells(made, workers=workers, threads=threads, say=say)
     except KeyboardInterrupt:
-        console.print(f"Stopped; everything is saved. Go on with: [bold]cgrpo compare --resume {root}[/bold]")
+        console.print("Stopped; everything is saved. Go on with:", end=" ")
+        console.print(f"cgrpo compare --resume {root}", style="bold", highlight=False, soft_wrap=True)
         raise
     _finish(console, root, ended)
     return root
@@ -93,13 +96,14 @@ def show_plan(console: Console, grid: Grid, root: Path, made: Sequence[Cell]) ->
     spent = budget(made[0].config) if made else None
     done = sum(state(cell).status == "finished" for cell in made)
     table = Table.grid(padding=(0, 2))
-    table.add_row("[bold]comparison[/bold]", str(root))
+    table.add_column(style="bold")
+    table.add_row("comparison", str(root))
     table.add_row(
-        "[bold]grid[/bold]",
+        "grid",
         f"{len(made)} runs of {len(grid.methods)} methods, {done} finished; seeds {', '.join(map(str, grid.seeds))}",
     )
     if spent is not None:
-        table.add_row("[bold]each run[/bold]", f"{spent.samples:,} pictures, {spent.gradient_steps:,} gradient steps")
+        table.add_row("each run", f"{spent.samples:,} pictures, {spent.gradient_steps:,} gradient steps")
     console.print(table)
 
 
@@ -158,7 +162,7 @@ def _finish(console: Console, root: Path, ended: dict[str, State]) -> None:
 
 
 def _show(console: Console, found: Finding) -> None:
-    console.print(f"{found.question} [bold]{found.verdict}.[/bold] {found.text}", highlight=False)
+    console.print(Text.assemble(printable(found.question), (f" {found.verdict}. ", "bold"), printable(found.text)))
 
 
 def _gpus_per_cell() -> float:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
-from customized_grpo.data.examples import Record, identities, parse_line, read_mask, read_picture
+from customized_grpo.data.examples import Record, identities, parse_line
+from customized_grpo.decode import as_rgb, open_image, read_mask
 from customized_grpo.errors import UserError
+from customized_grpo.store import read_text
 
 Severity = Literal["error", "warning", "note"]
 SEVERITY: dict[str, Severity] = {
@@ -146,12 +147,8 @@ def _records(path: Path, findings: list[Finding]) -> Iterator[tuple[int, Record]
     """The good lines by number; the others go to `findings`."""
     if not path.is_file():
         raise UserError(f"There is no data file '{path}'; give a JSONL file with one example per line.")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
     first_line: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         where = f"line {number}"
         if not line.strip():
             continue
@@ -171,7 +168,7 @@ def _records(path: Path, findings: list[Finding]) -> Iterator[tuple[int, Record]
 def _prompt_is_blank(line: str) -> bool:
     try:
         return not str(json.loads(line)["prompt"]).strip()
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -182,23 +179,23 @@ def _masked(record: Record) -> list[tuple[str, str, int | str | None]]:
 
 
 def _look(path: Path) -> _Seen:
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (is_file raises for a name that is too long)
         return _Seen(error="missing")
+    name = f"The image '{path}'"
     try:
-        with Image.open(path) as file:
-            mode, rotated = file.mode, file.getexif().get(0x0112, 1) not in (0, 1)
-        picture, alpha = read_picture(path)
-    except (UserError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        opened, rotated = open_image(path, name)
+        picture, alpha = as_rgb(opened, name)
+    except UserError as error:
         return _Seen(error=str(error))
     digest = hashlib.blake2b(picture.tobytes(), salt=repr(picture.size).encode()[:16]).hexdigest()
-    return _Seen(picture.size, mode, rotated, digest, alpha is not None)
+    return _Seen(picture.size, opened.mode, rotated, digest, alpha is not None)
 
 
 def _look_at_mask(
     root: Path, masked: tuple[str, str, int | str | None], seen: dict[str, _Seen]
 ) -> tuple[str, str] | None:
     reference, mask, label = masked
-    if not (root / mask).is_file():
+    if not os.path.isfile(root / mask):  # noqa: PTH113
         return "missing mask", f"the mask of {reference} is not there"
     if seen[reference].error:
         return None
@@ -206,8 +203,8 @@ def _look_at_mask(
     try:
         read_mask(root / mask, seen[reference].size, label, said.append)
     except UserError as error:
-        kinds = {" x ": "mask size", "cannot be read": "corrupt", "everywhere": "empty mask"}
-        return next((kind for words, kind in kinds.items() if words in str(error)), "unclear mask"), str(error)
+        kinds = {r" is \d+ x \d+, its": "mask size", "cannot be read|million": "corrupt", "everywhere": "empty mask"}
+        return next((kind for words, kind in kinds.items() if re.search(words, str(error))), "unclear mask"), str(error)
     return ("inverted mask", said[0]) if said else None
 
 
@@ -238,7 +235,7 @@ def _of_masks(records: dict[int, Record], seen: dict[str, _Seen]) -> Iterator[Fi
 
 
 def _identities(records: dict[int, Record]) -> list[str]:
-    return identities([record.references[0] for record in records.values()])
+    return identities(list(records.values()))
 
 
 def _leaks(records: dict[int, Record], seen: dict[str, _Seen]) -> Iterator[Finding]:

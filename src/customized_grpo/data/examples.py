@@ -1,28 +1,30 @@
-"""Examples from a JSONL manifest, pictures read when asked for.
+"""Examples from a JSONL manifest, whose images are read when they are needed.
 
-One object per line: {"id", "prompt", "references": [paths], "subject"?, "masks"?: [paths or null],
-"mask_labels"?, "split"?}. Paths are
-relative to the manifest.
+One object per line: {"id", "prompt", "references": [paths], "subject"?, "subject_id"?, "masks"?: [paths or null],
+"mask_labels"?, "split"?}. Paths are relative to the manifest.
 """
 
-import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
+from customized_grpo.decode import image_size, read_mask, read_picture
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.lazy import LazyExamples
-from customized_grpo.masks import Warn, hides, subject_mask
 from customized_grpo.settings import Settings, expectation
+from customized_grpo.store import parse_json, read_text
 from customized_grpo.types import Example
 
 EVAL = frozenset({"eval", "evaluation", "validation", "valid", "val", "dev", "test", "testing"})
 """Names of the split that is held out."""
+OUTLINES = 10_000
+"""Most examples with different references that `JsonlDataset.outlines` looks at."""
 
 
 class Record(Settings):
@@ -34,6 +36,7 @@ class Record(Settings):
     prompt: str
     references: tuple[str, ...] = Field(min_length=1)
     subject: str = ""
+    subject_id: str = ""
     masks: tuple[str | None, ...] = ()
     mask_labels: tuple[int | str | None, ...] = ()
     split: str = ""
@@ -59,7 +62,7 @@ class Record(Settings):
 
 @dataclass(frozen=True)
 class PhotoExample(Example):
-    """An example of a manifest, which knows whose picture it is: two dogs are two subjects."""
+    """An example that knows who its subject is: two dogs are two subjects."""
 
     subject_id: str = ""
 
@@ -70,10 +73,7 @@ def parse_line(line: str, where: str) -> Record:
     Raises:
         UserError: if it is not JSON, or a field is missing, unknown or of the wrong type.
     """
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}).") from error
+    fields = parse_json(line, where)
     if not isinstance(fields, dict):
         raise UserError(f"{where}: expected a JSON object with id, prompt and references, got {line[:40]}.")
     if isinstance(fields.get("references"), str):
@@ -115,7 +115,7 @@ class JsonlDataset(LazyExamples[Example]):
         if not self.path.is_file():
             raise UserError(f"There is no data file '{path}'; give a JSONL file with one example per line.")
         self.records = self._read()
-        self.subjects = identities([record.references[0] for record in self.records])
+        self.subjects = identities(self.records)
 
     def _only(self, places: Iterable[int]) -> "JsonlDataset":
         dataset, places = type(self).__new__(type(self)), list(places)
@@ -126,11 +126,7 @@ class JsonlDataset(LazyExamples[Example]):
     def _read(self) -> list[Record]:
         records: list[Record] = []
         seen: dict[str, int] = {}
-        try:
-            lines = self.path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise UserError(f"'{self.path}' is not UTF-8 text ({error.reason}); save it as UTF-8.") from error
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(read_text(self.path).split("\n"), start=1):
             if not line.strip():
                 continue
             record = parse_line(line, f"{self.path}, line {number}")
@@ -141,8 +137,8 @@ class JsonlDataset(LazyExamples[Example]):
                 )
             seen[record.id] = number
             for name in (*record.references, *(mask for mask in record.masks if mask)):
-                if not (self.path.parent / name).is_file():
-                    raise UserError(f"{self.path}, line {number}: there is no picture '{self.path.parent / name}'.")
+                if not os.path.isfile(self.path.parent / name):  # noqa: PTH113 (is_file raises for a name that is too long)
+                    raise UserError(f"{self.path}, line {number}: there is no image '{self.path.parent / name}'.")
             records.append(record)
         if not records:
             raise UserError(f"'{self.path}' holds no example; write one JSON object per line.")
@@ -169,6 +165,19 @@ class JsonlDataset(LazyExamples[Example]):
             masks=tuple(masks) if any(masks) else (),
             subject_id=self.subjects[index],
         )
+
+    def outlines(self) -> Iterator[Example]:
+        """The examples with images of the right sizes and nothing in them, one for each set of references.
+
+        Only the heads of the files are read, of up to 10,000 sets.
+
+        Raises:
+            UserError: if a reference is not an image.
+        """
+        distinct = {record.references: record for record in reversed(self.records)}
+        for record in list(reversed(distinct.values()))[:OUTLINES]:
+            sizes = [image_size(self.path.parent / name) for name in record.references]
+            yield Example(record.id, record.prompt, tuple(_blank(size) for size in sizes), record.subject)
 
     @property
     def has_splits(self) -> bool:
@@ -207,71 +216,20 @@ class JsonlDataset(LazyExamples[Example]):
         return self._only(train), self._only(rest)
 
 
-def identities(references: Sequence[str]) -> list[str]:
-    """Who is pictured, by the first reference of each record, because two dogs are two subjects.
+def identities(records: Sequence[Record]) -> list[str]:
+    """Who the subject of each record is, because two dogs are two subjects.
 
-    It is the picture's folder; if all pictures share one folder, the picture itself.
+    It is the record's `subject_id`; without one, the folder of its first reference; if all are in one folder, the first
+    reference itself.
     """
-    folders = [str(Path(reference).parent) for reference in references]
-    return folders if len(set(folders)) > 1 else list(references)
+    folders = [str(Path(record.references[0]).parent) for record in records]
+    flat = len(set(folders)) == 1
+    return [
+        record.subject_id or (record.references[0] if flat else folder)
+        for record, folder in zip(records, folders, strict=True)
+    ]
 
 
-def read_picture(path: Path) -> tuple[Image.Image, Image.Image | None]:
-    """An RGB picture the right way up, and its alpha channel as a mask if it says anything.
-
-    16-bit and float pictures are scaled to 8 bits, transparent ones laid on white; of an animation it is the first
-    frame.
-
-    Raises:
-        UserError: if the file is empty, damaged, or not a picture.
-    """
-    image = _eight_bit(_open(path))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        alpha = rgba.getchannel("A")
-        white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=alpha)
-        return white, subject_mask(alpha, f"The alpha channel of '{path}'") if hides(alpha) else None
-    return image.convert("RGB"), None
-
-
-def read_mask(
-    path: Path, size: tuple[int, int], label: int | str | None = None, warn: Warn | None = None
-) -> Image.Image:
-    """An "L" image, 255 on the subject, of the given (width, height). See `subject_mask`.
-
-    Raises:
-        UserError: if it cannot be read, does not say what the subject is, or is of another size.
-    """
-    image = _open(path)
-    if image.size != size:
-        raise UserError(
-            f"The mask '{path}' is {image.size[0]} x {image.size[1]}, its picture {size[0]} x {size[1]}; "
-            f"make them one size."
-        )
-    return subject_mask(image, f"The mask '{path}'", label, warn)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as file:
-            file.load()
-            image = ImageOps.exif_transpose(file)
-            image.format = file.format
-            return image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"The picture '{path}' cannot be read ({type(error).__name__}: {error}); replace it or drop its line."
-        ) from error
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if not (image.mode.startswith("I") or image.mode == "F"):
-        return image
-    pixels = np.asarray(image, dtype=np.float32)
-    highest = float(pixels.max(initial=0))
-    if image.mode == "F" and highest <= 1:
-        scale = 255.0
-    else:
-        scale = 255 / 65535 if highest > 255 or image.mode.startswith("I;16") else 1.0
-    return Image.fromarray((pixels * scale).round().clip(0, 255).astype(np.uint8))
+@lru_cache(maxsize=8)
+def _blank(size: tuple[int, int]) -> Image.Image:
+    return Image.new("1", size)

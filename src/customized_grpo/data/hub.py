@@ -1,12 +1,14 @@
 """Data sets of the `datasets` package: a folder it saved, parquet files, or a hub id."""
 
-import io
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from customized_grpo.data.examples import PhotoExample
+from customized_grpo.decode import read_picture
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.lazy import LazyExamples
 from customized_grpo.types import Example
@@ -22,9 +24,12 @@ class HubDataset(LazyExamples[Example]):
         references: the columns with pictures, or lists of pictures, of the subject.
         subject: the column with the class noun, if there is one.
         id: the column with unique ids; None numbers the rows.
+        subject_id: the column that tells subjects apart, because two dogs are two subjects; None takes rows with the
+            same first image for one subject.
 
     Raises:
-        UserError: if `datasets` is not installed, cannot read the path, or a column is missing.
+        UserError: if `datasets` is not installed, cannot read the path, or a column is missing; for a row, if it has no
+            prompt or no image, or cannot be decoded.
     """
 
     def __init__(
@@ -36,28 +41,50 @@ class HubDataset(LazyExamples[Example]):
         references: str | Sequence[str] = "image",
         subject: str | None = None,
         id: str | None = None,
+        subject_id: str | None = None,
     ) -> None:
-        self.rows = open_dataset(path, split)
-        self.prompt, self.subject, self.id = prompt, subject, id
+        self.rows, self.path = open_dataset(path, split), path
+        self.prompt, self.subject, self.id, self.subject_id = prompt, subject, id, subject_id
         self.references = [references] if isinstance(references, str) else list(references)
         known = list(self.rows.column_names)
-        for column in (prompt, *self.references, subject, id):
+        for column in (prompt, *self.references, subject, id, subject_id):
             if column is not None and column not in known:
                 raise UserError(f"'{path}' has no column '{column}', only {', '.join(known)}.{nearest(column, known)}")
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def outlines(self) -> Iterator[Example]:
+        """The first hundred examples; see `JsonlDataset.outlines`."""
+        return map(self.example, range(min(100, len(self))))
+
     def example(self, index: int) -> Example:
-        row = self.rows[index]
-        pictures: list[Any] = []
+        where = f"Row {index} of '{self.path}'"
+        try:
+            row = self.rows[index]
+        except IndexError:
+            raise
+        except Exception as error:  # the package decodes images in its own way
+            reason = " ".join(str(error).split())[:150]
+            raise UserError(f"{where} cannot be read ({type(error).__name__}: {reason}); leave it out.") from error
+        prompt = row[self.prompt]
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"{where}: column '{self.prompt}' has no prompt; leave the row out.")
+        read: list[tuple[Image.Image, Image.Image | None]] = []
         for column in self.references:
-            pictures += row[column] if isinstance(row[column], list) else [row[column]]
-        return Example(
+            values = row[column] if isinstance(row[column], list) else [row[column]]
+            read += [as_picture(value, f"{where}, column '{column}'") for value in values if value is not None]
+        if not read:
+            raise UserError(f"{where} has no image in {', '.join(self.references)}; leave it out.")
+        pictures, masks = zip(*read, strict=True)
+        who = str(row[self.subject_id]) if self.subject_id else hashlib.blake2b(pictures[0].tobytes()).hexdigest()
+        return PhotoExample(
             id=str(row[self.id]) if self.id else str(index),
-            prompt=str(row[self.prompt]),
-            references=tuple(as_picture(picture) for picture in pictures if picture is not None),
+            prompt=prompt,
+            references=pictures,
             subject=str(row[self.subject] or "") if self.subject else "",
+            masks=masks if any(masks) else (),
+            subject_id=who,
         )
 
 
@@ -85,8 +112,19 @@ def open_dataset(source: str | Path, split: str = "train") -> Any:
         raise UserError(f"Could not read split '{split}' of '{source}' ({type(error).__name__}: {reason}).") from error
 
 
-def as_picture(value: Any) -> Image.Image:
-    """RGB, of a decoded picture or of the mapping with `bytes` that parquet files hold."""
+def as_picture(value: Any, name: str) -> tuple[Image.Image, Image.Image | None]:
+    """RGB and perhaps a mask, as `read_picture`, of anything that `datasets` has for an image.
+
+    Args:
+        value: a decoded image, a path, the content of a file, or a mapping with `bytes` or `path`.
+        name: begins the error sentences.
+
+    Raises:
+        UserError: if it is none of these, or not an image.
+    """
     if isinstance(value, Mapping):
-        value = Image.open(io.BytesIO(value["bytes"]))
-    return value.convert("RGB")
+        value = value.get("bytes") or value.get("path")
+    value = Path(value) if isinstance(value, str) else value
+    if not isinstance(value, Path | bytes | Image.Image):
+        raise UserError(f"{name} is {type(value).__name__}; expected an image, its bytes or its path.")
+    return read_picture(value, name)

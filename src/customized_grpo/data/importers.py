@@ -1,21 +1,28 @@
-"""Data sets of the field to a manifest. Pictures stay where they are; nothing is ever overwritten."""
+"""Data sets of the field to a manifest. Images stay where they are, and nothing is overwritten."""
 
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from PIL import Image
 
 from customized_grpo.data.examples import Record, identities
 from customized_grpo.data.hub import as_picture, open_dataset
+from customized_grpo.decode import FORMATS, NONZERO
 from customized_grpo.errors import UserError
 from customized_grpo.images import png
-from customized_grpo.store import write
+from customized_grpo.store import read_json, read_text, write
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+PICTURES = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+"""Endings of the files that are images."""
+T = TypeVar("T")
 References = Literal["first", "all", "each"]
-"""Of a subject's pictures: the first is the reference; all are, together; or each is, in examples of its own."""
+"""Of a subject's images: the first is the reference; all are, together; or each is, in examples of its own."""
+LeftOut = dict[str, list[str]]
+"""Why something was left out, and the names of all that were left out for this reason."""
 
 
 class Imported(NamedTuple):
@@ -24,30 +31,38 @@ class Imported(NamedTuple):
     manifest: Path
     examples: int
     subjects: int
-    skipped: int
-    """Entries left out, because a picture was not there or the data set itself calls them bad."""
+    left_out: LeftOut
+
+    @property
+    def skipped(self) -> int:
+        """How many entries were left out."""
+        return sum(map(len, self.left_out.values()))
 
 
-def write_manifest(output: str | Path, records: Iterable[Record], skipped: int = 0) -> Imported:
+def write_manifest(output: str | Path, records: Iterable[Record], left_out: LeftOut | None = None) -> Imported:
     """One JSON object per line; the file appears when it is complete.
 
     Raises:
         UserError: if the file exists, or there is no record.
     """
     path = check_free(output)
-    lines: list[str] = []
-    firsts: list[str] = []
-    for record in records:
-        fields = {name: value for name, value in record.model_dump().items() if value not in ("", ())}
-        lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
-        firsts.append(record.references[0])
-    if not firsts:
-        raise UserError(f"Nothing was found to write to '{path}'.")
+    left_out, written = {} if left_out is None else left_out, list(records)
+    if not written:
+        raise UserError(f"Nothing was found to write to '{path}'{_told(left_out)}.")
+    lines = [
+        json.dumps({k: v for k, v in record.model_dump().items() if v not in ("", ())}, ensure_ascii=False) + "\n"
+        for record in written
+    ]
     try:
         write(path, "".join(lines), new=True)
     except FileExistsError as error:  # another import has been faster
         raise UserError(f"'{path}' exists already; name another file, or move it away.") from error
-    return Imported(path, len(firsts), len(set(identities(firsts))), skipped)
+    return Imported(path, len(written), len(set(identities(written))), left_out)
+
+
+def _told(left_out: LeftOut) -> str:
+    some = [f"{reason}: {', '.join(names[:3])}{' ...' if names[3:] else ''}" for reason, names in left_out.items()]
+    return f" ({'; '.join(some)})" if some else ""
 
 
 def check_free(output: str | Path) -> Path:
@@ -79,8 +94,9 @@ def import_folder(
 ) -> Imported:
     """A folder of subject folders, and prompts that are asked of every subject.
 
-    A subject folder holds pictures, if it likes their masks (`dog_mask.png` or `masks/dog.png` for `dog.jpg`), and if
-    it likes its class noun in `class.txt`; else the noun is the folder's name without digits.
+    A subject folder holds images, their masks if there are any (`dog_mask.png` or `masks/dog.png` for `dog.jpg`), and
+    perhaps the class noun in `class.txt`; without it the noun is the folder's name without digits. Everything else is
+    left out and named in the result.
 
     Args:
         folder: of subject folders.
@@ -89,14 +105,20 @@ def import_folder(
         references: which pictures of a subject become references.
 
     Raises:
-        UserError: if a path is missing, no picture or prompt is found, or `output` exists.
+        UserError: if a path is missing, no image or prompt is found, a prompt has braces other than those of
+            `{subject}`, `class.txt` is not one line, or `output` exists.
     """
-    subjects = list(_subjects(_folder(folder)))
+    left_out: LeftOut = {}
+    used = prompts if isinstance(prompts, (str, Path)) else None
+    subjects = list(_subjects(_folder(folder), left_out, Path(used).expanduser().absolute() if used else None))
     if not subjects:
-        raise UserError(f"'{folder}' has no subject folder with pictures in it ({', '.join(sorted(PICTURES))}).")
-    asked = _read_prompts(prompts) if isinstance(prompts, (str, Path)) else list(prompts)
+        raise UserError(f"'{folder}' has no subject folder with images in it{_told(left_out)}.")
+    if isinstance(prompts, (str, Path)):
+        asked = _read_prompts(Path(prompts).expanduser())
+    else:
+        asked = [_template(prompt, f"Prompt {number}") for number, prompt in enumerate(prompts, start=1)]
     path = check_free(output)
-    return write_manifest(path, _ask(subjects, lambda subject: asked, path, references))
+    return write_manifest(path, _ask(subjects, lambda subject: asked, path, references), left_out)
 
 
 def import_dreambench(clone: str | Path, output: str | Path, *, references: References = "first") -> Imported:
@@ -129,17 +151,21 @@ def read_dreambench(clone: str | Path) -> tuple[list[Subject], dict[str, list[st
     listing = root / "prompts_and_classes.txt"
     if not listing.is_file():
         raise UserError(f"There is no '{listing}'; give a clone of github.com/google/dreambooth.")
-    text = listing.read_text(encoding="utf-8")
+    text = read_text(listing)
     nouns = dict(re.findall(r"^(\w+),([\w ]+)$", text, re.MULTILINE))
     nouns.pop("subject_name", None)
-    _, objects, live = re.split(r"^(?:Object|Live Subject) Prompts$", text, flags=re.MULTILINE)
+    _, objects, live, *_ = [*re.split(r"^(?:Object|Live Subject) Prompts$", text, flags=re.MULTILINE), "", ""]
     prompts = {
-        kind: [prompt.replace("{0} {1}", "{subject}") for prompt in re.findall(r"'([^']+)'\.format", part)]
+        kind: [
+            _template(p.replace("{0} {1}", "{subject}"), str(listing)) for p in re.findall(r"'([^']+)'\.format", part)
+        ]
         for kind, part in (("object", objects), ("live", live))
     }
-    found = {subject.name: subject for subject in _subjects(root)}
+    if not nouns or not all(prompts.values()):
+        raise UserError(f"'{listing}' does not list classes, object prompts and live prompts; is the clone complete?")
+    found = {subject.name: subject for subject in _subjects(root, {})}
     if missing := sorted(nouns.keys() - found.keys()):
-        raise UserError(f"'{root}' has no pictures of {', '.join(missing[:5])}; is the clone complete?")
+        raise UserError(f"'{root}' has no images of {', '.join(missing[:5])}; is the clone complete?")
     return [found[name]._replace(noun=noun.strip()) for name, noun in nouns.items()], prompts
 
 
@@ -151,10 +177,8 @@ def is_live(subject: Subject) -> bool:
 def _ask(subjects: Iterable[Subject], prompts: Any, manifest: Path, references: References) -> Iterator[Record]:
     for subject in subjects:
         count = len(subject.pictures)
-        chosen = {"first": [[0]], "all": [list(range(count))], "each": [[n] for n in range(count)]}.get(references)
-        if chosen is None:
-            raise UserError(f"references is '{references}'; it must be 'first', 'all' or 'each'.")
-        for which in chosen:
+        chosen = {"first": [[0]], "all": [list(range(count))], "each": [[n] for n in range(count)]}
+        for which in _choice(chosen, references):
             masks = [subject.masks[n] for n in which]
             for number, prompt in enumerate(prompts(subject)):
                 suffix = f"-{which[0]:02d}" if references == "each" else ""
@@ -167,90 +191,176 @@ def _ask(subjects: Iterable[Subject], prompts: Any, manifest: Path, references: 
                 )
 
 
-def _subjects(root: Path) -> Iterator[Subject]:
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
-        pictures = [path for path in files if not path.stem.endswith("_mask")]
-        if pictures:
-            noun = folder / "class.txt"
-            name = noun.read_text(encoding="utf-8").strip() if noun.is_file() else _noun(folder.name)
-            yield Subject(folder.name, name, pictures, [_mask_of(picture) for picture in pictures])
+def _choice(chosen: Mapping[str, T], references: str) -> T:
+    if references not in chosen:
+        raise UserError(f"references is '{references}'; it must be 'first', 'all' or 'each'.")
+    return chosen[references]
 
 
-def _mask_of(picture: Path) -> Path | None:
-    beside = [picture.with_name(f"{picture.stem}_mask.png"), picture.parent / "masks" / f"{picture.stem}.png"]
-    return next((path for path in beside if path.is_file()), None)
+def _subjects(root: Path, left_out: LeftOut, prompts: Path | None = None) -> Iterator[Subject]:
+    for folder in _entries(root, root, left_out):
+        if folder.absolute() == prompts:
+            continue
+        if not folder.is_dir():
+            _leave(left_out, "not in a subject folder", folder, root)
+        elif subject := _subject(folder, root, left_out):
+            yield subject
+        else:
+            _leave(left_out, "subject folder without an image", folder, root)
+
+
+def _subject(folder: Path, root: Path, left_out: LeftOut) -> Subject | None:
+    noun, pictures, masks = _noun(folder.name), list[Path](), dict[str, list[Path]]()
+    for path in _entries(folder, root, left_out):
+        if path.is_dir() and path.name.lower() == "masks":
+            for mask in _entries(path, root, left_out):
+                masks.setdefault(mask.stem.lower(), []).append(mask)
+        elif path.is_dir():
+            _leave(left_out, "folder inside a subject folder", path, root)
+        elif path.name.lower() == "class.txt":
+            noun = _read_noun(path)
+        elif path.suffix.lower() not in PICTURES or not path.is_file():
+            _leave(left_out, "not an image that can be read", path, root)
+        elif path.stem.lower().endswith("_mask"):
+            masks.setdefault(path.stem.lower().removesuffix("_mask"), []).insert(0, path)
+        else:
+            pictures.append(path)
+    taken = {picture: _mask_of(picture, masks) for picture in pictures}
+    for mask in (mask for some in masks.values() for mask in some if mask not in taken.values()):
+        _leave(left_out, "mask that belongs to no image, or a second mask of one", mask, root)
+    return Subject(folder.name, noun, pictures, list(taken.values())) if pictures else None
+
+
+def _entries(folder: Path, root: Path, left_out: LeftOut) -> Iterator[Path]:
+    """What is in a folder, by name, without what systems leave there and names that no manifest can hold."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "__MACOSX")) or path.name.lower() in ("thumbs.db", "desktop.ini"):
+            _leave(left_out, "hidden, or a system's file", path, root)
+        elif path.name.encode("utf-8", "replace").decode() != path.name:
+            _leave(left_out, "name that is not UTF-8", path, root)
+        else:
+            yield path
+
+
+def _leave(left_out: LeftOut, reason: str, path: Path, root: Path) -> None:
+    left_out.setdefault(reason, []).append(path.relative_to(root).as_posix())
+
+
+def _mask_of(picture: Path, masks: Mapping[str, Sequence[Path]]) -> Path | None:
+    readable = [mask for mask in masks.get(picture.stem.lower(), ()) if mask.suffix.lower() in PICTURES]
+    return min(readable, key=lambda mask: mask.suffix.lower() != ".png", default=None)
 
 
 def _noun(folder: str) -> str:
     return re.sub(r"[\d_-]+", " ", folder).strip() or folder
 
 
-def _read_prompts(path: str | Path) -> list[str]:
-    file = Path(path).expanduser()
+def _read_noun(file: Path) -> str:
+    lines = [line.strip() for line in read_text(file).split("\n")]
+    found = [(number, line) for number, line in enumerate(lines, start=1) if line]
+    if len(found) != 1:
+        wrong = f"line {found[1][0]} is '{found[1][1][:40]}'" if found else "it is empty"
+        raise UserError(f"'{file}' must be one line with the class noun, and {wrong}; write the noun alone.")
+    return found[0][1]
+
+
+def _read_prompts(file: Path) -> list[str]:
     if not file.is_file():
-        raise UserError(f"There is no prompt file '{path}'; write one prompt per line, with {{subject}} for the noun.")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    prompts = [line for line in lines if line and not line.startswith("#")]
+        raise UserError(f"There is no prompt file '{file}'; write one prompt per line, with {{subject}} for the noun.")
+    lines = [line.strip() for line in read_text(file).split("\n")]
+    prompts = [
+        _template(line, f"'{file}', line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line and not line.startswith("#")
+    ]
     if not prompts:
         raise UserError(f"'{file}' holds no prompt; write one per line, with {{subject}} for the noun.")
     return prompts
 
 
+def _template(prompt: str, where: str) -> str:
+    if not prompt.strip():
+        raise UserError(f"{where} is empty; say what to draw.")
+    if re.search("[{}]", prompt.replace("{subject}", "")):
+        raise UserError(f"{where}: '{prompt}' has braces other than {{subject}}, which alone stands for something.")
+    return prompt
+
+
 # ---- synthetic pairs
 
 
-def import_syncd(annotations: str | Path, output: str | Path, *, pictures: str | Path | None = None) -> Imported:
-    """SynCD: entries with `ref_img` (a path or several), `img`, `text` and `category_description`.
+def import_syncd(source: str | Path, output: str | Path, *, references: References = "first") -> Imported:
+    """SynCD: sets of images of one object, each image with its own prompt.
 
-    The reference and the text make a task; `img`, the picture that goes with the text, is what a policy has to find
-    itself. Entries without their reference on disk are skipped and counted.
+    Every image but the reference makes a task of its prompt; the image itself is what a policy has to find. With
+    `references` "all", each image is asked for with the others as references, and with "each", with each of the others.
+    Sets with a missing image, or with one image alone, are left out.
 
     Args:
-        annotations: a JSON list of entries, or one entry per line.
+        source: the folder with `*metadata.json`, or such a file.
         output: the manifest to write.
-        pictures: the folder that the paths of the entries start from; None is that of `annotations`.
+        references: which images of a set become references.
 
     Raises:
-        UserError: if an entry lacks a field, no reference is found, or `output` exists.
+        UserError: if there is no such file, an entry of it lacks something, no image is found, or `output` exists.
+
+    Source: nupurkmr9/syncd, method/data/data.py: lists of {"filenames", "prompts"}, paths relative to the file; the
+    mask of NAME is masks/NAME.jpg beside it, of any size, and marks the object by what is not black.
     """
-    file = Path(annotations).expanduser()
-    if not file.is_file():
-        raise UserError(f"There is no annotation file '{annotations}'; give SynCD's JSON.")
-    path, root = check_free(output), Path(pictures).expanduser() if pictures else file.parent
-    records: list[Record] = []
-    entries = _entries(file)
-    for number, entry in enumerate(entries):
-        lacking = [name for name in ("ref_img", "text") if not entry.get(name)]
-        if lacking:
-            raise UserError(f"'{file}', entry {number}: there is no '{lacking[0]}'; is it a SynCD annotation file?")
-        names = [entry["ref_img"]] if isinstance(entry["ref_img"], str) else entry["ref_img"]
-        found = [root / name for name in names]
-        if all(picture.is_file() for picture in found):
-            records.append(
-                Record(
-                    id=f"syncd-{number:06d}",
-                    prompt=str(entry["text"]),
-                    references=tuple(relative(picture, path) for picture in found),
-                    subject=str(entry.get("category_description") or ""),
-                )
-            )
-    if not records:
-        raise UserError(f"None of the {len(entries)} references of '{file}' is under '{root}'; set pictures.")
-    return write_manifest(path, records, skipped=len(entries) - len(records))
+    given = Path(source).expanduser()
+    files = sorted(given.glob("*metadata.json")) if given.is_dir() else [given] if given.is_file() else []
+    if not files:
+        raise UserError(f"'{source}' is no folder with *metadata.json and no such file; give SynCD's folder.")
+    path, left_out = check_free(output), LeftOut()
+    sets = [(file, number, entry) for file in files for number, entry in enumerate(_list(file))]
+    records = (
+        record
+        for count, (file, number, entry) in enumerate(sets)
+        for record in _of_set(entry, file, number, f"syncd-{count:06d}", path, references, left_out)
+    )
+    return write_manifest(path, records, left_out)
 
 
-def _entries(file: Path) -> list[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8-sig")
-    try:
-        entries = json.loads(text) if text.lstrip().startswith("[") else [
-            json.loads(line) for line in text.splitlines() if line.strip()
-        ]  # fmt: skip
-    except json.JSONDecodeError as error:
-        raise UserError(f"'{file}' is not JSON ({error.msg}, line {error.lineno}).") from error
-    if not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"'{file}' does not hold a list of entries.")
-    return entries
+def _of_set(
+    entry: Any, file: Path, number: int, name: str, manifest: Path, references: References, left_out: LeftOut
+) -> Iterator[Record]:
+    """The tasks of one set of images."""
+    names, prompts = [entry.get(key) for key in ("filenames", "prompts")] if isinstance(entry, dict) else ("", "")
+    where = f"'{file}', entry {number}"
+    if not (isinstance(names, list) and isinstance(prompts, list)) or not all(
+        isinstance(text, str) and text.strip() for text in (*names, *prompts)
+    ):
+        raise UserError(f"{where}: expected lists 'filenames' and 'prompts', got {str(entry)[:80]}.")
+    if len(prompts) < len(names):
+        raise UserError(f"{where} has {len(names)} filenames and {len(prompts)} prompts; give one for each.")
+    images = [file.parent / some for some in names]
+    reason = "set of one image" if len(images) < 2 else "set with a missing image"
+    if len(images) < 2 or not all(map(os.path.isfile, images)):
+        left_out.setdefault(reason, []).append(f"{file.name}, entry {number}")
+        return
+    everyone = range(len(images))
+    chosen = {
+        "first": [([0], n) for n in everyone[1:]],
+        "all": [([k for k in everyone if k != n], n) for n in everyone],
+        "each": [([k], n) for k in everyone for n in everyone if k != n],
+    }
+    for which, n in _choice(chosen, references):
+        masks = [m if (m := images[k].parent / "masks" / f"{images[k].stem}.jpg").is_file() else None for k in which]
+        yield Record(
+            id=f"{name}-{n:02d}" + (f"-{which[0]:02d}" if references == "each" else ""),
+            prompt=prompts[n],
+            references=tuple(relative(images[k], manifest) for k in which),
+            subject_id=str(entry.get("objaverse_id") or name),
+            masks=tuple(mask and relative(mask, manifest) for mask in masks) if any(masks) else (),
+            mask_labels=tuple(mask and NONZERO for mask in masks) if any(masks) else (),
+        )
+
+
+def _list(file: Path) -> list[Any]:
+    content = read_json(file)
+    if not isinstance(content, list):
+        raise UserError(f"'{file}' holds a {type(content).__name__}; expected a JSON list.")
+    return content
 
 
 QUALITIES = ("compositeStructure", "objectConsistency", "imageQuality")
@@ -283,33 +393,40 @@ def import_subjects200k(
     folder = path.with_suffix("")
     if folder.exists():
         raise UserError(f"'{folder}' exists already; the references would go there. Name another manifest.")
-    counts = {"skipped": 0}
+    left_out: LeftOut = {}
     opened: Iterable[Mapping[str, Any]] = open_dataset(rows) if isinstance(rows, (str, Path)) else rows
-    imported = write_manifest(path, _halves(opened, folder, path, both_ways, quality, limit, counts))
-    return imported._replace(skipped=counts["skipped"])
+    return write_manifest(path, _halves(opened, folder, path, both_ways, quality, limit, left_out), left_out)
 
 
 def _halves(
     rows: Iterable[Mapping[str, Any]], folder: Path, manifest: Path, both_ways: bool, quality: int, limit: int | None,
-    counts: dict[str, int],
+    left_out: LeftOut,
 ) -> Iterator[Record]:  # fmt: skip
     for number, row in enumerate(rows):
         if limit is not None and number >= limit:
             return
         grades, told = row.get("quality_assessment") or {}, row.get("description") or {}
         if any((grades.get(name) or 0) < quality for name in QUALITIES):
-            counts["skipped"] += 1
+            left_out.setdefault(f"graded below {quality}", []).append(f"row {number}")
             continue
-        image = as_picture(row["image"])
+        try:
+            image, _ = as_picture(row.get("image"), f"Row {number}")
+        except UserError:
+            left_out.setdefault("image that cannot be read", []).append(f"row {number}")
+            continue
         margin = max(0, 2 * image.height - image.width)  # height = side + 2 margins, width = 2 sides + 3 margins
         side = image.height - 2 * margin
         for half in (0, 1) if both_ways else (0,):
+            name, prompt = f"{number:06d}-{half}", str(told.get(f"description_{1 - half}") or "")
+            if side < 1 or not prompt.strip():
+                left_out.setdefault("no description, or not two images side by side", []).append(f"row {number}")
+                continue
             left = margin + half * (side + margin)
             reference = folder / f"{number:06d}" / f"{('left', 'right')[half]}.png"
             write(reference, png(image.crop((left, margin, left + side, margin + side))))
             yield Record(
-                id=f"subjects200k-{number:06d}-{half}",
-                prompt=str(told[f"description_{1 - half}"]),
+                id=f"subjects200k-{name}",
+                prompt=prompt,
                 references=(relative(reference, manifest),),
                 subject=str(told.get("item") or ""),
             )
@@ -326,5 +443,7 @@ def _folder(path: str | Path) -> Path:
 
 
 def relative(picture: Path, manifest: Path) -> str:
-    """The path of a picture as a manifest writes it."""
-    return Path(os.path.relpath(picture.absolute(), manifest.absolute().parent)).as_posix()
+    """The path of an image as a manifest writes it, true to where links lead: `..` counts from there."""
+    folder = picture.absolute().parent
+    folder = folder.resolve() if ".." in folder.parts else folder
+    return Path(os.path.relpath(folder / picture.name, manifest.absolute().parent.resolve())).as_posix()

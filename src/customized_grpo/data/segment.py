@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from customized_grpo.data.examples import JsonlDataset, Record, read_picture
+from customized_grpo.data.examples import JsonlDataset, Record
 from customized_grpo.data.importers import Imported, check_free, relative, write_manifest
+from customized_grpo.decode import read_picture
 from customized_grpo.errors import UserError
 from customized_grpo.images import png
 from customized_grpo.store import write
@@ -48,8 +49,9 @@ def add_masks(
         made[name] = _make(root / name, folder / f"{done:06d}.png", path, segment)
         if progress:
             progress(done, len(bare))
-    skipped = sum(mask is None and read_picture(root / name)[1] is None for name, mask in made.items())
-    return write_manifest(path, (_with_masks(record, root, path, made) for record in dataset.records), skipped)
+    empty = [name for name, mask in made.items() if mask is None and read_picture(root / name)[1] is None]
+    left_out = {"nothing found in it": empty} if empty else {}
+    return write_manifest(path, (_with_masks(record, root, path, made) for record in dataset.records), left_out)
 
 
 def rembg_segmenter(model: str = "u2net") -> Segmenter:

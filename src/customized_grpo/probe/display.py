@@ -33,5 +33,5 @@ def show_findings(console: Console, found: Findings, folder: Path) -> None:
     console.print(
         f"report    {folder / 'probe.html'}\nweights   {folder / 'time_weights.json'}\n"
         f"next      cgrpo train 'method.time_weights={{use: from_file, path: {folder / 'time_weights.json'}}}'",
-        highlight=False, soft_wrap=True, markup=False,
+        highlight=False, soft_wrap=True,
     )  # fmt: skip

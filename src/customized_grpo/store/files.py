@@ -1,5 +1,6 @@
-"""Files that are replaced in one step, and files of JSON lines that are read in whatever state they are."""
+"""Files that are replaced in one step, text of any Unicode encoding, and JSON lines in whatever state they are."""
 
+import codecs
 import json
 import math
 import os
@@ -16,6 +17,14 @@ from customized_grpo.errors import UserError
 
 DRAFT = ".partial"
 """Ending of a file that is being written. A kill may leave one behind; `Folder.lock` removes it."""
+MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+"""Byte order marks, and the encodings of the files that begin with them."""
 
 
 @contextmanager
@@ -71,6 +80,62 @@ def write(path: Path, content: str | bytes, *, new: bool = False) -> Path:
     with replacing(path, new=new) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def read_text(path: Path) -> str:
+    """A text file of a user, its line ends as "\\n": UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+
+    Other encodings are not guessed, because a wrong guess changes words without an error.
+
+    Raises:
+        UserError: if the file cannot be read, or holds a byte that is not text, with its line.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read ({error.strerror}); give a text file.") from error
+    mark, encoding = next((pair for pair in MARKS.items() if content.startswith(pair[0])), (b"", "utf-8"))
+    content = content[len(mark) :]
+    try:
+        text = content.decode(encoding)
+        before, zero, _ = text.partition("\0")
+        wrong = "zero byte" if zero else ""
+    except UnicodeDecodeError as error:
+        text, before, wrong = "", content[: error.start].decode(encoding, "ignore"), error.reason
+    if wrong:
+        line = before.count("\n") + 1
+        raise UserError(
+            f"'{path}', line {line}: this is not {encoding.upper()} text ({wrong}); save the file as UTF-8."
+        )
+    return text.replace("\r\n", "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that a user gives.
+
+    Raises:
+        UserError: if it is not text or not JSON, with the line.
+    """
+    return parse_json(read_text(path), f"'{path}'")
+
+
+def parse_json(text: str, where: str) -> Any:
+    """JSON to plain data; `where` begins the sentence of the error.
+
+    Raises:
+        UserError: if it is not JSON, is nested too deeply, or holds a number or half a character that cannot be read.
+    """
+    try:
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
+        raise UserError(f"{where}: not JSON ({error.msg} at {place}).") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: {error.object[error.start]!a} is half of a surrogate pair, not text.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON that can be read ({str(error)[:80]}).") from error
 
 
 def append(path: Path, *records: Mapping[str, Any]) -> None:
