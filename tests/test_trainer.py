@@ -5,14 +5,17 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import fakes
 from customized_grpo.assemble import resume_run
 from customized_grpo.config import TrainerConfig, parse_config
+from customized_grpo.data import JsonlDataset
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.evaluation import evaluate
 from customized_grpo.store.run import RunFolder
@@ -311,6 +314,29 @@ def test_a_constant_reward_stops_the_run(tmp_path: Path) -> None:
 def test_noise_level_zero_is_refused_before_the_start(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no noise"):
         trainer(tmp_path, rollout={**QUICK["rollout"], "dynamics": {"use": "dance_sde", "noise_level": 0.0}})
+
+
+def test_examples_that_the_policy_cannot_take_are_refused_before_the_start(tmp_path: Path) -> None:
+    """Also those that a later iteration would draw, and files that are no images."""
+
+    class OnlyOne(fakes.LinearPolicy):
+        def shape_key(self, example):
+            if len(example.references) > 1:
+                raise UserError(f"'{example.id}' has {len(example.references)} references")
+            return super().shape_key(example)
+
+    two = [replace(example, references=example.references * 2) for example in fakes.examples(1)]
+    for train, held_out in ((fakes.examples(5) + two, None), (fakes.examples(5), two)):
+        with pytest.raises(UserError, match="'e0' has 2 references"):
+            Trainer(OnlyOne(), [fakes.red], train, held_out, parse_config({"output": str(tmp_path)}, TrainerConfig))
+    Image.new("RGB", (2, 2)).save(tmp_path / "0.png")
+    lines = [{"id": str(n), "prompt": "p", "references": ["0.png"] * (1 + (n == 49))} for n in range(50)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match="'49' has 2 references"):
+        Trainer(OnlyOne(), [fakes.red], JsonlDataset(tmp_path / "data.jsonl"))
+    (tmp_path / "0.png").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"0\.png' cannot be read"):
+        Trainer(OnlyOne(), [fakes.red], JsonlDataset(tmp_path / "data.jsonl"))
 
 
 def test_a_policy_without_trainable_parameters_is_refused(tmp_path: Path) -> None:
