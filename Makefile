@@ -1,8 +1,8 @@
 # make train | make test | make bench | make fuzz | make pretrain | make mutants | make soak | make clean
 #
-#   PYTHON=python3.12                  the Python that the environment is made from (3.10 or newer)
+#   PYTHON=python3.12                  Python used to create the environment (3.10 or newer)
 #   ARGS="training.iterations=5"       settings for `make train` and `make pretrain`, options for the others
-#   TORCH_ARGS="--index-url URL"       where pip finds torch, such as a CPU-only build on Linux
+#   TORCH_ARGS="--index-url URL"       pip arguments for torch, such as the index of a CPU-only build
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,13 +21,13 @@ INSTALLED_MUTANTS := $(VENV)/.installed-mutants
 
 help:
 	@echo "make train     train the embedded model and write a report (ARGS=\"training.iterations=5\" changes settings)"
-	@echo "make test      the whole test suite, the linter and the type checker"
-	@echo "make bench     seconds per iteration, stage by stage"
-	@echo "make fuzz      20,000 damaged image files and manifests: each must be read, or refused in one sentence"
+	@echo "make test      run all tests, the linter and the type checker"
+	@echo "make bench     measure the seconds per iteration of each stage"
+	@echo "make fuzz      read 20,000 damaged image files and manifests; each must be read or refused in one sentence"
 	@echo "make pretrain  train the weights of the embedded model from scratch (about two hours); re-run to resume"
-	@echo "make mutants   can the tests fail? they are run on a sample of small changes of the source (about an hour)"
-	@echo "make soak      2,000 of the smallest iterations: does memory stay flat? (about ten minutes)"
-	@echo "make clean     remove $(VENV) and caches; runs/ stays"
+	@echo "make mutants   mutation testing: run the tests on a sample of small source changes (about an hour)"
+	@echo "make soak      check for memory leaks in 2,000 small iterations (about ten minutes)"
+	@echo "make clean     remove $(VENV) and caches, but not runs/"
 
 train: $(INSTALLED)
 	@$(BIN)/cgrpo train $(ARGS)
@@ -61,14 +61,14 @@ clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The environment stays as it is until what it is made from changes. torch comes first and alone: it is the big one.
+# The environment is rebuilt only if its inputs change. torch is installed first, because it is the largest package.
 $(CREATED):
 	@command -v $(PYTHON) >/dev/null || { \
-	  echo "'$(PYTHON)' was not found; install Python 3.10 or newer, or name yours: make PYTHON=/path/to/python3."; exit 1; }
+	  echo "'$(PYTHON)' was not found; install Python 3.10 or newer, or set its path: make PYTHON=/path/to/python3."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "Python 3.10 or newer is needed, '$(PYTHON)' is $$($(PYTHON) -V 2>&1); name another: make PYTHON=python3.12."; exit 1; }
+	  echo "Python 3.10 or newer is needed, '$(PYTHON)' is $$($(PYTHON) -V 2>&1); choose another: make PYTHON=python3.12."; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
-	  echo "'$(PYTHON)' comes without the venv module; install it (Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+	  echo "'$(PYTHON)' has no venv module; install it (Debian and Ubuntu: apt install python3-venv)."; exit 1; }
 	@echo "Creating $(VENV) with $$($(PYTHON) -V 2>&1)"
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
@@ -76,7 +76,7 @@ $(CREATED):
 $(INSTALLED): pyproject.toml constraints.txt | $(CREATED)
 	@echo "Installing torch (the first time this takes a few minutes)"
 	@$(PIP) install -qq --constraint constraints.txt $(TORCH_ARGS) torch
-	@echo "Installing customized-grpo and what it needs"
+	@echo "Installing customized-grpo and its dependencies"
 	@$(PIP) install -qq --constraint constraints.txt --editable .
 	@touch $@
 

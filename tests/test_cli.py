@@ -187,7 +187,7 @@ def test_an_operating_system_that_says_no_is_one_sentence(
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     said = " ".join(capsys.readouterr().err.split())
-    advice = "see that you may read and write there, or name another place"
+    advice = "check the permissions or choose another path"
     assert said == f"error: Permission denied for '{name}'; {advice}."
 
 

@@ -18,7 +18,7 @@ from customized_grpo.terminal import PlainConsole, TrustCode, new_console, quiet
 
 app = typer.Typer(
     name="cgrpo",
-    help="Reinforcement learning for subject-driven image generation, where rewards compete.",
+    help="Reinforcement learning for subject-driven image generation with competing rewards.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -26,12 +26,12 @@ app = typer.Typer(
 )
 DEBUG = "--debug"
 REFUSED = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or name another output"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "see that you may read and write there, or name another place"),
-    errno.EROFS: "name another place",
-    errno.EEXIST: "name another output",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or choose another output"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check the permissions or choose another path"),
+    errno.EROFS: "choose another path",
+    errno.EEXIST: "choose another output",
 }
-"""What to do about an operating system that says no."""
+"""Advice for errors of the operating system."""
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_rewards.app, name="rewards")
 console = new_console()
@@ -47,7 +47,7 @@ Run = Annotated[Path, typer.Option("--run", help="A run folder.")]
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-    debug: Annotated[bool, typer.Option(DEBUG, help="Show tracebacks and warnings; goes anywhere.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show tracebacks and warnings; may be given anywhere.")] = False,
 ) -> None:
     if version:
         console.print(__version__, highlight=False)
@@ -57,10 +57,10 @@ def _root(
 @app.command()
 def train(
     settings: Settings = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Resume the run in this folder.")] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Train. Without arguments: the embedded default, a tiny FLUX-Kontext on the toy world."""
+    """Train a model. Without arguments, train the embedded default: a tiny FLUX.1-Kontext on the toy world."""
     from customized_grpo import trust
     from customized_grpo.assemble import build_trainer, finished_iterations, resume_run
     from customized_grpo.config import load_config, specs, to_yaml
@@ -71,11 +71,11 @@ def train(
     run = None
     if resume is not None:
         if file is not None:
-            raise UserError("--resume takes its configuration from the run folder; leave the file out.")
+            raise UserError("--resume reads the configuration from the run folder; remove the configuration file.")
         run, config = resume_run(resume, overrides, trust_code=trust_code)
         if done := finished_iterations(run, config):
             console.print(
-                f"'{resume}' has finished its {done} iterations; to train on, ask for more: "
+                f"'{resume}' has finished its {done} iterations. To continue training, increase their number: "
                 f"cgrpo train --resume {resume} training.iterations={2 * done}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
@@ -100,15 +100,15 @@ def train(
 @app.command()
 def generate(
     run: Run,
-    reference: Annotated[Path | None, typer.Option(help="A picture of the subject; none takes a toy subject.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What to draw.")] = None,
-    count: Annotated[int, typer.Option(min=1, help="Pictures, each from its own noise.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the noise, and of the toy subject.")] = 0,
-    iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
-    output: Annotated[Path | None, typer.Option(help="PNG to write; none makes a new one in RUN/generated.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Image of the subject; default: a toy subject.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt of the images.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of images, each from its own noise.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed for noise and toy subject.")] = 0,
+    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Image to write; default: a new PNG in RUN/generated.")] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Draw a subject with the base and the tuned model, side by side, from the same noise."""
+    """Generate images of a subject with the base and the trained model, side by side, from the same noise."""
     from PIL import Image
 
     from customized_grpo.assemble import build_policy, load_trained, open_run
@@ -131,7 +131,7 @@ def generate(
 
 
 class Format(str, Enum):
-    """Of an exported adapter."""
+    """Format of an exported adapter."""
 
     diffusers = "diffusers"
     kohya = "kohya"
@@ -140,12 +140,12 @@ class Format(str, Enum):
 @app.command()
 def export(
     run: Run,
-    output: Annotated[Path, typer.Option(help="File to write, ending in .safetensors; never overwritten.")],
-    iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
-    format: Annotated[Format, typer.Option(help="kohya: for ComfyUI and its relatives, of FLUX.")] = Format.diffusers,
+    output: Annotated[Path, typer.Option(help="New file to write, ending in .safetensors.")],
+    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    format: Annotated[Format, typer.Option(help="diffusers, or kohya for ComfyUI (FLUX only).")] = Format.diffusers,
     trust_code: TrustCode = False,
 ) -> None:
-    """Write a run's trained adapter as one file for other tools."""
+    """Export the trained adapter of a run as a single file for other tools."""
     from customized_grpo.assemble import find_checkpoint, open_run
     from customized_grpo.build import resolve
     from customized_grpo.checkpoint import verify
@@ -163,12 +163,12 @@ def export(
 @app.command(name="eval")
 def evaluate(
     settings: Settings = None,
-    run: Annotated[Path | None, typer.Option("--run", help="A run folder; none evaluates the base model.")] = None,
-    iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for scores and pictures.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="A run folder; default: evaluate the base model.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for scores and images; default: only print.")] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Score a model on held-out subjects: the base model, or a run against its base."""
+    """Evaluate a model on held-out subjects: the base model, or a run and its base model."""
     from customized_grpo.generation import evaluate_command
 
     quiet_libraries()
@@ -179,10 +179,10 @@ def evaluate(
 @app.command()
 def config(
     settings: Settings = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say whether the configuration is valid.")] = False,
-    describe: Annotated[bool, typer.Option("--describe", help="Explain every setting.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only validate the configuration.")] = False,
+    describe: Annotated[bool, typer.Option("--describe", help="Describe every setting.")] = False,
 ) -> None:
-    """Print the resolved configuration, or validate a file."""
+    """Print, validate or describe a configuration."""
     from customized_grpo.config import Config, describe_settings, load_config, to_yaml
 
     file, overrides = split_settings(settings)
@@ -196,7 +196,7 @@ def config(
         console.print(f"{file or 'The configuration'} is valid.", highlight=False)
         if unchecked:
             console.print(
-                f"Not checked, because that would run it: {', '.join(unchecked)}.", highlight=False, soft_wrap=True
+                f"Not checked, because importing runs code: {', '.join(unchecked)}.", highlight=False, soft_wrap=True
             )
     else:
         typer.echo(to_yaml(resolved), nl=False)
@@ -204,10 +204,10 @@ def config(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder, a probe's, a comparison's or a bench's.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, a probe, a comparison or a benchmark.")],
     trust_code: TrustCode = False,
 ) -> None:
-    """Write RUN/report.html (or PROBE/probe.html): one page, no network needed."""
+    """Rebuild the report of a folder: report.html and report.md (of a probe, probe.html and probe.md)."""
     if (folder / "probe.json").is_file():
         from customized_grpo.probe import write_report
     elif (folder / "compare.yaml").is_file():
@@ -224,17 +224,17 @@ def report(
 @app.command()
 def probe(
     settings: Settings = None,
-    run: Annotated[Path | None, typer.Option("--run", help="A run folder; none probes the base model.")] = None,
-    iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
-    examples: Annotated[int | None, typer.Option(help="Training examples to measure on; none takes 24.")] = None,
-    branches: Annotated[int | None, typer.Option(help="Branches at each step; none takes 8.")] = None,
-    gradients: Annotated[bool | None, typer.Option(help="The gradients too, unless --no-gradients.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="A run folder; default: probe the base model.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Number of training examples; default: 24.")] = None,
+    branches: Annotated[int | None, typer.Option(help="Branches per step; default: 8.")] = None,
+    gradients: Annotated[bool | None, typer.Option(help="Whether to measure gradients; default: yes.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images sampled at once; default: 64.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write; none makes a new one under probes/.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the probe in this folder.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write; default: a new one under probes/.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Resume the probe in this folder.")] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Measure when along the denoising trajectory each reward is decided, and fit time weights to it."""
+    """Measure at which denoising steps each reward is decided, and fit time weights."""
     from customized_grpo.probe.command import new_probe, resume_probe
 
     quiet_libraries()
@@ -245,7 +245,7 @@ def probe(
         given |= {} if batch is None else {"batch": batch}
         new_probe(console, file, overrides, given, run=run, iteration=iteration, output=output, trust_code=trust_code)
     elif file or given or run or output or iteration is not None:
-        raise UserError("--resume takes everything but --batch and overrides from the folder; leave the rest out.")
+        raise UserError("--resume reads everything but --batch and overrides from the folder; remove the rest.")
     else:
         resume_probe(console, resume, overrides, batch, trust_code=trust_code)
 
@@ -255,15 +255,15 @@ def compare(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[GRID.yaml] [seeds=[0] ...]", help="A grid and overrides.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder; none is comparisons/NAME of the grid.")] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the comparison in this folder.")] = None,
-    status: Annotated[Path | None, typer.Option("--status", help="Only say where this comparison stands.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Runs at once; none takes one a GPU, or a core.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of each; none shares the cores out.")] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="Hand the runs to Ray, from customized-grpo[ray].")] = False,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: comparisons/NAME, that of the grid.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Resume the comparison in this folder.")] = None,
+    status: Annotated[Path | None, typer.Option("--status", help="Only show the progress of this comparison.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs; default: one per GPU, or core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per run; default: cores / workers.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Schedule the runs with Ray (customized-grpo[ray]).")] = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Run methods x seeds, each an ordinary run, and judge them on held-out subjects. The same command goes on."""
+    """Train methods x seeds and compare them on held-out subjects. Re-run to resume."""
     from customized_grpo.compare.command import run_grid, show_status
 
     quiet_libraries()
@@ -281,17 +281,17 @@ def compare(
 def bench(
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROTOCOL | BENCH.yaml] [data=FOLDER ...]", help="None lists the protocols."),
+        typer.Argument(metavar="[PROTOCOL | BENCH.yaml] [data=FOLDER ...]", help="Default: list the protocols."),
     ] = None,
-    run: Annotated[Path | None, typer.Option("--run", help="A run folder; none measures the base model.")] = None,
-    iteration: Annotated[int | None, typer.Option(help="Checkpoint to use; none takes the newest.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Configuration of the base model, without a run.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder; none is benches/PROTOCOL-NAME.")] = None,
-    against: Annotated[list[Path] | None, typer.Option(help="A finished bench to compare with; repeatable.")] = None,
-    part: Annotated[str | None, typer.Option(help="2/8: this is the second of eight processes.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="A run folder; default: measure the base model.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration of the base model, if there is no run.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write; default: benches/PROTOCOL-NAME.")] = None,
+    against: Annotated[list[Path] | None, typer.Option(help="A finished benchmark to compare with.")] = None,
+    part: Annotated[str | None, typer.Option(help="2/8: run the second of eight parts of the tasks.")] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Measure a model by a benchmark of the field, and compare benches. The same command goes on."""
+    """Evaluate a model on a published benchmark, and compare results. Re-run to resume."""
     from customized_grpo.bench.command import bench_command
 
     quiet_libraries()
@@ -311,7 +311,7 @@ def main(command: typer.Typer | None = None) -> None:
         (command or app)(standalone_mode=True)
     except (UserError, TrainingError) as error:
         if getattr(error, "shared", False) and os.environ.get("RANK", "0") != "0":
-            sys.exit(2)  # the first process says it
+            sys.exit(2)  # the first process prints it
         _fail(str(error), debug, advice=error.advice)
     except OSError as error:
         if error.errno not in REFUSED:
@@ -336,7 +336,7 @@ def _fail(sentence: str, debug: bool, status: int = 2, advice: str = "") -> None
 
 
 def _check_output(output: Path | None) -> None:
-    """Refuse a folder in use before minutes are spent on loading."""
+    """Refuse a folder that is in use before spending minutes on loading."""
     from customized_grpo.store.run import RunFolder
 
     if output is not None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.terminal import new_console
 
-app = typer.Typer(help="Make and check manifests of your own subjects.", no_args_is_help=True)
+app = typer.Typer(help="Create and check manifests of your own subjects.", no_args_is_help=True)
 console = new_console()
 
 NAMED = 20
@@ -21,29 +21,29 @@ FORMATS = ("dreambench", "folder", "syncd", "subjects200k")
 
 @app.command(name="import")
 def import_(
-    source: Annotated[str, typer.Argument(help="dreambench, folder, syncd or subjects200k.")],
-    path: Annotated[Path, typer.Argument(help="Where the data set is: a folder, or SynCD's metadata.json.")],
+    source: Annotated[str, typer.Argument(help="Format of the data set: dreambench, folder, syncd or subjects200k.")],
+    path: Annotated[Path, typer.Argument(help="Path of the data set: a folder, or SynCD's metadata.json.")],
     output: Annotated[Path, typer.Argument(help="The manifest to write, ending in .jsonl.")],
     prompts: Annotated[Path | None, typer.Option(help="For folder: a text file of prompts with {subject}.")] = None,
     references: Annotated[
-        Literal["first", "all", "each"], typer.Option(help="Of a subject's pictures: the first, all, or each.")
+        Literal["first", "all", "each"], typer.Option(help="Reference images of a subject: first, all, or each.")
     ] = "first",
 ) -> None:
-    """Write a JSONL manifest of a data set. The pictures stay where they are."""
+    """Write a JSONL manifest of a data set. The images stay where they are."""
     from customized_grpo.data import importers
 
     if source == "dreambench":
         done = importers.import_dreambench(path, output, references=references)
     elif source == "folder":
         if prompts is None:
-            raise UserError("A folder needs --prompts FILE, one prompt per line, with {subject} for the noun.")
+            raise UserError("A folder requires --prompts FILE, one prompt per line, with {subject} for the noun.")
         done = importers.import_folder(path, output, prompts, references=references)
     elif source == "syncd":
         done = importers.import_syncd(path, output, references=references)
     elif source == "subjects200k":
         done = importers.import_subjects200k(path, output)
     else:
-        raise UserError(f"There is no format '{source}'; there are {', '.join(FORMATS)}.{nearest(source, FORMATS)}")
+        raise UserError(f"Unknown format '{source}'; expected one of {', '.join(FORMATS)}.{nearest(source, FORMATS)}")
     lines = [f"{done.manifest}: {done.examples} examples of {done.subjects} subjects, {done.skipped} entries left out."]
     for reason, names in done.left_out.items():
         more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -55,10 +55,10 @@ def import_(
 @app.command()
 def check(
     manifest: Annotated[Path, typer.Argument(help="A JSONL manifest.")],
-    smallest: Annotated[int, typer.Option(help="Report pictures with a shorter side below this.")] = 256,
-    shown: Annotated[int, typer.Option(help="Findings to print of each kind.")] = 5,
+    smallest: Annotated[int, typer.Option(help="Report images with a shorter side below this.")] = 256,
+    shown: Annotated[int, typer.Option(help="Findings to print per kind.")] = 5,
 ) -> None:
-    """Read a manifest and all its pictures once. Exit status 1 if it is not usable."""
+    """Read a manifest and all its images, and report problems. Exit status 1 if it is not usable."""
     from customized_grpo.data.check import check_data
 
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -68,11 +68,11 @@ def check(
         )
     splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
     console.print(
-        f"{report.examples} examples ({splits or 'none'}), {report.subjects} subjects, {report.pictures} pictures",
+        f"{report.examples} examples ({splits or 'none'}), {report.subjects} subjects, {report.pictures} images",
         highlight=False,
     )
     if report.findings:
-        table = Table("what", "where", "says")
+        table = Table("problem", "location", "message")
         counts: dict[str, int] = {}
         for finding in report.findings:
             counts[finding.kind] = counts.get(finding.kind, 0) + 1
@@ -87,5 +87,5 @@ def check(
         console.print("usable", style="bold green")
         return
     console.print("not usable", style="bold red", end="")
-    console.print(": mend the errors above.")
+    console.print(": fix the errors above.")
     raise typer.Exit(1)

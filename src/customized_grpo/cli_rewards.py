@@ -9,22 +9,22 @@ from rich.text import Text
 
 from customized_grpo.terminal import TrustCode, new_console, printable, quiet_libraries, split_settings
 
-app = typer.Typer(help="Try the configured rewards before a run.", no_args_is_help=True)
+app = typer.Typer(help="Test the configured rewards before a run.", no_args_is_help=True)
 console = new_console()
 
 
 @app.callback()
 def _rewards() -> None:
-    """A group, so that `check` keeps its name while it is the only command."""
+    """A group, because Typer drops the name of a single command without one."""
 
 
 @app.command()
 def check(
     settings: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [section.setting=value ...]")] = None,
-    count: Annotated[int, typer.Option(min=2, help="Pictures to score.")] = 4,
+    count: Annotated[int, typer.Option(min=2, help="Number of images to score.")] = 4,
     trust_code: TrustCode = False,
 ) -> None:
-    """Score a handful of pictures with each reward and metric: values, seconds, device, memory."""
+    """Score a few images with each reward and metric, and print values, seconds, device and memory."""
     from customized_grpo.assemble import build_reward
     from customized_grpo.config import open_config
     from customized_grpo.data import load_datasets
@@ -37,13 +37,13 @@ def check(
     specs += [(name, spec, "metric") for name, spec in config.metrics.items()]
     makers = {name: partial(build_reward, spec, slot) for name, spec, slot in specs}
     trials = check_rewards(makers, [train[i] for i in range(min(count, len(train)))])
-    table = Table(title="Each reference scored against its own prompt", title_justify="left")
-    for column in ("reward", "is", "scores", "s / picture", "device", "memory (MiB)", "contract"):
+    table = Table(title="Scores of reference images with their own prompts", title_justify="left")
+    for column in ("reward", "class", "scores", "s / image", "device", "memory (MiB)", "contract"):
         table.add_column(column, overflow="fold")
     for trial, (_, spec, _) in zip(trials, specs, strict=True):
         scores = " ".join(f"{float(score):.3f}" for score in trial.scores)
         memory = "-" if trial.memory is None else f"{trial.memory:.0f}"
-        verdict = Text(printable(trial.violation or "kept"), "red" if trial.violation else "green")
+        verdict = Text(printable(trial.violation or "passed"), "red" if trial.violation else "green")
         seconds = f"{trial.seconds_per_image:.4f}"
         table.add_row(trial.name, spec.use.split(":")[-1], scores, seconds, str(trial.device), memory, verdict)
     console.print(table)
