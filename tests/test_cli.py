@@ -57,7 +57,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = cgrpo("train", *SMALL, "training.iterations=4", "output=run", cwd=folder)
     assert "held-out" in text.lower()
     assert "report.html" in text
-    assert "8 pictures on 1 process, about" in text
+    assert "8 images on 1 process, about" in text
     assert re.search(r"memory +about [\d.]+ [MG]iB: libraries", text)
     return folder / "run"
 
@@ -120,11 +120,11 @@ def test_generate_draws_base_and_tuned(straight: Path, tmp_path: Path) -> None:
         assert sheet.width > 300
     assert len(list((straight / "generated").glob("*.png"))) == 1
     again = cgrpo("generate", "--run", straight, "--output", "x.png", cwd=tmp_path, expect=2)
-    assert "exists already" in again
+    assert "already exists" in again
     again = cgrpo("generate", "--run", straight, "--output", "x", cwd=tmp_path, expect=2)
-    assert "'x' exists already" in again, "x.png would have been overwritten"
+    assert "'x' already exists" in again, "x.png would have been overwritten"
     text = cgrpo("generate", "--run", straight, "--output", "x.yaml", cwd=tmp_path, expect=2)
-    assert "ends in '.yaml', which is no kind of picture" in text
+    assert "ends in '.yaml', which is not an image format" in text
 
 
 def test_eval_compares_a_run_with_its_base(straight: Path, tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_an_evaluation_of_something_else_is_not_reused(tmp_path: Path, count, me
     path = tmp_path / "not" / "there" / "yet.json"
     write_scores(path, table())
     assert evaluations.reuse(path, fakes.examples(5), ["red", "dark"], 2).images.shape == (0,)
-    with pytest.raises(UserError, match="of other tasks, metrics or replicates"):
+    with pytest.raises(UserError, match="has other tasks, metrics or replicates"):
         evaluations.reuse(path, fakes.examples(count), metrics, replicates)
 
 

@@ -1,4 +1,4 @@
-"""What `cgrpo train` shows: a summary, one live line, what changed. Quiet when the output is not a terminal."""
+"""Terminal output of `cgrpo train`: a summary, live progress, and the changes. No live progress without a terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,10 +36,10 @@ class Display(Observer):
         rows = {
             "run": str(summary.run),
             "model": f"{summary.model} on {summary.device}, {summary.trainable_parameters:,} of "
-            f"{summary.total_parameters:,} parameters train ({share:.1%})",
+            f"{summary.total_parameters:,} parameters trainable ({share:.1%})",
             "rewards": ", ".join(summary.rewards),
             "work": f"{summary.iterations - summary.start_iteration} iterations x {summary.samples_per_iteration} "
-            f"pictures on {summary.processes} process{'es' if summary.processes > 1 else ''}, about "
+            f"images on {summary.processes} process{'es' if summary.processes > 1 else ''}, about "
             f"{duration(summary.expected_seconds)}",
             "memory": f"about {summary.memory}",
         }
@@ -81,7 +81,7 @@ class Display(Observer):
 
         try:
             self.report = write_report(run, status)
-        except (UserError, OSError) as error:  # the run is whole without its report
+        except (UserError, OSError) as error:  # the run is complete without its report
             self.console.print(f"The report could not be written: {error}", highlight=False)
 
     def stop(self) -> None:
@@ -91,7 +91,7 @@ class Display(Observer):
 
 
 def show_changes(console: Console, changes: Sequence[Change], rewards: Sequence[str]) -> None:
-    """The metrics before and after training on held-out subjects, with intervals."""
+    """Print the metrics on held-out subjects before and after training, with intervals."""
     rows = []
     for change in changes:
         name = change.metric if change.metric in rewards else f"{change.metric} (not trained on)"
@@ -104,22 +104,22 @@ def show_changes(console: Console, changes: Sequence[Change], rewards: Sequence[
 
 
 def show_result(console: Console, result: Result, rewards: Sequence[str], report: Path | None) -> None:
-    """What came out, where it is, and what to do next."""
+    """Print the results, the paths of the outputs, and suggested next commands."""
     show_changes(console, result.changes, rewards)
     if result.interrupted:
-        console.print("Stopped; everything is saved. Go on with:", end=" ")
+        console.print("Stopped; everything is saved. Resume with:", end=" ")
         console.print(f"cgrpo train --resume {result.run}", style="bold", highlight=False, soft_wrap=True)
     trained = adapter(result.run)
     kind = "weights" if trained and (trained / "transformer").is_dir() else "adapter"
-    lines = {"report": report, kind: trained, "pictures": result.run / "samples"}
+    lines = {"report": report, kind: trained, "images": result.run / "samples"}
     for name, path in lines.items():
         if path is not None and path.exists():
             console.print(f"{name:<9} {path}", highlight=False, soft_wrap=True)
     if not result.interrupted:
         console.print(
             f"took      {duration(result.seconds)}\n"
-            f"next      cgrpo generate --run {result.run}      draw something with it\n"
-            f"          tensorboard --logdir {result.run}      look at the curves",
+            f"next      cgrpo generate --run {result.run}      generate images\n"
+            f"          tensorboard --logdir {result.run}      show the curves",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
 

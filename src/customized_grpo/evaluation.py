@@ -1,4 +1,4 @@
-"""Held-out evaluation: fixed examples, fixed noise, deterministic sampling, so that numbers pair over training."""
+"""Held-out evaluation with fixed examples, fixed noise and deterministic sampling, so that scores are comparable."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], repli
     Raises:
         UserError: if it is missing, damaged, or of other tasks or metrics.
     """
-    advice = "make it with `cgrpo eval CONFIG --output FOLDER`, or leave evaluation.base out."
+    advice = "create it with `cgrpo eval CONFIG --output FOLDER`, or remove evaluation.base."
     try:
         found = read_scores(path)
     except (OSError, ValueError) as error:
@@ -69,7 +69,7 @@ def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], repli
         ) from error
     same = found.tasks == tuple(example.id for example in examples) and found.metrics == tuple(metrics)
     if not same or len(found.values) != replicates:
-        raise UserError(f"evaluation.base: '{path}' is of other tasks, metrics or replicates than this run; {advice}")
+        raise UserError(f"evaluation.base: '{path}' has other tasks, metrics or replicates than this run; {advice}")
     scores = tabulate(found.values, examples, found.metrics, found.rewards, found.iteration)
     return Evaluation(scores, (), torch.empty(0))
 
@@ -148,6 +148,6 @@ def batches(
 
 
 def changes(before: Scores, after: Scores) -> list[Change]:
-    """What training did to every metric that was measured both times, on the tasks they share."""
+    """The change of every metric that was measured both times, over the shared tasks."""
     shared = [metric for metric in before.metrics if metric in after.metrics]
     return [found for metric in shared if (found := change(before, after, metric)).tasks]

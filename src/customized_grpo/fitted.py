@@ -1,4 +1,4 @@
-"""Time weights from a file, such as the one `cgrpo probe` fits: `method.time_weights: {use: from_file, path: ...}`."""
+"""Time weights from a file, such as that of `cgrpo probe`: `method.time_weights: {use: from_file, path: ...}`."""
 
 import itertools
 import json
@@ -14,25 +14,25 @@ from customized_grpo.functional.time_weights import tabulated
 from customized_grpo.store import read_json, write
 
 __all__ = ["from_file"]
-"""What a configuration can name as `method.time_weights`."""
+"""Names that a configuration can use as `method.time_weights`."""
 
 
 def from_file(progress: Tensor, *, path: str | Path) -> Tensor:
-    """`tabulated` weights read from JSON. (S,) to (S, K), K the length of a row in the file.
+    """`tabulated` weights read from JSON. (S,) to (S, K), where K is the length of a row in the file.
 
     Args:
         progress: shape (S,).
-        path: a file as `save_time_weights` writes it; `grid` and `weights` are read, the rest is for the reader.
+        path: a file written by `save_time_weights`; only `grid` and `weights` are used.
 
     Raises:
-        UserError: if the file is missing, or does not hold an ascending grid and a row of weights for each point.
+        UserError: if the file is missing or does not contain an ascending grid with one row of weights per point.
     """
     content = read_time_weights(path)
     return tabulated(progress, grid=content["grid"], weights=content["weights"])
 
 
 def read_time_weights(path: str | Path) -> dict[str, Any]:
-    """A checked file of time weights: {"grid": [...], "weights": [[...], ...], "rewards": [...], "provenance": {...}}.
+    """Read and validate time weights: {"grid": [...], "weights": [[...], ...], "rewards": [...], "provenance": {...}}.
 
     Raises:
         UserError: as `from_file`.
@@ -46,7 +46,7 @@ def read_time_weights(path: str | Path) -> dict[str, Any]:
     problem = _problem(content)
     if problem:
         raise UserError(
-            f"'{file}' holds no time weights: {problem}; "
+            f"'{file}' does not contain time weights: {problem}; "
             f'expected {{"grid": [progress, ...], "weights": [[weight per reward], ...]}}.'
         )
     return content
@@ -59,14 +59,14 @@ def save_time_weights(
     rewards: Sequence[str],
     provenance: Mapping[str, Any],
 ) -> Path:
-    """Write what `from_file` reads. grid: ascending progress; weights: a row of K per grid point; rewards: K names."""
+    """Write a file for `from_file`. grid: ascending progress; weights: a row of K per grid point; rewards: K names."""
     content = {"grid": list(grid), "weights": [list(row) for row in weights], "rewards": list(rewards)}
     write(path, json.dumps({**content, "provenance": dict(provenance)}, indent=1, default=str))
     return path
 
 
 def _problem(content: Any) -> str:
-    """What is wrong with the content of a file, or an empty string."""
+    """The problem with the content of a file, or an empty string."""
     if not isinstance(content, Mapping) or not isinstance(content.get("grid"), list):
         return "it has no list 'grid'"
     grid, weights = content["grid"], content.get("weights")
@@ -75,7 +75,7 @@ def _problem(content: Any) -> str:
     if not grid or len({len(row) for row in weights}) != 1 or not weights[0]:
         return "the rows of 'weights' are empty or differ in length"
     if not all(_is_finite(x) for x in [*grid, *(x for row in weights for x in row)]):
-        return "it holds something that is not a finite number"
+        return "it contains a value that is not a finite number"
     if any(b <= a for a, b in itertools.pairwise(grid)):
         return "'grid' does not ascend"
     return "a weight is negative" if any(x < 0 for row in weights for x in row) else ""

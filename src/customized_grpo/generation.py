@@ -1,4 +1,4 @@
-"""Pictures and scores from trained weights: what `cgrpo generate` and `cgrpo eval` do."""
+"""Generate and evaluate images with trained weights: `cgrpo generate` and `cgrpo eval`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,22 +24,22 @@ from customized_grpo.types import Example
 
 
 def reference_example(reference: Path | None, prompt: str | None, seed: int) -> Example:
-    """The user's picture and prompt; without a picture, a toy subject.
+    """An example with the user's image and prompt; without an image, a toy subject.
 
     Raises:
-        UserError: if a picture comes without a prompt, or is not there.
+        UserError: if an image is given without a prompt, or does not exist.
     """
     if prompt is not None and not prompt.strip():
-        raise UserError("--prompt is empty; say what to draw.")
+        raise UserError("--prompt is empty; give a description of the image.")
     if reference is None:
         from customized_grpo.toyworld.dataset import toy_reference
 
         example = toy_reference(seed)
         return replace(example, prompt=prompt) if prompt else example
     if not reference.is_file():
-        raise UserError(f"There is no picture '{reference}'; give --reference a file.")
+        raise UserError(f"The image '{reference}' does not exist; set --reference to an image file.")
     if prompt is None:
-        raise UserError('--reference needs a --prompt, such as --prompt "a cat on the beach".')
+        raise UserError('--reference requires a --prompt, such as --prompt "a cat on the beach".')
     picture, mask = read_picture(reference)
     return Example(reference.stem, prompt, (picture,), masks=(mask,) if mask else ())
 
@@ -48,7 +48,7 @@ def reference_example(reference: Path | None, prompt: str | None, seed: int) -> 
 def generate(
     policy: Policy, example: Example, load: Callable[[], int], count: int, seed: int, num_inference_steps: int
 ) -> Image.Image:
-    """One row per noise: reference | base | tuned. `load` puts the trained weights into the policy."""
+    """One row per noise: reference | base | trained. `load` loads the trained weights into the policy."""
     conditioning = repeat(policy.encode([example]), count)
     noise = normal(policy.latent_shape(conditioning), [("generate", seed, i) for i in range(count)])
     base = sample_ode(policy, conditioning, noise, num_inference_steps)
@@ -60,17 +60,17 @@ def generate(
 
 
 def new_file(folder: Path, wanted: Path | None) -> Path:
-    """A PNG that does not exist yet.
+    """The path of a new image file.
 
     Raises:
-        UserError: if the wanted one does, or is no kind of picture.
+        UserError: if the wanted file exists, or its suffix is not that of an image format.
     """
     if wanted is None:
         return next(path for i in range(10**6) if not (path := folder / f"{i:04d}.png").exists())
     if (wanted if wanted.suffix else wanted.with_suffix(".png")).exists():
-        raise UserError(f"'{wanted}' exists already; name another --output.")
+        raise UserError(f"'{wanted}' already exists; choose another --output.")
     if wanted.suffix and wanted.suffix.lower() not in Image.registered_extensions():
-        raise UserError(f"--output '{wanted}' ends in '{wanted.suffix}', which is no kind of picture; write .png.")
+        raise UserError(f"--output '{wanted}' ends in '{wanted.suffix}', which is not an image format; use .png.")
     return wanted if wanted.suffix else wanted.with_suffix(".png")
 
 
@@ -83,15 +83,15 @@ def evaluate_command(
     output: Path | None,
     trust_code: bool = False,
 ) -> None:
-    """Evaluate the base model of a configuration, and a run's checkpoint beside it."""
+    """Evaluate the base model of a configuration, and a checkpoint of a run if one is given."""
     if run is None:
         folder, config = None, open_config(file, overrides, trust_code=trust_code)
     elif file is not None:
-        raise UserError("Give --run or a configuration file, not both; overrides may follow --run.")
+        raise UserError("Got both --run and a configuration file; give one of them. Overrides may follow --run.")
     else:
         folder, config = open_run(run, overrides, trust_code=trust_code)
     if output is not None and output.exists() and any(output.iterdir()):
-        raise UserError(f"The folder '{output}' holds something already; name another --output.")
+        raise UserError(f"The folder '{output}' is not empty; choose another --output.")
     examples = held_out_examples(config)
     rewards, metrics = build_rewards(config.rewards), build_rewards(config.metrics, "metric")
     policy, steps = build_policy(config), config.rollout.num_inference_steps
@@ -109,4 +109,4 @@ def evaluate_command(
         after = measure(load_trained(policy, folder, iteration))
         show_changes(console, evaluations.changes(base, after), list(config.rewards))
     if output is not None:
-        console.print(f"scores and pictures: {output}", highlight=False, soft_wrap=True)
+        console.print(f"scores and images: {output}", highlight=False, soft_wrap=True)

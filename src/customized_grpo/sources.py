@@ -1,4 +1,4 @@
-"""Where weights come from: the package itself, a local folder, or a hub id."""
+"""Locations of weights: the package itself, a local folder, or a hub id."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ PACKAGED = "toyworld:"
 
 
 def locate(path: str | Path) -> str:
-    """The folder or hub id to hand to `from_pretrained`.
+    """The folder or hub id to pass to `from_pretrained`.
 
     Args:
         path: `toyworld:pipeline`, `toyworld:clip` ... for the packaged weights; a folder; or a hub id `owner/name`.
@@ -29,7 +29,7 @@ def locate(path: str | Path) -> str:
     looks_like_hub_id = text.count("/") == 1 and not text.startswith((".", "/", "~"))
     if looks_like_hub_id:
         return text
-    raise UserError(f"'{text}' is neither a folder here nor a hub id like 'owner/name'; check the path.")
+    raise UserError(f"'{text}' is neither an existing folder nor a hub id such as 'owner/name'; check the path.")
 
 
 PINNED = {
@@ -40,23 +40,23 @@ PINNED = {
     "xswu/HPSv2": "697403c78157020a1ae59d23f111aa58ced35b0a",
     "yuvalkirstain/PickScore_v1": "a4e4367c6dfa7288a00c550414478f865b875800",
 }
-"""Commits of the hub ids that rewards have as defaults, so that a score means the same next year."""
+"""Commits of the default hub ids of rewards, so that scores stay reproducible."""
 
 
 def pin(source: str, revision: str | None = None) -> dict[str, Any]:
-    """What `from_pretrained` is told besides a source from `locate`: the revision of a hub id.
+    """The arguments of `from_pretrained` besides a source from `locate`: the revision of a hub id.
 
     Args:
         source: a folder or a hub id.
-        revision: commit, tag or branch; None is the pinned one of our defaults, and the newest of others.
+        revision: commit, tag or branch; default: the pinned commit of the default ids, the latest of others.
 
     Raises:
-        UserError: for the revision of something that is not on the hub.
+        UserError: if a revision is given for a local folder.
     """
     if Path(source).exists():
         if revision is not None:
             raise UserError(
-                f"revision is '{revision}', which picks a state of a hub id; '{source}' is here, so leave it out."
+                f"revision is '{revision}', but '{source}' is a local folder and has no revisions; remove revision."
             )
         return {}
     chosen = revision or PINNED.get(source)
@@ -64,17 +64,17 @@ def pin(source: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def explain(path: str | Path, what: str, error: Exception) -> UserError:
-    """One sentence for a `from_pretrained` that failed."""
+    """A one-sentence error for a failed `from_pretrained`."""
     reason = " ".join(str(error).split())
     if isinstance(error, ImportError) and (missing := re.search(r"requires the (\w+) library", reason)):
         package = missing[1].lower()
-        build = ", of the build that fits your torch" if package == "torchvision" else ""
+        build = ", in the build that matches your torch" if package == "torchvision" else ""
         return UserError(
-            f"Could not load {what} from '{path}': it needs the package {package}, which is not here; "
+            f"Could not load {what} from '{path}': the package {package} is not installed; "
             f"pip install {package}{build}."
         )
     first = re.split(r"(?<=\w\w)[.;]\s", reason)[0].rstrip(".")  # the rest is advice, which ours replaces
     return UserError(
         f"Could not load {what} from '{path}' ({type(error).__name__}: {first[:300]}); "
-        f"give a folder in the layout that save_pretrained writes, or a hub id you have access to."
+        f"expected a folder written by save_pretrained, or a hub id that you have access to."
     )

@@ -240,7 +240,7 @@ def test_loading_what_is_not_there(tmp_path):
         UnoPolicy.from_pretrained(tmp_path / "base", adapter=tmp_path, fuse=False, trainable="full")
     with pytest.raises(UserError, match="There is no file"):
         UnoPolicy.from_pretrained(tmp_path / "base", adapter=tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="is neither a folder here nor a hub id"):
+    with pytest.raises(UserError, match="is neither an existing folder nor a hub id"):
         UnoPolicy.from_pretrained(tmp_path / "nothing", adapter=tmp_path)
     with pytest.raises(UserError, match="Could not load a FluxPipeline"):
         UnoPolicy.from_pretrained(tmp_path, adapter=tmp_path)

@@ -44,7 +44,7 @@ def test_a_wrong_path_fails_before_anything_is_tried(models, examples, tmp_path)
     def spy():
         return lambda images, examples: called.append(1)
 
-    with pytest.raises(UserError, match=r"reward 'identity': .*neither a folder here nor a hub id"):
+    with pytest.raises(UserError, match=r"reward 'identity': .*neither an existing folder nor a hub id"):
         check_rewards({"spy": spy, "identity": partial(DinoReward, tmp_path / "absent")}, examples)
     assert not called
 

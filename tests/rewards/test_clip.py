@@ -139,7 +139,7 @@ def test_bad_checkpoints_are_one_sentence(reference, models, tmp_path):
         save_file(tensors, tmp_path / "bad.safetensors")
         with pytest.raises(UserError, match=sentence):
             read_clip(tmp_path / "bad.safetensors")
-    with pytest.raises(UserError, match="neither a folder here nor a hub id"):
+    with pytest.raises(UserError, match="neither an existing folder nor a hub id"):
         Hpsv2Reward(tmp_path / "nowhere.pt", processor=models["clip"])
 
 

@@ -87,7 +87,7 @@ def test_bad_input_is_one_sentence(models, tmp_path):
         DinoReward(models["dino1"], reduce="median")
     with pytest.raises(UserError, match="is a clip model; DinoReward takes one of vit, dinov2"):
         DinoReward(models["clip"])
-    with pytest.raises(UserError, match="neither a folder here nor a hub id"):
+    with pytest.raises(UserError, match="neither an existing folder nor a hub id"):
         DinoReward(tmp_path / "nowhere")
     (tmp_path / "config.json").write_text((models["dino1"] / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"broken")
