@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from customized_grpo import distributed
-from customized_grpo.errors import TrainingError
+from customized_grpo.checkpoint import TrainingState
+from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.functional.sde import flow_sde
 from customized_grpo.method import MethodSettings
 from customized_grpo.policies.contract import Policy
@@ -259,10 +260,10 @@ def make_updater(
         policy.module.unused = nn.Parameter(torch.tensor(1.0, dtype=dtype))
     training = TrainingSettings(
         iterations=ITERATIONS,
-        optimizer=Spec(use="SGD", lr=LR),
         lr_schedule=case["schedule"][0],
         warmup_updates=case["schedule"][1],
         **{name: case[name] for name in TrainingSettings.model_fields if name in case},
+        **({} if "optimizer" in case else {"optimizer": Spec(use="SGD", lr=LR)}),
     )
     method = MethodSettings(**{name: case[name] for name in MethodSettings.model_fields if name in case})
     dynamics = lambda *step, sigma_max: flow_sde(*step, noise_level=NOISE, sigma_max=sigma_max)  # noqa: E731
@@ -338,6 +339,55 @@ def test_the_first_ratio_may_be_off_by_so_much(
             record = updater(1, [sampled], draw(1).advantage.to(dtype))
             assert record["update/first_ratio_error"] == pytest.approx(abs(off), abs=1e-6)
             assert record["update/ratio_max"] == pytest.approx(math.exp(abs(off)), abs=1e-6)
+
+
+# ---- a resumed run
+
+
+class ReadsOnce(torch.optim.SGD):
+    """An optimizer that does not keep one of its arguments."""
+
+    def __init__(self, params: Any, lr: float, warmth: int = 0) -> None:
+        super().__init__(params, lr)
+
+
+def restored(old: dict[str, Any], new: dict[str, Any], changed: list[str], accelerator: Accelerator) -> Updater:
+    """An updater with the optimizer `new`, from a checkpoint after one update with `old`."""
+    updater, _ = make_updater(ONE_UPDATE | {"optimizer": Spec(**old)}, torch.float64, accelerator)
+    sampled = rollouts(draw(1), torch.tensor(START, dtype=torch.float64), ONE_UPDATE, torch.float64)
+    updater(1, sampled, draw(1).advantage)
+    updater.optimizer.param_groups[0]["weight_decay"] = 0.25  # as if something had moved it
+    state = TrainingState(1, {}, trainable=updater.policy.trainable_state(), ema=updater.ema, **updater.state())
+    again, _ = make_updater(ONE_UPDATE | {"optimizer": Spec(**new)}, torch.float64, accelerator)
+    again.restore(state, changed)
+    assert torch.equal(again.policy.module.weights, updater.policy.module.weights)
+    assert again.ema is not None
+    assert torch.equal(again.ema["weights"], updater.ema["weights"])
+    return again
+
+
+def test_a_changed_argument_acts_and_all_else_goes_on(accelerator: Accelerator) -> None:
+    adam = {"use": "AdamW", "lr": LR, "eps": 1e-8}
+    again = restored(adam, {**adam, "eps": 1e-6, "lr": 0.1, "weight_decay": 0.5}, ["eps", "lr"], accelerator)
+    (group,) = again.optimizer.param_groups
+    assert (group["eps"], group["lr"], group["weight_decay"]) == (1e-6, 0.1, 0.25)
+    assert again.optimizer.state_dict()["state"][0]["step"] == 1
+    assert again.scheduler.state_dict()["last_epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "argument", "why"),
+    [
+        ({"use": "AdamW", "lr": LR}, {"amsgrad": True}, "amsgrad .* the checkpoint has no 'max_exp_avg_sq'"),
+        ({"use": "test_update:ReadsOnce", "lr": LR}, {"warmth": 1}, "warmth .* test_update:ReadsOnce reads it once"),
+    ],
+)
+def test_an_argument_that_cannot_act_any_more_is_refused(
+    old: dict[str, Any], argument: dict[str, Any], why: str, accelerator: Accelerator
+) -> None:
+    with pytest.raises(UserError, match=f"training.optimizer.{why}"):
+        restored(old, {**old, **argument}, list(argument), accelerator)
+    restored(old, {**old, **argument}, [], accelerator)
 
 
 # ---- several processes

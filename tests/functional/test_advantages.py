@@ -254,6 +254,11 @@ def test_minimum_and_maximum_by_hand():
     assert_close(adv.maximum(z, TWO_STEPS), torch.tensor([[[2.0, 2.0], [1.0, 1.0]]]))
 
 
+def test_the_minimum_of_an_image_that_nobody_scored_is_zero():
+    z, scored = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[[True, False], [False, False]]])
+    assert adv.minimum(z, torch.ones(1, 2), scored=scored).flatten().tolist() == [1.0, 0.0]
+
+
 def test_harmonic_punishes_conflict_only_when_asked_to():
     z = torch.tensor([[[1.0, -3.0], [1.0, 3.0], [-1.0, -3.0]]])  # conflict, agreement, agreement
     weights = torch.zeros(1, 2)
@@ -559,6 +564,14 @@ def test_conflict_statistics_of_a_pair_are_of_the_images_that_both_scored():
     assert_close(got, torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in kept]).mean())
     two = rewards.masked_fill(torch.arange(8).view(1, 8, 1) > 0, math.nan)  # nothing left to compare
     assert all(x.isnan() for x in adv.conflict_statistics(adv.standardize(two), two.isfinite()))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_group_in_which_one_reward_has_no_spread_counts_in_no_conflict(order):
+    rewards = torch.tensor([[[1.0, 7.0], [2.0, 7.0]], [[1.0, 2.0], [2.0, 1.0]]])[..., list(order)]
+    alone, both = (adv.conflict_statistics(adv.standardize(some)) for some in (rewards[:1], rewards))
+    assert all(value.isnan() for value in alone)
+    assert both.conflict == 1
 
 
 def test_conflict_statistics_without_any_group():
