@@ -78,7 +78,7 @@ def test_a_wrong_setting_is_one_sentence(override: str, sentence: str) -> None:
     [
         ("- 1\n- 2\n", "contains a list"),
         ("seed: 1\na: [", "line 2: invalid YAML"),
-        ("\x00", "invalid YAML"),
+        ("\x00", "this is not UTF-8 text"),
         ("seed: 1\ntraining: {iterations: 2}\nseed: 2", "line 3: .* duplicate key 'seed'"),
     ],
 )

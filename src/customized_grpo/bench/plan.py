@@ -18,32 +18,32 @@ from customized_grpo.settings import Role, Settings, Spec
 
 
 class BenchSettings(Settings):
-    """What `cgrpo bench` reads: a protocol, where its data is, and changes to it, which are shown as departures."""
+    """Settings of `cgrpo bench`: a protocol, its data, and changes to the protocol, which are reported as departures."""
 
     protocol: Annotated[str, Role.KEPT] = "toyworld"
     """dreambooth, uno, uno-multi, customized-grpo, dreambench++ or toyworld."""
     data: Annotated[Path | None, Role.RUNTIME] = None
-    """Folder of the protocol's pictures."""
+    """Folder with the images of the protocol."""
     prompts: Annotated[Path | None, Role.RUNTIME] = None
-    """The protocol's JSON list of prompts and photos, where it has one."""
+    """JSON list of prompts and photos, for protocols that have one."""
     config: Annotated[Path | None, Role.RUNTIME] = None
-    """The configuration whose policy is measured; None is the embedded default. A run has its own."""
+    """Configuration of the policy to measure; default: the embedded default. Not used with a run."""
     policy: Annotated[dict[str, Any], Role.KEPT] = Field(default={})
-    """Arguments of the policy, over those of the configuration and the protocol."""
+    """Arguments of the policy, which override those of the configuration and the protocol."""
     metrics: Annotated[dict[str, Any], Role.KEPT] = Field(default={})
-    """Changes to the protocol's metrics by name: arguments, such as a local path; null leaves a metric out."""
+    """Changes to the metrics of the protocol by name: arguments, such as a local path, or null to remove a metric."""
     images: Annotated[int | None, Role.KEPT] = Field(default=None, ge=1)
-    """Drawn for each prompt; None is the protocol's."""
+    """Images per prompt; default: that of the protocol."""
     num_inference_steps: Annotated[int | None, Role.KEPT] = Field(default=None, ge=1)
-    """None is the protocol's, or the configuration's where the protocol says nothing."""
+    """Denoising steps; default: that of the protocol, or else of the configuration."""
     seed: Annotated[int | None, Role.KEPT] = None
-    """Of the noise; None is the protocol's."""
+    """Seed of the noise; default: that of the protocol."""
     subjects: Annotated[int | None, Role.KEPT] = Field(default=None, ge=1)
-    """Only the first so many subjects, for a trial."""
+    """Use only this many subjects, for a quick test."""
     batch: Annotated[int, Role.RUNTIME] = Field(default=4, ge=1)
-    """Pictures drawn at once."""
+    """Images generated at once."""
     score_batch: Annotated[int, Role.RUNTIME] = Field(default=32, ge=1)
-    """Pictures scored at once."""
+    """Images scored at once."""
     grid_rows: Annotated[int, Role.RUNTIME] = Field(default=12, ge=0)
     """Tasks shown in the report."""
 
