@@ -18,7 +18,7 @@ from customized_grpo.settings import Role, Settings, Spec
 
 
 class BenchSettings(Settings):
-    """Settings of `cgrpo bench`: a protocol, its data, and changes to the protocol, which are reported as departures."""
+    """Settings of `cgrpo bench`: a protocol, its data, and changes to it, which are reported as departures."""
 
     protocol: Annotated[str, Role.KEPT] = "toyworld"
     """dreambooth, uno, uno-multi, customized-grpo, dreambench++ or toyworld."""
