@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from customized_grpo.functional import statistics
 from customized_grpo.functional.statistics import (
     Interval,
     bootstrap,
@@ -302,3 +303,13 @@ def test_intervals_do_not_depend_on_the_unit(unit):
     )
     for ours, theirs in zip(plain, scaled, strict=True):
         assert torch.equal(ours * unit, theirs)
+
+
+def test_many_clusters_are_put_together_into_groups_of_equal_size(monkeypatch):
+    """Eight clusters in two groups of four: a resample has twice the first group, both, or twice the second."""
+    monkeypatch.setattr(statistics, "MOST_CLUSTERS", 2)
+    mean, draws = bootstrap(torch.arange(8.0).unsqueeze(0) ** 2, range(8), rng(), resamples=500)
+    low, middle, high = draws.unique().tolist()
+    assert mean.item() == middle == 17.5
+    assert low + high == pytest.approx(35)
+    assert [(draws == value).double().mean().item() for value in (low, high)] == pytest.approx([0.25, 0.25], abs=0.08)
