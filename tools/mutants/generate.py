@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = Path("src/customized_grpo")
 FILES = [
     *sorted(f"functional/{path.name}" for path in (ROOT / PACKAGE / "functional").glob("[!_]*.py")),
-    *(f"{name}.py" for name in ("rollout", "method", "update", "evaluation", "checkpoint", "randomness")),
+    *(f"{name}.py" for name in ("rollout", "trajectory", "method", "update", "evaluation", "checkpoint", "randomness")),
 ]
 FAULT = "fault: "
 AT_LEAST = 20
