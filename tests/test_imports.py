@@ -31,7 +31,7 @@ HOMES = {"customized_grpo.build"}
 """Modules whose strings are no imports: the only resolver lists where bare names are looked up, and looks them up only
 when a configuration asks for one."""
 SHARED = {
-    "rewards": {"contract"},
+    "rewards": {"contract", "client"},
     "policies": {"contract", "lora", "pipeline", "encodings", "tokens", "flux_model", "flux_names", "quantization"},
 }
 """What every file of a family may import from its folder."""

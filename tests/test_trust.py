@@ -24,7 +24,6 @@ from customized_grpo.compare.cells import State
 from customized_grpo.compare.grid import open_grid
 from customized_grpo.config import Config, check_names, load_config, open_config, parse_config, specs
 from customized_grpo.errors import UserError
-from customized_grpo.http import is_loopback
 from customized_grpo.settings import Spec
 
 RECIPES = sorted(p for p in (Path(__file__).parents[1] / "recipes").rglob("*.yaml") if "compare" not in p.name)
@@ -303,26 +302,6 @@ def test_what_stays_here_needs_none() -> None:
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name != "bench"], ids=lambda p: p.stem)
 def test_recipes_name_nothing_foreign_but_interpreters(path: Path) -> None:
     assert not [item for item in trust.items(specs(load_config(path))) if item.where.endswith(".use")]
-
-
-@pytest.mark.parametrize(
-    ("url", "here"),
-    [
-        ("http://127.0.0.1:8000/v1", True),
-        ("http://localhost/v1", True),
-        ("https://[::1]:9000", True),
-        ("http://127.0.0.1@evil.example/v1", False),
-        ("http://evil.example#@127.0.0.1", False),
-        ("http://127.0.0.1\\@evil.example", False),
-        ("http://localhost.evil.example", False),
-        ("http://10.0.0.1", False),
-        ("file://localhost/etc/passwd", False),
-        ("localhost:8000", False),
-        ("http://[::1", False),
-    ],
-)
-def test_loopback_is_this_machine_only(url: str, here: bool) -> None:
-    assert is_loopback(url) == here
 
 
 def test_a_path_is_the_file_that_it_leads_to(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

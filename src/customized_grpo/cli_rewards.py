@@ -7,7 +7,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from customized_grpo.terminal import TrustCode, new_console, printable, quiet_libraries, split_settings
+from customized_grpo.errors import printable
+from customized_grpo.terminal import TrustCode, new_console, quiet_libraries, split_settings
 
 app = typer.Typer(help="Test the configured rewards before a run.", no_args_is_help=True)
 console = new_console()

@@ -4,13 +4,26 @@ import difflib
 from collections.abc import Iterable
 
 
+def printable(text: str, encoding: str = "utf-8") -> str:
+    """The text with escapes for control characters, other than line ends and tabs, and for what the encoding lacks.
+
+    Texts from files and servers may hold escape sequences that a terminal obeys, marks that reverse the direction of
+    writing, and halves of surrogate pairs, which cannot be encoded.
+    """
+    safe = "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    return safe.encode(encoding, "backslashreplace").decode(encoding)
+
+
 class UserError(ValueError):
-    """Something the user can mend: one sentence with what was seen, what was expected and what to do."""
+    """An error that the user can fix: one sentence with what was seen, what was expected and what to do."""
 
     advice = ""
-    """How to go on when it is mended, where something was under way."""
+    """How to resume once it is fixed, if something was running."""
     shared = False
-    """Whether all processes of the run raise it, so that one of them telling it is enough."""
+    """Whether all processes of the run raise it, so that only the first needs to print it."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class TrainingError(RuntimeError):

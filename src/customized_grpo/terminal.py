@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from customized_grpo.errors import UserError
+from customized_grpo.errors import UserError, printable
 
 if TYPE_CHECKING:
     from customized_grpo.trust import Item
@@ -42,13 +42,7 @@ class PlainConsole(Console):
         super().__init__(markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(printable(text, self.encoding), **options)
-
-
-def printable(text: str, encoding: str = "utf-8") -> str:
-    """The text with escapes for control characters, other than line ends, and for what the encoding lacks."""
-    safe = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text.expandtabs())
-    return safe.encode(encoding, "backslashreplace").decode(encoding)
+        return super().render_str(printable(text.expandtabs(), self.encoding), **options)
 
 
 def new_console(**options: Any) -> Console:
@@ -72,7 +66,7 @@ def quiet_libraries() -> None:
         return
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module=r"customized_grpo\.")
-    warnings.formatwarning = lambda message, *place, **more: f"warning: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *place, **more: f"warning: {printable(' '.join(str(message).split()))}\n"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, when the error says it all
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

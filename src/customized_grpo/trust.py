@@ -15,7 +15,7 @@ from typing import Any
 
 from customized_grpo.build import exported
 from customized_grpo.errors import UserError
-from customized_grpo.http import is_loopback
+from customized_grpo.rewards.client import is_loopback
 from customized_grpo.settings import Spec
 
 

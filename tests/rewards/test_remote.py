@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from customized_grpo.errors import UserError
-from customized_grpo.http import NoAnswer, request_json
 from customized_grpo.rewards import RemoteReward, RewardUnavailable, check_reward
+from customized_grpo.rewards.client import NoAnswer, request_json
 from customized_grpo.rewards.remote import SERVER, to_wire
 from rewards import tiny
 

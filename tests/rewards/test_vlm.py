@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from customized_grpo.errors import UserError
-from customized_grpo.http import request_json
 from customized_grpo.rewards import RewardUnavailable, VlmJudge
+from customized_grpo.rewards.client import request_json
 from customized_grpo.rewards.vlm import parse_score
 from rewards import tiny
 
@@ -84,7 +84,7 @@ def test_one_dead_request_is_nan_the_others_count(judge, pictures, examples):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ("hang", "no answer within 0.5 s"),
+        ("hang", "no complete answer within 0.5 s"),
         ("not-json", "the answer is not JSON"),
         ("rejects", "HTTP 400: json_schema is not supported"),
         ("unauthorized", "HTTP 401: bad key"),
@@ -154,7 +154,7 @@ def test_fails_early(judge, endpoint):
         judge("goood")
     with pytest.raises(UserError, match=r"no rubric 'promt'.* Did you mean 'prompt'"):
         judge(rubric="promt")
-    with pytest.raises(UserError, match=r"cannot be used .*refused"):
+    with pytest.raises(UserError, match=r"cannot be used .*ConnectionRefused"):
         VlmJudge(model="good", url="http://127.0.0.1:9/v1")
 
 

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from customized_grpo.bench.protocols import PROTOCOLS
 from customized_grpo.bench.record import Bench
+from customized_grpo.errors import printable
 from customized_grpo.page import Page, show
-from customized_grpo.terminal import printable
 
 
 class BenchDisplay:

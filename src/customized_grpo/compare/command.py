@@ -22,8 +22,8 @@ from customized_grpo.compare.findings import Finding, headline
 from customized_grpo.compare.grid import Cell, Grid, base_evaluation, budget, cells, load_grid, open_grid, trust_needed
 from customized_grpo.compare.methods import find_method
 from customized_grpo.display import duration
-from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.terminal import printable, show_trusted
+from customized_grpo.errors import TrainingError, UserError, printable
+from customized_grpo.terminal import show_trusted
 
 SIGNS = {"waiting": "·", "running": "▶", "stopped": "‖", "failed": "✗", "damaged": "✗", "finished": "✓"}
 

@@ -21,8 +21,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from customized_grpo.errors import UserError
-from customized_grpo.http import NoAnswer, request_json
 from customized_grpo.images import png, to_pil
+from customized_grpo.rewards.client import NoAnswer, attempts, request_json
 from customized_grpo.rewards.contract import RewardUnavailable
 from customized_grpo.types import Example
 
@@ -113,16 +113,15 @@ class RemoteReward:
     def _score(self, images: Tensor, examples: Sequence[Example]) -> list[float]:
         body = to_wire(images, examples)
         reason = ""
-        for attempt in range(self.retries + 1):
-            if attempt:
-                self.counters["retries"] += 1
-                time.sleep(self.backoff * 2 ** (attempt - 1))
+        attempt = 0
+        for attempt in attempts(self.retries, self.backoff):
+            self.counters["retries"] += attempt > 0
             try:
                 self.counters["restarts"] += self.server.revive()
                 return _scores(request_json(f"{self.server.url}/score", body, timeout=self.timeout), len(examples))
             except NoAnswer as error:
                 reason = str(error)
-                if error.status is not None and 400 <= error.status < 500:
+                if error.final:
                     break
                 if error.status is None:
                     self.server.abandon()

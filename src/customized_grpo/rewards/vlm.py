@@ -16,8 +16,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from customized_grpo.errors import UserError, nearest
-from customized_grpo.http import NoAnswer, request_json
 from customized_grpo.images import png, segmented, to_pil
+from customized_grpo.rewards.client import NoAnswer, attempts, request_json
 from customized_grpo.rewards.contract import RewardUnavailable
 from customized_grpo.store import append, read_lines
 from customized_grpo.types import Example
@@ -82,7 +82,7 @@ class VlmJudge:
         segment: show references with everything outside their masks white, where there is a mask.
         longest_side: pictures are made no larger than this before they are sent, in pixels.
         concurrency: requests under way at once.
-        timeout: seconds a request may be silent.
+        timeout: seconds that a request may take.
         retries: of a request that failed or could not be parsed.
         backoff: seconds before the first retry; doubles with each.
         patience: seconds in all that one picture may wait on rate limits (429, or 503 with Retry-After).
@@ -172,14 +172,12 @@ class VlmJudge:
     def _judge(self, body: Mapping[str, Any], errors: list[NoAnswer]) -> int | None:
         """The score, or None for what could not be parsed or answered; the latter is added to `errors`."""
         failure: NoAnswer | None = None
-        for attempt in range(self.retries + 1):
-            if attempt:
-                time.sleep(self.backoff * 2 ** (attempt - 1))
+        for attempt in attempts(self.retries, self.backoff):
             try:  # the same question at temperature 0 would get the same answer
                 answer = self._ask({**body, "temperature": 0 if attempt == 0 else 0.5})
             except NoAnswer as error:
                 failure = error
-                if error.status is not None and 400 <= error.status < 500:
+                if error.final or error.status == 429:  # waited for already
                     break
                 continue
             failure = None
