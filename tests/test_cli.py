@@ -200,6 +200,17 @@ def test_a_module_beside_one_is_found(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_rewards_check_fails_if_nothing_is_scored(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\n\ndef none(images, examples):\n    return torch.full((len(images),), torch.nan)\n\n\n"
+        "none.unscored = 'the judge said [/]: \\x1b[2J'\n"
+    )
+    text = cgrpo("rewards", "check", "rewards={b: 'mine:none'}", "metrics={}", cwd=tmp_path, expect=1)
+    words = " ".join(text.replace("│", " ").split())
+    assert "It scored none of the 4 images" in words
+    assert "[/]: ?[2J" in words
+
+
 def test_a_folder_in_use_is_refused_before_anything_is_loaded(straight: Path, tmp_path: Path) -> None:
     before = sorted(straight.rglob("*"))
     text = cgrpo("train", f"output={straight}", cwd=tmp_path, expect=2)

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -46,7 +47,8 @@ def check(
         memory = "-" if trial.memory is None else f"{trial.memory:.0f}"
         verdict = Text(printable(trial.violation or "passed"), "red" if trial.violation else "green")
         seconds = f"{trial.seconds_per_image:.4f}"
-        table.add_row(trial.name, spec.use.split(":")[-1], scores, seconds, str(trial.device), memory, verdict)
+        names = (escape(text) for text in (trial.name, spec.use.split(":")[-1]))
+        table.add_row(*names, scores, seconds, escape(trial.device), memory, verdict)
     console.print(table)
     if any(trial.violation for trial in trials):
         raise typer.Exit(1)

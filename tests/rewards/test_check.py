@@ -57,9 +57,18 @@ def test_a_reward_that_fails_or_breaks_a_rule(examples):
         check_rewards({"broken": broken}, examples)
     by_place = check_rewards({"place": lambda: lambda images, examples: torch.arange(2.0)}, examples)[0]
     assert "rows must not mix" in by_place.violation
-    unscored = check_rewards({"nan": lambda: lambda images, examples: torch.full((2,), torch.nan)}, examples)[0]
+
+
+def test_a_reward_that_scores_nothing(examples):
+    def nothing(images, examples):
+        return torch.full((2,), torch.nan)
+
+    unscored = check_rewards({"nan": lambda: nothing}, examples)[0]
     assert all(map(math.isnan, unscored.scores))
-    assert (unscored.device, unscored.memory, unscored.violation) == ("", None, "")
+    assert (unscored.device, unscored.memory) == ("", None)
+    assert unscored.violation == "It scored none of the 2 images (all are NaN)."
+    nothing.unscored = "the judge said 'no'"
+    assert "(the judge said 'no')" in check_rewards({"nan": lambda: nothing}, examples)[0].violation
 
 
 def test_references_as_images(examples):

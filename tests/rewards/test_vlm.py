@@ -1,9 +1,12 @@
 """The judge against a real HTTP server in a process of its own."""
 
+import json
 import subprocess
 import sys
+import threading
 import time
 import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -158,13 +161,141 @@ def test_fails_early(judge, endpoint):
         VlmJudge(model="good", url="http://127.0.0.1:9/v1")
 
 
+VERDICT = '{"findings": "a {hat}", "score": 3}'
+
+
+def completion(content, **more):
+    return {"choices": [{"message": {"content": content}}], **more}
+
+
 @pytest.mark.parametrize(
-    ("content", "score"),
-    [('{"score": 3}', 3), ('{"score": 3.0}', 3), ('{"score": "3"}', None), ('{"score": true}', None), ("[3]", None)],
-)
-def test_parse_score(content, score):
-    assert parse_score({"choices": [{"message": {"content": content}}]}) == score
+    "content",
+    [
+        '{"score": 3}', '{"score": 3.0}', '{"score": "3"}', '{"score": " 3.0 "}', '{"score": "3/4"}', '{"Score": 3}',
+        f"```json\n{VERDICT}\n```", f"~~~\n{VERDICT}\n~~~", f"```JSON5 {VERDICT}```", f"Here: {VERDICT}. Bye!",
+        f'<think>Perhaps {{"score": 1}}?</think>\n{VERDICT}', f'Perhaps {{"score": 1}}?\n</think>\n\n{VERDICT}',
+        f"◁think▷hm◁/think▷{VERDICT}", f"<Reasoning>hm</Reasoning>{VERDICT}", f"<|begin|>{VERDICT}<|end|>",
+        f'First I thought {{"score": 1}}, but no: {VERDICT}', f'{{"verdict": {VERDICT}}}', f"[{VERDICT}]",
+        '{"score": 3, "parts": {"score": 1}}', f"{{broken {VERDICT}", "[" * 5000 + VERDICT,
+        [{"type": "text", "text": VERDICT}], [{"type": "thinking", "thinking": []}, {"type": "text", "text": VERDICT}],
+        [{"type": "text", "text": VERDICT[:9]}, {"type": "text", "text": VERDICT[9:]}], [VERDICT],
+    ],
+)  # fmt: skip
+def test_a_score_is_found_in(content):
+    assert parse_score(completion(content)) == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None, "", 3, {}, [], [3, None, {}], "[3]", "It is a 3.", '{"score": true}', '{"score": 7}', '{"score": -1}',
+        '{"score": 2.5}', '{"score": "high"}', '{"score": "7"}', '{"score": NaN}', '{"score": 1e999}', '{"score": [3]}',
+        '{"score": ' + "9" * 5000 + "}", '{"score": 3', f"<think>I lean to {VERDICT}", '{"a":' * 3000, "{" * 10**6,
+    ],
+)  # fmt: skip
+def test_no_score_is_found_in(content):
+    assert parse_score(completion(content)) is None
 
 
 def test_parse_score_of_nonsense():
-    assert [parse_score(answer) for answer in (None, [], {}, {"choices": []}, "text")] == [None] * 5
+    answers = (
+        None,
+        [],
+        {},
+        {"choices": []},
+        {"choices": {}},
+        {"choices": [3]},
+        {"choices": [{"message": 3}]},
+        "text",
+        7,
+    )
+    assert [parse_score(answer) for answer in answers] == [None] * len(answers)
+
+
+@pytest.fixture
+def replies():
+    """Makes a judge whose endpoint gives one answer to everything; the bodies that it was sent are in `sent`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send({"data": [{"id": "m"}]})
+
+        def do_POST(self):
+            make.sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send(make.answer)
+
+        def send(self, answer):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *args):
+            pass
+
+    def make(answer, **settings):
+        make.answer, make.sent = answer, []
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        return VlmJudge(model="m", url=url, **{"backoff": 0, "retries": 1} | settings)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield make
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "requests"),
+    [
+        ({"error": {"message": "no credits", "code": 402}}, "no credits", 5),
+        ({"error": {"message": "no credits", "code": "insufficient_quota"}}, "no credits", 10),
+        ({"error": "no credits"}, "no credits", 10),
+        ({"object": "error", "message": "no credits", "code": 400}, "no credits", 5),
+        ({"detail": "no \x1b[31mcredits"}, r"no \?\[31mcredits", 10),
+        ({"choices": [{"error": {"message": "no credits", "code": 502}}]}, "no credits", 10),
+        ({"choices": [{"error": {"code": "9" * 300}}]}, "code.*999", 10),
+    ],
+)
+def test_an_error_with_status_200_is_the_failure_of_the_server(answer, reason, requests, replies, pictures, examples):
+    with pytest.raises(RewardUnavailable, match=reason):
+        replies(answer)(pictures, examples)
+    assert len(replies.sent) == requests
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None, [], "much", 7, {}, {"prompt_tokens": None}, {"prompt_tokens": "many"}, {"prompt_tokens": [1]},
+        {"prompt_tokens": -5}, {"prompt_tokens": float("nan")}, {"prompt_tokens": 1e999}, {"prompt_tokens": 10**400},
+    ],
+)  # fmt: skip
+def test_odd_usage_does_not_matter(usage, replies, pictures, examples):
+    judge = replies(completion(VERDICT, usage=usage), prices=(1.0, 1.0))
+    assert judge(pictures, examples).tolist() == [3] * 5
+    assert judge.counters["prompt_tokens"] == judge.counters["cost"] == 0
+
+
+def test_fields_of_the_request_are_settings(replies, pictures, examples):
+    def sent(**settings):
+        replies(completion("?"), **settings)(pictures[:1], examples[:1])
+        return [{k: v for k, v in body.items() if k not in ("model", "messages")} for body in replies.sent]
+
+    default = sent()[0]
+    assert default.keys() == {"response_format", "temperature", "max_tokens"}
+    assert (default["temperature"], default["max_tokens"]) == (0, 300)
+    assert [body["temperature"] for body in sent()] == [0, 0.5]
+    reasoning = sent(max_completion_tokens=2000, temperature=None, extra_body={"seed": 1, "response_format": None})
+    assert reasoning == [{"max_completion_tokens": 2000, "seed": 1}] * 2
+    assert [body["temperature"] for body in sent(temperature=0.7, max_tokens=None)] == [0.7, 0.7]
+    assert "max_tokens" not in sent(max_tokens=None)[0]
+    sent(extra_body={"response_format": None})
+    assert '"score": 0 to 4' in replies.sent[0]["messages"][0]["content"]
+    sent()
+    assert "JSON" not in replies.sent[0]["messages"][0]["content"]
+
+
+def test_the_judge_says_why_nothing_was_scored(replies, pictures, examples):
+    judge = replies({"choices": [{"message": {"content": "I think\x1b[0m that"}, "finish_reason": "length"}]})
+    assert judge(pictures, examples).isnan().all()
+    assert (
+        judge.unscored == "there is no score from 0 to 4 in the answer 'I think?[0m that' (cut off at the token limit)"
+    )

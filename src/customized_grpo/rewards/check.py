@@ -1,5 +1,6 @@
 """Try rewards on a handful of pictures before a run relies on them."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class RewardTrial:
     memory: float | None
     """MiB: at most in use on its GPU, else of its weights, or of its process; None if it does not say."""
     violation: str
-    """The rule of the contract that it breaks; "" if it breaks none."""
+    """Why it cannot be used: a rule of the contract that it breaks, or that it scored no image; "" if it can."""
 
 
 def check_rewards(
@@ -91,6 +92,8 @@ def _try(name: str, reward: Reward, images: Tensor, examples: Sequence[Example])
         violation = ""
     except UserError as error:
         violation = str(error)
+    if all(map(math.isnan, scores)):
+        violation = f"It scored none of the {len(scores)} images ({getattr(reward, 'unscored', '') or 'all are NaN'})."
     device, memory = _where(reward)
     return RewardTrial(name, tuple(scores), seconds, device, memory, violation)
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,16 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from customized_grpo.errors import UserError, nearest
+from customized_grpo.errors import UserError, nearest, printable
 from customized_grpo.images import png, segmented, to_pil
-from customized_grpo.rewards.client import NoAnswer, attempts, request_json
+from customized_grpo.rewards.client import NoAnswer, attempts, error_text, request_json
 from customized_grpo.rewards.contract import RewardUnavailable
 from customized_grpo.store import append, read_lines
 from customized_grpo.types import Example
 
 TOP_SCORE = 4
+MAX_CHARACTERS = 20_000
+"""Of the end of an answer, in which the score is looked for."""
 
 IDENTITY = """\
 You compare a generated picture with reference pictures of one subject. Judge one thing only: is the subject of the
@@ -47,6 +50,10 @@ instruction says; beauty and what it leaves open do not matter. A thing that can
 1: only the kind of subject, or only the place, is right.
 0: the picture has nothing to do with the instruction, or cannot be made out."""
 
+_THOUGHT, _THINKING = (
+    re.compile(rf"[<\[◁]{slash}(?:think|thinking|thought|reasoning)[>\]▷]", re.IGNORECASE) for slash in ("/", "")
+)
+
 RUBRICS = {"identity": IDENTITY, "prompt": PROMPT}
 
 FORMAT = {
@@ -65,27 +72,34 @@ FORMAT = {
         },
     },
 }  # fmt: skip
+IN_WORDS = f'Answer with a JSON object: {{"findings": "a sentence or two", "score": 0 to {TOP_SCORE}}}.'
+"""What is said where the schema is not sent."""
 
 
 class VlmJudge:
-    """A judge's score from 0 to 4, by a rubric of ours; NaN for a picture it could not judge.
+    """A judge that scores from 0 to 4 by a rubric; NaN for an image without a valid answer.
 
-    What cannot be parsed is asked again, and is NaN in the end, never 0. If no picture of a call gets an answer, the
-    judge is called dead.
+    An answer that cannot be parsed is requested again; the score is NaN if no attempt succeeds, never 0. If no request
+    of a call is answered, the judge counts as dead.
 
     Args:
-        rubric: "identity" (sees the references and the picture) or "prompt" (sees the prompt and the picture).
+        rubric: "identity" (sees the references and the image) or "prompt" (sees the prompt and the image).
         model: the name under which the endpoint serves it.
         url: of the endpoint, up to and including /v1.
         api_key_variable: the environment variable that holds the key, if one is needed.
-        instructions: a rubric of your own words instead; it sees what the named one sees, and scores 0 to 4 too.
-        segment: show references with everything outside their masks white, where there is a mask.
-        longest_side: pictures are made no larger than this before they are sent, in pixels.
-        concurrency: requests under way at once.
+        instructions: your own rubric instead; it sees what the named one sees, and must score from 0 to 4 too.
+        segment: paint references white outside their masks, where there is a mask.
+        longest_side: images are scaled down to this size before they are sent, in pixels.
+        max_tokens: of an answer, thinking included; None does not send it.
+        max_completion_tokens: sent instead of `max_tokens`, for endpoints that want this name.
+        temperature: of the first attempt; None does not send it. An answer at 0 that cannot be parsed is requested
+            again at 0.5.
+        extra_body: fields to add to the request or to replace in it; null removes a field.
+        concurrency: requests in flight at once.
         timeout: seconds that a request may take.
-        retries: of a request that failed or could not be parsed.
+        retries: of a request that failed or whose answer could not be parsed.
         backoff: seconds before the first retry; doubles with each.
-        patience: seconds in all that one picture may wait on rate limits (429, or 503 with Retry-After).
+        patience: seconds in all that one image may wait on rate limits (429, or 503 with Retry-After).
         cache: a JSONL file to which verdicts are appended, and from which they are read again, by content.
         prices: of a million prompt tokens and a million completion tokens, to count the cost in your currency.
 
@@ -108,6 +122,10 @@ class VlmJudge:
         instructions: str | None = None,
         segment: bool = True,
         longest_side: int = 768,
+        max_tokens: int | None = 300,
+        max_completion_tokens: int | None = None,
+        temperature: float | None = 0,
+        extra_body: Mapping[str, Any] | None = None,
         concurrency: int = 8,
         timeout: float = 120.0,
         retries: int = 3,
@@ -123,6 +141,10 @@ class VlmJudge:
         self.segment, self.longest_side, self.concurrency = segment, longest_side, concurrency
         self.timeout, self.retries, self.backoff, self.patience = timeout, retries, backoff, patience
         self.prices = prices
+        limits = (
+            {"max_completion_tokens": max_completion_tokens} if max_completion_tokens else {"max_tokens": max_tokens}
+        )
+        self.fields = {"response_format": FORMAT, "temperature": temperature, **limits, **(extra_body or {})}
         key = os.environ.get(api_key_variable)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.cache = _Cache(cache)
@@ -130,6 +152,8 @@ class VlmJudge:
             ("requests", "cached", "unparseable", "failed", "prompt_tokens", "completion_tokens", "cost"), 0
         )
         """What was asked, what it cost in tokens and money, and what came to nothing."""
+        self.unscored = ""
+        """Why the last image without a score has none."""
         self._lock, self._pause_until = threading.Lock(), 0.0
         self._check_endpoint()
 
@@ -161,20 +185,18 @@ class VlmJudge:
             references = segmented(example) if self.segment else example.references
             content += [self._picture(reference) for reference in references]
         content += [_text(f"The instruction: {example.prompt}\nThe generated picture:"), self._picture(image)]
-        return {
-            "model": self.model,
-            "messages": [{"role": "system", "content": self.instructions}, {"role": "user", "content": content}],
-            "response_format": FORMAT,
-            "temperature": 0,
-            "max_tokens": 300,
-        }
+        asked = self.instructions if self.fields["response_format"] is FORMAT else f"{self.instructions}\n{IN_WORDS}"
+        messages = [{"role": "system", "content": asked}, {"role": "user", "content": content}]
+        body = {"model": self.model, "messages": messages, **self.fields}
+        return {name: value for name, value in body.items() if value is not None}
 
     def _judge(self, body: Mapping[str, Any], errors: list[NoAnswer]) -> int | None:
         """The score, or None for what could not be parsed or answered; the latter is added to `errors`."""
         failure: NoAnswer | None = None
         for attempt in attempts(self.retries, self.backoff):
-            try:  # the same question at temperature 0 would get the same answer
-                answer = self._ask({**body, "temperature": 0 if attempt == 0 else 0.5})
+            again = attempt > 0 and body.get("temperature") == 0  # at 0 the same question gets the same answer
+            try:
+                answer = self._ask({**body, "temperature": 0.5} if again else body)
             except NoAnswer as error:
                 failure = error
                 if error.final or error.status == 429:  # waited for already
@@ -184,7 +206,9 @@ class VlmJudge:
             if (score := parse_score(answer)) is not None:
                 return score
             self._count(unparseable=1)
+            self.unscored = f"there is no score from 0 to {TOP_SCORE} in the answer {_excerpt(answer)}"
         if failure is not None:
+            self.unscored = str(failure)
             errors.append(failure)
             self._count(failed=1)
         return None
@@ -197,6 +221,7 @@ class VlmJudge:
             self._count(requests=1)
             try:
                 answer = request_json(f"{self.url}/chat/completions", body, timeout=self.timeout, headers=self.headers)
+                _check_answer(answer)
             except NoAnswer as error:
                 limited = error.status == 429 or (error.status == 503 and error.retry_after is not None)
                 pause = self.backoff * 2**waits if error.retry_after is None else error.retry_after
@@ -205,8 +230,7 @@ class VlmJudge:
                 waits += 1
                 self._pause_until = max(self._pause_until, time.monotonic() + pause)  # for all threads
                 continue
-            usage = answer.get("usage") or {} if isinstance(answer, dict) else {}
-            tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+            tokens = [_tokens(answer, name) for name in ("prompt_tokens", "completion_tokens")]
             cost = sum(count * price for count, price in zip(tokens, self.prices, strict=True)) / 1e6
             self._count(prompt_tokens=tokens[0], completion_tokens=tokens[1], cost=cost)
             return answer
@@ -214,19 +238,21 @@ class VlmJudge:
     def _check_endpoint(self) -> None:
         try:
             listed = request_json(f"{self.url}/models", timeout=10.0, headers=self.headers)
+            _check_answer(listed)
         except NoAnswer as error:
             if error.status in (404, 405):  # not every endpoint lists its models
                 return
             raise UserError(f"The judge at {self.url} cannot be used ({error}); check url, server and key.") from None
         models = listed.get("data") if isinstance(listed, dict) else None
-        known = [str(entry.get("id")) for entry in models if isinstance(entry, dict)] if models else []
+        entries = models if isinstance(models, list) else []
+        known = [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
         if known and self.model not in known:
             raise UserError(f"The judge at {self.url} serves no '{self.model}'.{nearest(self.model, known)}")
 
     def _dead(self, error: NoAnswer) -> RewardUnavailable:
         return RewardUnavailable(
             f"The judge '{self.model}' at {self.url} answered none of the requests ({error}); "
-            f"see that it runs and accepts pictures and JSON schemas, then resume the run."
+            f"check that it runs and accepts images and JSON schemas, then resume the run."
         )
 
     def _picture(self, picture: Image) -> dict[str, Any]:
@@ -243,15 +269,66 @@ class VlmJudge:
 
 
 def parse_score(answer: Any) -> int | None:
-    """The score in a chat completion, or None if there is none from 0 to 4."""
-    try:
-        text = str(answer["choices"][0]["message"]["content"]).strip()
-        text = text.removeprefix("```json").removeprefix("```").removesuffix("```")
-        score = json.loads(text)["score"]
-        whole = not isinstance(score, bool) and score in range(TOP_SCORE + 1)
-        return int(score) if whole else None
-    except (KeyError, IndexError, TypeError, ValueError):
+    """The score in a chat completion, or None if there is none from 0 to 4.
+
+    It is taken from the last JSON object with a score, after the model's thinking; the text around it is ignored.
+    """
+    text = _THOUGHT.split(_content(answer))[-1]
+    text = _THINKING.split(text)[0][-MAX_CHARACTERS:]  # thinking that was cut off holds no verdict
+    decoder = json.JSONDecoder()
+    score, start = None, text.find("{")
+    while start >= 0:
+        end = start + 1
+        try:
+            found, after = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            found, after = {}, end
+        if "score" in (found := {name.lower(): value for name, value in found.items()}):
+            score, end = found["score"], after
+        start = text.find("{", end)
+    if isinstance(score, str) and (match := re.fullmatch(r"\s*(\d)(?:\.0*)?\s*(?:/\s*4)?\s*", score)):
+        score = int(match[1])
+    if not isinstance(score, (int, float)) or isinstance(score, bool) or score not in range(TOP_SCORE + 1):
         return None
+    return int(score)
+
+
+def _choice(answer: Any) -> Mapping[str, Any]:
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else {}
+
+
+def _content(answer: Any) -> str:
+    """The text of a chat completion, which some endpoints send in parts; empty if there is none."""
+    message = _choice(answer).get("message")
+    content = message.get("content") if isinstance(message, dict) else None
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _check_answer(answer: Any) -> None:
+    """Raise the error that some endpoints send with the status 200, beside or instead of an answer."""
+    choice = _choice(answer)
+    failed = {"error": choice.get("error")} if choice else answer
+    if said := error_text(failed):
+        error = failed.get("error")
+        code = str(error.get("code") if isinstance(error, dict) else failed.get("code"))
+        raise NoAnswer(said, status=int(code) if re.fullmatch("[45][0-9][0-9]", code) else None)
+
+
+def _excerpt(answer: Any) -> str:
+    """The beginning of an answer, for an error."""
+    text = repr(printable(" ".join((_content(answer) or str(answer)).split()))[:200])
+    return f"{text} (cut off at the token limit)" if _choice(answer).get("finish_reason") == "length" else text
+
+
+def _tokens(answer: Any, name: str) -> int:
+    """A count in the `usage` of an answer; 0 if it is missing or not a sensible number."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return int(count) if isinstance(count, (int, float)) and 0 <= count < 1e9 else 0
 
 
 def _text(text: str) -> dict[str, Any]:
