@@ -96,6 +96,7 @@ GUARDED: dict[str, Callable[[Any], str]] = {
     "environment": lambda value: json.dumps(value, sort_keys=True, default=str),
     "url": str,
     "api_key_variable": str,
+    "token_variable": str,
     "log": _path,
     "cache": _path,
     "config": _path,

@@ -18,7 +18,7 @@ from PIL import Image
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import RemoteReward, RewardUnavailable, check_reward
 from customized_grpo.rewards.client import NoAnswer, request_json
-from customized_grpo.rewards.remote import SERVER, to_wire
+from customized_grpo.rewards.remote import SERVER, _scores, to_wire
 from rewards import tiny
 
 FAR = Path(__file__).parent / "far"
@@ -90,6 +90,20 @@ def test_requests_hold_batches(remote, images, examples):
     assert reward(images, examples).tolist() == [2.5, 2.5, 1.5]
 
 
+def test_its_own_process_wants_its_token(remote):
+    reward = remote("brightness")
+    with pytest.raises(NoAnswer, match="HTTP 401"):
+        request_json(f"{reward.server.url}/health", timeout=5)
+
+
+def test_a_score_that_no_float_holds_is_nan():
+    assert np.isnan(_scores({"scores": [None, 10**400, float("nan"), float("inf")]}, 4)).all()
+    with pytest.raises(NoAnswer, match="expected 2 scores"):
+        _scores({"scores": [1]}, 2)
+    with pytest.raises(NoAnswer, match="not a number"):
+        _scores({"scores": ["1"]}, 1)
+
+
 def test_what_cannot_be_scored_is_nan(remote, images, examples):
     assert remote("some_nan")(images, examples).tolist() == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
 
@@ -138,24 +152,41 @@ def test_nothing_is_left_behind(remote, tmp_path, images, examples):
     assert gone(child)
 
 
+@pytest.mark.parametrize("end", ["close", "kill", "crash"])
+def test_processes_in_other_sessions_are_ended_too(end, remote, tmp_path, images, examples):
+    reward = remote(("HasChildrenElsewhere", {"pids": str(tmp_path / "pids")}), retries=0)
+    server, own, orphan = map(int, (tmp_path / "pids").read_text().split())
+    assert not gone(own, 0.1)
+    assert not gone(orphan, 0.1)
+    if end == "close":
+        reward.close()
+    elif end == "kill":
+        os.kill(server, signal.SIGKILL)
+    else:
+        with pytest.raises(RewardUnavailable):
+            reward(images, examples)
+    assert all(map(gone, (server, own, orphan, reward.server.process.pid)))
+
+
 @pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)"])
 def test_ends_with_the_trainer_however_that_ends(end, tmp_path):
     trainer = f"""
 import os
 from customized_grpo.rewards.remote import RemoteReward
-reward = RemoteReward({{"use": "far_rewards:HasChild", "pids": {str(tmp_path / "pids")!r}}}, images="numpy")
+reward = RemoteReward({{"use": "far_rewards:HasChildrenElsewhere", "pids": {str(tmp_path / "pids")!r}}}, images="numpy")
 {end}
 """
-    environment = os.environ | {"PYTHONPATH": str(FAR)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(FAR), *sys.path])}
     done = subprocess.run([sys.executable, "-c", trainer], env=environment, timeout=60, check=False)
     assert done.returncode == (-signal.SIGKILL if end else 0)
     assert all(gone(int(pid)) for pid in (tmp_path / "pids").read_text().split())
 
 
 @pytest.fixture
-def host():
-    """A server run by hand, and its address."""
-    command = [sys.executable, str(SERVER), "far_rewards:brightness", "--images", "numpy"]
+def host(monkeypatch):
+    """A server run by hand for all addresses, and its address."""
+    monkeypatch.setenv("CGRPO_REWARD_TOKEN", "secret")
+    command = [sys.executable, str(SERVER), "far_rewards:brightness", "--images", "numpy", "--host", "0.0.0.0"]
     environment = os.environ | {"PYTHONPATH": str(FAR)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         yield process, f"http://127.0.0.1:{json.loads(process.stdout.readline())['port']}"
@@ -166,10 +197,8 @@ def test_a_reward_on_another_host(host, images, examples):
     process, url = host
     reward = RemoteReward(url=url, retries=1, backoff=0.01)
     assert torch.allclose(reward(images, examples), images.mean((1, 2, 3)), atol=1e-3)
-    with pytest.raises(NoAnswer, match="400: "):
-        request_json(f"{url}/score", {"pictures": ["bm90IGEgcG5n"], "images": [0]}, timeout=5)
-    with pytest.raises(NoAnswer, match="404"):
-        request_json(f"{url}/other", timeout=5)
+    with pytest.raises(UserError, match=r"was not ready after 0 s \(HTTP 401: the token is missing or wrong"):
+        RemoteReward(url=url, token_variable="OTHER_TOKEN")
     process.kill()
     process.wait()
     with pytest.raises(RewardUnavailable, match="after 2 attempts"):

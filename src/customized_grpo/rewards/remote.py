@@ -3,7 +3,9 @@
 import base64
 import contextlib
 import json
+import math
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -26,7 +28,8 @@ from customized_grpo.rewards.client import NoAnswer, attempts, request_json
 from customized_grpo.rewards.contract import RewardUnavailable
 from customized_grpo.types import Example
 
-SERVER = Path(__file__).with_name("server.py")
+SERVER, SUPERVISOR = (Path(__file__).with_name(name) for name in ("server.py", "supervisor.py"))
+TOKEN = "CGRPO_REWARD_TOKEN"
 
 
 class RemoteReward:
@@ -40,6 +43,7 @@ class RemoteReward:
         reward: what to start: `package.module:name`, a name of `customized_grpo.rewards`, or {use: ..., argument: ...}.
         python: the interpreter of the environment to start it in; None is this one. It needs numpy and Pillow.
         url: instead of starting it: where it runs already, such as http://gpu-2:9000.
+        token_variable: the environment variable that holds the token of the server at `url`, if it asks for one.
         images: what the reward takes there, "torch" or "numpy"; "auto" is torch where it is installed.
         environment: variables of the process, on top of ours. Each process of a distributed run shows its own GPU.
         log: file to which the process' messages are appended; None keeps them for error messages only.
@@ -55,7 +59,8 @@ class RemoteReward:
     """
 
     RUNTIME = (
-        "python", "url", "environment", "log", "batch_size", "timeout", "start_timeout", "retries", "backoff",
+        "python", "url", "token_variable", "environment", "log", "batch_size", "timeout", "start_timeout", "retries",
+        "backoff",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +69,7 @@ class RemoteReward:
         *,
         python: str | Path | None = None,
         url: str | None = None,
+        token_variable: str = TOKEN,
         images: Literal["auto", "torch", "numpy"] = "auto",
         environment: Mapping[str, str] | None = None,
         log: str | Path | None = None,
@@ -80,7 +86,7 @@ class RemoteReward:
         self.counters = {"retries": 0, "restarts": 0}
         """How often a request was repeated and the process started again."""
         if url is not None:
-            self.server: _Process | _Host = _Host(url.rstrip("/"), start_timeout)
+            self.server: _Process | _Host = _Host(url.rstrip("/"), start_timeout, os.environ.get(token_variable, ""))
         else:
             spec = {"use": reward} if isinstance(reward, str) else dict(reward or {})
             self.server = _Process(spec, python, images, dict(environment or {}), log, start_timeout)
@@ -118,7 +124,8 @@ class RemoteReward:
             self.counters["retries"] += attempt > 0
             try:
                 self.counters["restarts"] += self.server.revive()
-                return _scores(request_json(f"{self.server.url}/score", body, timeout=self.timeout), len(examples))
+                url, headers = f"{self.server.url}/score", self.server.headers
+                return _scores(request_json(url, body, timeout=self.timeout, headers=headers), len(examples))
             except NoAnswer as error:
                 reason = str(error)
                 if error.final:
@@ -169,18 +176,20 @@ def _scores(answer: Any, count: int) -> list[float]:
         raise NoAnswer(f"expected {count} scores, got {str(answer)[:100]}")
     if not all(score is None or isinstance(score, (int, float)) for score in scores):
         raise NoAnswer(f"a score is not a number: {str(scores)[:100]}")
-    return [float("nan") if score is None else float(score) for score in scores]
+    return [math.nan if score is None or abs(score) > 1e308 else float(score) for score in scores]
 
 
 def _wait_until_ready(
-    url: str, label: str, timeout: float, *, patience: float, alive: Callable[[], bool] = lambda: True
-) -> None:
+    url: str, label: str, timeout: float, *, headers: Mapping[str, str], patience: float,
+    alive: Callable[[], bool] = lambda: True,
+) -> None:  # fmt: skip
     """Ask for its health until the reward is loaded.
 
     Args:
         url: of the server.
         label: of the reward, for errors.
         timeout: seconds that loading may take.
+        headers: of the requests.
         patience: seconds that the server may be unreachable.
         alive: whether there is still something to wait for.
 
@@ -190,11 +199,11 @@ def _wait_until_ready(
     start, pause, reason = time.monotonic(), 0.02, "no answer"
     while (waited := time.monotonic() - start) < timeout and alive():
         try:
-            health = request_json(f"{url}/health", timeout=min(10.0, timeout))
+            health = request_json(f"{url}/health", timeout=min(10.0, timeout), headers=headers)
             reason = str(health["status"])
         except NoAnswer as error:
             reason = str(error)
-            if waited > patience:
+            if error.final or waited > patience:
                 break
         except (KeyError, TypeError):
             raise UserError(f"What answers at {url} is not a reward server; check the address.") from None
@@ -211,11 +220,12 @@ def _wait_until_ready(
 class _Host:
     """A server that someone else runs."""
 
-    def __init__(self, url: str, start_timeout: float) -> None:
+    def __init__(self, url: str, start_timeout: float, token: str) -> None:
         self.url, self.label, self.where, self.start_timeout = url, url, url, start_timeout
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def start(self) -> None:
-        _wait_until_ready(self.url, "server", self.start_timeout, patience=10.0)
+        _wait_until_ready(self.url, "server", self.start_timeout, headers=self.headers, patience=10.0)
 
     def revive(self) -> int:
         return 0
@@ -252,10 +262,12 @@ class _Process:
         if not self.python.is_file():
             raise UserError(f"RemoteReward: there is no Python at '{self.python}'; give the environment's bin/python.")
         self.command = [
-            str(self.python), "-u", str(SERVER), self.label,
-            "--arguments", json.dumps(spec, default=str), "--images", images, "--supervised",
+            sys.executable, "-I", str(SUPERVISOR), str(self.python), "-u", str(SERVER), self.label,
+            "--arguments", json.dumps(spec, default=str), "--images", images,
         ]  # fmt: skip
-        self.environment, self.start_timeout, self.url = environment, start_timeout, ""
+        token = secrets.token_hex()  # other users of this machine may not have images scored
+        self.environment, self.headers = environment | {TOKEN: token}, {"Authorization": f"Bearer {token}"}
+        self.start_timeout, self.url, self.pid = start_timeout, "", 0
         if log is None:
             handle, name = tempfile.mkstemp(prefix="reward-", suffix=".log")
             os.close(handle)
@@ -276,13 +288,15 @@ class _Process:
         try:
             announced = _first_line(process, self.start_timeout)
             try:
-                self.url = f"http://127.0.0.1:{json.loads(announced)['port']}"
+                server = json.loads(announced)
+                self.url, self.pid = f"http://127.0.0.1:{server['port']}", server["pid"]
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"The reward {self.label} could not be started with {self.python}.") from None
             _wait_until_ready(
                 self.url,
                 self.label,
                 self.start_timeout,
+                headers=self.headers,
                 patience=self.start_timeout,
                 alive=lambda: process.poll() is None,
             )
@@ -309,11 +323,11 @@ class _Process:
 
     @property
     def where(self) -> str:
-        return f"process {self.process.pid}" if self.process is not None else ""
+        return f"process {self.pid}"
 
     def memory(self) -> float | None:
-        status = Path(f"/proc/{self.process.pid}/status") if self.process is not None else None
-        if status is None or not status.exists():  # not on Linux
+        status = Path(f"/proc/{self.pid}/status")
+        if not status.exists():  # not on Linux
             return None
         resident = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmRSS")]
         return int(resident[0]) / 1024 if resident else None
@@ -336,7 +350,7 @@ def _first_line(process: "subprocess.Popen[bytes]", timeout: float) -> bytes:
 
 
 def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
-    """Close its standard input, on which it ends itself; kill what does not."""
+    """Close the supervisor's standard input, on which it ends all it started; kill its group if it does not."""
     if os.getpid() != owner:  # a fork of the trainer: not its process to end
         return
     for pipe in (process.stdin, process.stdout):

@@ -2,26 +2,30 @@
 
     python server.py package.module:name --arguments '{"path": "..."}' --host 0.0.0.0 --port 9000
 
-This file stands alone: beside the reward itself it needs only numpy and Pillow, and no part of this package installed.
-Its wire format is in docs/rewards.md; nothing is unpickled. `RemoteReward` starts and supervises it.
+Besides the reward, this file needs only numpy and Pillow; this package need not be installed. The wire format is in
+docs/rewards.md; nothing is unpickled. Requests are bounded in bytes, values, pixels, connections and time.
+`RemoteReward` starts it through supervisor.py.
 """
 
-from __future__ import annotations  # an environment of old may have Python 3.8
+from __future__ import annotations  # Python 3.8 must be able to read this file
 
 import argparse
 import base64
 import contextlib
 import functools
+import hmac
 import importlib
 import importlib.util
 import inspect
 import io
+import ipaddress
 import json
 import math
 import os
-import signal
+import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +38,20 @@ from PIL import Image
 
 PROTOCOL = 1
 PACKAGE = Path(__file__).resolve().parents[1]
+TOKEN = "CGRPO_REWARD_TOKEN"
+"""The environment variable that holds the token, unless `--token-variable` names another."""
+
+MAX_BYTES = 2**29
+"""Bytes of all requests that are held at once."""
+MAX_VALUES = 10**5
+"""Commas in a request, which bound the number of its values."""
+MAX_PICTURE = 2**26
+"""Pixels of one picture, and of all images in a request together."""
+MAX_PICTURES = 2**28
+"""Pixels of all pictures in a request together."""
+MAX_CONNECTIONS = 64
+HEAD_SECONDS, BODY_SECONDS = 30, 300
+"""Time to receive the head and the body of a request."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +66,7 @@ class Example:
 
 
 class BadRequest(Exception):
-    """The request is not what the wire format says."""
+    """The request is not in the wire format, or too large."""
 
 
 class Scorer:
@@ -72,12 +90,12 @@ class Scorer:
         return {"status": self.status, "error": self.error, "reward": self.use, "protocol": PROTOCOL}
 
     def score(self, request: Any) -> list[float | None]:
-        images, examples = read_request(request)
-        if self.torch:
-            import torch
-
-            images = torch.from_numpy(images)
         with self._lock:
+            images, examples = read_request(request)
+            if self.torch:
+                import torch
+
+                images = torch.from_numpy(images)
             scores = self.reward(images, examples)
             scores = np.asarray(
                 scores.detach().float().cpu() if hasattr(scores, "detach") else scores, dtype=np.float64
@@ -120,61 +138,190 @@ def read_request(request: Any) -> tuple[np.ndarray, Sequence[Example]]:
         BadRequest: naming what is wrong.
     """
     try:
-        pictures = [_read_png(text) for text in request["pictures"]]
-        images = [np.asarray(pictures[n].convert("RGB"), dtype=np.float32) / 255 for n in request["images"]]
+        pictures = [_open_png(text) for text in request["pictures"]]
+        images = [_pick(pictures, n) for n in request["images"]]
         examples = [
             Example(
                 id=str(fields["id"]),
                 prompt=str(fields["prompt"]),
-                references=tuple(pictures[n] for n in fields["references"]),
+                references=tuple(_pick(pictures, n) for n in fields["references"]),
                 subject=str(fields.get("subject", "")),
-                masks=tuple(None if n is None else pictures[n] for n in fields.get("masks", ())),
+                masks=tuple(None if n is None else _pick(pictures, n) for n in fields.get("masks", ())),
             )
             for fields in request["examples"]
         ]
-        rows = [examples[n] for n in request["rows"]]
-    except (KeyError, IndexError, TypeError, ValueError, OSError, SyntaxError) as error:
+        rows = [_pick(examples, n) for n in request["rows"]]
+        if not images or len(images) != len(rows) or len({image.size for image in images}) != 1:
+            raise ValueError(f"{len(images)} images for {len(rows)} rows; expected one each, one or more, of one size")
+        _check_pixels(pictures, images)
+        width, height = images[0].size
+        batch = np.empty((len(images), 3, height, width), dtype=np.float32)
+        for picture in pictures:
+            picture.load()
+        for n, image in enumerate(images):
+            np.divide(np.asarray(image.convert("RGB")).transpose(2, 0, 1), 255, out=batch[n], dtype=np.float32)
+    except Exception as error:  # a damaged picture fails in many ways
         raise BadRequest(f"{type(error).__name__}: {error}") from error
-    if not images or len(images) != len(rows) or len({image.shape for image in images}) != 1:
-        raise BadRequest(f"{len(images)} images for {len(rows)} rows; expected one each, one or more, of one size")
-    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)), rows
+    return batch, rows
 
 
-def _read_png(text: str) -> Image.Image:
-    picture = Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
-    picture.load()
-    return picture
+def _open_png(text: str) -> Image.Image:
+    """A picture whose size is known but whose pixels are not decoded yet."""
+    return Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"])
+
+
+def _pick(some: Sequence[Any], index: Any) -> Any:
+    if type(index) is not int or not 0 <= index < len(some):
+        raise IndexError(f"there is no number {index!r} among {len(some)}")
+    return some[index]
+
+
+def _check_pixels(pictures: Sequence[Image.Image], images: Sequence[Image.Image]) -> None:
+    for what, pixels, most in (
+        ("a picture has", max(picture.width * picture.height for picture in pictures), MAX_PICTURE),
+        ("the images have", sum(image.width * image.height for image in images), MAX_PICTURE),
+        ("the pictures have", sum(picture.width * picture.height for picture in pictures), MAX_PICTURES),
+    ):
+        if pixels > most:
+            raise ValueError(f"{what} {pixels} pixels, but at most {most} are read; lower batch_size or their size")
+
+
+class Server(ThreadingHTTPServer):
+    """Serves up to `MAX_CONNECTIONS` at once. One more takes the place of the one that has been sending for longest."""
+
+    daemon_threads = True
+    request_queue_size = 512
+
+    def __init__(self, address: tuple[str, int], scorer: Scorer, token: str) -> None:
+        self.scorer, self.token = scorer, token
+        self.lock = threading.Lock()
+        self.stages: dict[socket.socket, int] = {}
+        """Of each connection, in order of arrival: 0 while it sends the head of a request, 1 the body, then 2."""
+        self.held = 0
+        super().__init__(address, Handler)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        with self.lock:
+            if len(self.stages) >= MAX_CONNECTIONS:
+                sending = [connection for connection, stage in self.stages.items() if stage < 2]
+                if not sending:
+                    return False
+                oldest = min(sending, key=lambda connection: self.stages[connection])
+                del self.stages[oldest]
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # which wakes its thread
+            self.stages[request] = 0
+        return True
+
+    def enter(self, request: Any, stage: int) -> None:
+        with self.lock:
+            if request in self.stages:
+                self.stages[request] = stage
+
+    def hold(self, count: int) -> int:
+        """Add to the number of bytes held, and return it."""
+        with self.lock:
+            self.held += count
+            return self.held
+
+    def shutdown_request(self, request: Any) -> None:
+        with self.lock:
+            self.stages.pop(request, None)
+        super().shutdown_request(request)
+
+
+class Incoming(io.RawIOBase):
+    """What a connection sends until a deadline, however slowly."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self.connection, self.deadline = connection, time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.connection.settimeout(max(0.001, self.deadline - time.monotonic()))
+        return self.connection.recv_into(buffer)
 
 
 class Handler(BaseHTTPRequestHandler):
-    scorer: Scorer
+    server: Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.incoming = Incoming(self.connection, HEAD_SECONDS)
+        self.rfile = io.BufferedReader(self.incoming)
 
     def do_GET(self) -> None:
-        if self.path == "/health":
-            self._answer(200, self.scorer.health())
-        else:
-            self._answer(404, {"error": "GET /health or POST /score"})
+        if self._refused("/health"):
+            return
+        self._answer(200, self.server.scorer.health())
 
     def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if self._refused("/score"):
+            return
+        if self.headers.get_content_type() != "application/json":  # web pages may send others without asking
+            return self._refuse(415, "the Content-Type must be application/json")
+        if not (length.isascii() and length.isdigit()):
+            return self._refuse(411, "the Content-Length is missing or not a number")
+        if len(length) > 12 or int(length) > MAX_BYTES:
+            return self._refuse(413, f"the request has more than {MAX_BYTES} bytes; lower batch_size")
+        received: list[bytes] = []
         try:
-            request = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-        except ValueError:
-            return self._answer(400, {"error": "the body is not JSON"})
-        if self.path != "/score":
-            return self._answer(404, {"error": "GET /health or POST /score"})
-        if self.scorer.status != "ready":
-            return self._answer(503, {"error": self.scorer.error or "the reward is still loading"})
+            self._score(int(length), received)
+        finally:
+            self.server.hold(-sum(map(len, received)))
+
+    def _score(self, length: int, received: list[bytes]) -> None:
+        self.server.enter(self.connection, 1)
+        self.incoming.deadline = time.monotonic() + BODY_SECONDS
+        while length > 0:
+            chunk = self.rfile.read1(min(length, 2**20))
+            if not chunk:
+                return
+            length -= len(chunk)
+            received.append(chunk)
+            if self.server.hold(len(chunk)) > MAX_BYTES:
+                return self._refuse(503, "other requests take all the room; try again later")
+        self.server.enter(self.connection, 2)
+        scorer = self.server.scorer
+        if scorer.status != "ready":
+            return self._answer(503, {"error": scorer.error or "the reward is still loading"})
         try:
-            self._answer(200, {"scores": self.scorer.score(request)})
+            self._answer(200, {"scores": scorer.score(read_json(b"".join(received)))})
         except BadRequest as error:
             self._answer(400, {"error": str(error)})
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             self._answer(500, {"error": f"{type(error).__name__}: {error}"})
 
+    def _refused(self, path: str) -> bool:
+        """Whether the request was answered already, because it may not be made here."""
+        given = self.headers.get("Authorization", "").encode("latin-1", "replace")
+        if self.headers.get("Origin") is not None:
+            self._refuse(403, "requests of web pages are not answered")
+        elif self.server.token and not hmac.compare_digest(given, f"Bearer {self.server.token}".encode()):
+            self._refuse(401, f"the token is missing or wrong; set the server's in {TOKEN} where the trainer runs")
+        elif self.path != path:
+            self._refuse(404, "GET /health or POST /score")
+        else:
+            return False
+        return True
+
+    def _refuse(self, status: int, error: str) -> None:
+        """Answer without having read the body, then read it for two seconds so that the client gets to the answer."""
+        self._answer(status, {"error": error})
+        self.incoming.deadline = time.monotonic() + 2
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while self.rfile.read1(2**16) and time.monotonic() < self.incoming.deadline:
+                pass
+
     def _answer(self, status: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
-        with contextlib.suppress(ConnectionError):  # the trainer may have given up on it
+        self.connection.settimeout(HEAD_SECONDS)
+        with contextlib.suppress(OSError):  # the client may have closed the connection
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -185,11 +332,25 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def die_with_the_trainer() -> None:
-    """Wait until the pipe from the trainer closes, however it ended, then end this process and all it started."""
-    while sys.stdin.buffer.read(1024):
-        pass
-    os.killpg(0, signal.SIGKILL)
+def read_json(body: bytes) -> Any:
+    """A request's body.
+
+    Raises:
+        BadRequest: if it is not JSON, too deeply nested, or has too many values.
+    """
+    if body.count(b",") > MAX_VALUES:
+        raise BadRequest(f"the body has more than {MAX_VALUES} values")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadRequest("the body is not JSON, or nested too deeply") from None
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def main() -> None:
@@ -199,21 +360,27 @@ def main() -> None:
     parser.add_argument("--images", choices=("auto", "torch", "numpy"), default="auto", help="what the reward takes")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--supervised", action="store_true", help="end when standard input closes")
+    parser.add_argument("--token-variable", default=TOKEN, help="environment variable with the token to ask for")
     options = parser.parse_args()
     del sys.path[0]  # this folder, whose files would hide packages of the same name, such as clip
     sys.path.append(str(Path.cwd()))  # last, as for the trainer: nothing there takes the place of an installed package
+    token = os.environ.pop(options.token_variable, "")
+    if not token and not is_loopback(options.host):
+        parser.exit(2, f"error: other machines reach {options.host}: set a token in {options.token_variable}, here and "
+                    "where the trainer runs.\n")  # fmt: skip
+    try:
+        arguments = dict(json.loads(options.arguments))
+        server = Server((options.host, options.port), Scorer(options.reward, arguments, options.images), token)
+    except (ValueError, TypeError):
+        parser.exit(2, f"error: --arguments must be a JSON object, not {options.arguments!r}.\n")
+    except (OSError, OverflowError) as error:
+        parser.exit(2, f"error: cannot listen at {options.host}:{options.port} ({error}); choose another --port.\n")
     announce = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the reward prints must not mix with the announcement
-
-    Handler.scorer = Scorer(options.reward, json.loads(options.arguments), options.images)
-    server = ThreadingHTTPServer((options.host, options.port), Handler)
-    server.daemon_threads = True
-    if options.supervised:
-        threading.Thread(target=die_with_the_trainer, daemon=True).start()
-    announce.write(json.dumps({"host": options.host, "port": server.server_address[1], "protocol": PROTOCOL}) + "\n")
+    port = server.server_address[1]
+    announce.write(json.dumps({"host": options.host, "port": port, "pid": os.getpid(), "protocol": PROTOCOL}) + "\n")
     announce.close()
-    threading.Thread(target=Handler.scorer.load, daemon=True).start()
+    threading.Thread(target=server.scorer.load, daemon=True).start()
     try:
         server.serve_forever()
     except KeyboardInterrupt:
