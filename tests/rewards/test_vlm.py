@@ -250,7 +250,7 @@ def replies():
         ({"error": {"message": "no credits", "code": "insufficient_quota"}}, "no credits", 10),
         ({"error": "no credits"}, "no credits", 10),
         ({"object": "error", "message": "no credits", "code": 400}, "no credits", 5),
-        ({"detail": "no \x1b[31mcredits"}, r"no \?\[31mcredits", 10),
+        ({"detail": "no \x1b[31mcredits"}, r"no \\x1b\[31mcredits", 10),
         ({"choices": [{"error": {"message": "no credits", "code": 502}}]}, "no credits", 10),
         ({"choices": [{"error": {"code": "9" * 300}}]}, "code.*999", 10),
     ],
