@@ -159,6 +159,7 @@ SETTINGS_ONLY = {
     "cli": "`train` is given a trusted file; `config` makes nothing",
     "config": "`open_config` itself",
     "assemble": "compared with what `open_config` gave",
+    "probe/command": "compared with what `open_config` gave",
     "compare/cells": "compared with the grid",
     "compare/results": "compared with the grid",
     "compare/command": "a grid that the user names",
@@ -373,7 +374,7 @@ HARMLESS = {
     *("aspect", "cache_mib", "fuse", "gradient_checkpointing", "guidance_scale", "true_cfg_scale", "height", "width"),
     *("lora", "max_text_tokens", "negative_prompt", "offload", "pipeline", "quantize", "reference_resolution"),
     *("resolution", "settings", "shift", "trainable", "count", "id", "kinds", "per_subject", "prompt", "references"),
-    *("split", "subject", "max_tokens", "max_completion_tokens", "temperature", "extra_body"),
+    *("split", "subject", "subject_id", "max_tokens", "max_completion_tokens", "temperature", "extra_body"),
 }
 """Arguments that were looked at: weights and data are read without running code, the rest are numbers and words."""
 

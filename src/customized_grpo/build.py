@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 from customized_grpo.errors import UserError, nearest
-from customized_grpo.randomness import seed_global
 from customized_grpo.settings import Spec
 
 REWARDS = ("customized_grpo.rewards", "customized_grpo.toyworld.oracle", "customized_grpo.compare.measures")
@@ -111,6 +110,8 @@ def bind(spec: Spec, slot: str) -> Callable[..., Any]:
 def construct(spec: Spec, slot: str, **extra: Any) -> Any:
     """Construct the object of a spec: call a class, through `from_pretrained` if it has one, or bind a function.
     `extra` arguments are passed if the signature has them and the spec does not set them."""
+    from customized_grpo.randomness import seed_global  # which needs torch
+
     target = check_spec(spec, slot)
     if not inspect.isclass(target):
         return bind(spec, slot)

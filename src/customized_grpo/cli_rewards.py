@@ -4,7 +4,6 @@ from functools import partial
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -47,8 +46,8 @@ def check(
         memory = "-" if trial.memory is None else f"{trial.memory:.0f}"
         verdict = Text(printable(trial.violation or "passed"), "red" if trial.violation else "green")
         seconds = f"{trial.seconds_per_image:.4f}"
-        names = (escape(text) for text in (trial.name, spec.use.split(":")[-1]))
-        table.add_row(*names, scores, seconds, escape(trial.device), memory, verdict)
+        names = (text for text in (trial.name, spec.use.split(":")[-1]))
+        table.add_row(*names, scores, seconds, trial.device, memory, verdict)
     console.print(table)
     if any(trial.violation for trial in trials):
         raise typer.Exit(1)

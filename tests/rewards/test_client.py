@@ -80,7 +80,10 @@ def test_the_size_of_an_answer_is_bounded(serve):
         (b"HTTP/1.1 500 \r\n\r\n", "HTTP 500: no message$"),
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n" + b"[" * 10**5, r"HTTP 502: \[\[\["),
         (b'HTTP/1.1 422 X\r\n\r\n{"detail": "bad\\n \\ud800"}', r"HTTP 422: bad \\ud800$"),
-        (b'HTTP/1.1 500 X\r\n\r\n{"error": "\\u001b[2J\\u009b1m\\u202egone"}', r"HTTP 500: \\x1b\[2J\\x9b1m\\u202egone$"),
+        (
+            b'HTTP/1.1 500 X\r\n\r\n{"error": "\\u001b[2J\\u009b1m\\u202egone"}',
+            r"HTTP 500: \\x1b\[2J\\x9b1m\\u202egone$",
+        ),
     ],
 )
 def test_every_failure_is_one_printable_sentence(serve, answer, reason):

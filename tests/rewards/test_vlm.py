@@ -297,5 +297,6 @@ def test_the_judge_says_why_nothing_was_scored(replies, pictures, examples):
     judge = replies({"choices": [{"message": {"content": "I think\x1b[0m that"}, "finish_reason": "length"}]})
     assert judge(pictures, examples).isnan().all()
     assert (
-        judge.unscored == "there is no score from 0 to 4 in the answer 'I think?[0m that' (cut off at the token limit)"
+        judge.unscored
+        == "there is no score from 0 to 4 in the answer 'I think\\\\x1b[0m that' (cut off at the token limit)"
     )
