@@ -93,6 +93,8 @@ def evaluate_command(
     if output is not None and output.exists() and any(output.iterdir()):
         raise UserError(f"The folder '{output}' is not empty; choose another --output.")
     examples = held_out_examples(config)
+    if not examples:
+        raise UserError("There is nothing to evaluate: evaluation.examples is 0; set it to 1 or more.")
     rewards, metrics = build_rewards(config.rewards), build_rewards(config.metrics, "metric")
     policy, steps = build_policy(config), config.rollout.num_inference_steps
 
