@@ -218,6 +218,7 @@ def test_an_override_takes_back_an_argument_that_is_no_longer_set() -> None:
     one, other = load_config(None, ["policy.offload=cpu"]), load_config(None, ["training.micro_batch=2"])
     assert sorted(overrides(one, other)) == ["policy", "training.micro_batch"]
     assert "offload" not in overrides(one, other)["policy"]
+    assert overrides(other, one)["training.micro_batch"] == "null"
 
 
 # ---- the optimizer and its schedule

@@ -21,8 +21,12 @@ def noise_of(steps, count=ROWS * GROUP):
 def start():
     policy = fakes.LinearPolicy()
     latents = normal(SHAPE, [("initial", row) for row in range(ROWS)])
+
+    def velocity(latents, sigma, conditioning):
+        return policy.velocity(latents, sigma, conditioning) * (1 + sigma.view(-1, 1, 1))
+
     with torch.no_grad():
-        yield policy.velocity, policy.encode(fakes.examples(ROWS)), latents, SIGMAS
+        yield velocity, policy.encode(fakes.examples(ROWS)), latents, SIGMAS
 
 
 def test_each_step_leads_from_its_sigma_to_the_next(start):

@@ -72,7 +72,7 @@ def trajectory(
     for index in range(start, len(sigmas) - 1):
         v = velocity(latents, sigmas[index].expand(len(latents)), conditioning)
         drawn = noise(index)
-        if drawn is not None and (groups := len(drawn) // len(latents)) != 1:
+        if drawn is not None and (groups := len(drawn) // len(latents)) > 1:
             latents, v = (x.repeat_interleave(groups, dim=0) for x in (latents, v))
             conditioning = repeat(conditioning, groups)
         sigma, sigma_next = (sigmas[i].expand(len(latents)) for i in (index, index + 1))

@@ -138,9 +138,10 @@ def test_steps_of_another_policy_or_setting_are_not_mixed_in(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("no_page")
 def test_a_probe_that_ran_out_of_memory_goes_on_with_less(config: Path, tmp_path: Path, monkeypatch) -> None:
-    folder, measure = tmp_path / "probe", linear.Probe.measure
+    folder, measure, batches = tmp_path / "probe", linear.Probe.measure, []
 
     def too_large(self, steps):
+        batches.append(self.settings.batch)
         if self.settings.batch > 8:
             raise torch.OutOfMemoryError("the memory of a test")
         return measure(self, steps)
@@ -151,7 +152,8 @@ def test_a_probe_that_ran_out_of_memory_goes_on_with_less(config: Path, tmp_path
     with pytest.raises(torch.OutOfMemoryError):
         new_probe(quiet(), config, [], {**SMALL, "batch": 16}, output=folder)
     with pytest.raises(torch.OutOfMemoryError):
-        resume_probe(quiet(), folder)  # with the batch that it began with
+        resume_probe(quiet(), folder)
+    assert batches == [16, 16]
     for override in ("rollout.num_inference_steps=6", "rewards.prompt.use=probe.linear:late"):
         with pytest.raises(UserError, match=f"has another {override.split('=')[0]}, which changes the result"):
             resume_probe(quiet(), folder, [override], 8)
