@@ -180,7 +180,7 @@ def test_another_bench_in_the_folder_is_refused(place: Path, plain: Bench) -> No
 
 def test_what_has_not_been_used_may_be_mended(place: Path) -> None:
     output = place / "mended"
-    with pytest.raises(UserError, match="'nowhere' is neither a folder"):
+    with pytest.raises(UserError, match="'nowhere' is neither an existing folder"):
         run(place, output, "metrics.clip_i={path: nowhere}")
     with pytest.raises(UserError, match="nowhere"):
         run(place, output, "policy={use: FluxKontextPolicy, path: nowhere}")
@@ -198,7 +198,7 @@ def test_a_bench_goes_on_with_less_memory(place: Path, plain: Bench, monkeypatch
     del info["identity"]["subjects"]  # as older benches are
     (output / "bench.json").write_text(json.dumps(info))
     less = run(place, output, "policy.shift=0.5", "metrics.clip_t.device=cpu", "batch=1", "score_batch=1")
-    assert np.array_equal(less.values, plain.values)
+    assert np.array_equal(less.scores.values, plain.scores.values)
     assert less.info["identity"]["policy"]["shift"] == 0.5
 
 
@@ -246,7 +246,7 @@ def test_a_subject_without_pictures_is_named(tmp_path: Path) -> None:
     data = dreambench(tmp_path / "data")
     for picture in (data / "dataset" / "vase").iterdir():
         picture.unlink()
-    with pytest.raises(UserError, match="no pictures of vase"):
+    with pytest.raises(UserError, match="no images of vase"):
         bench_command(silent(), ["dreambooth", f"data={data}"], output=tmp_path / "out")
 
 

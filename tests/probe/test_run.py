@@ -289,7 +289,7 @@ def test_the_command_probes_reports_and_refuses(config: Path, tmp_path: Path, mo
     assert command(monkeypatch, "probe", "--resume", folder) == 0
     capsys.readouterr()
     for refused, why in (
-        (("probe", "--resume", folder, "--branches", 3), "takes everything but --batch and overrides from the folder"),
+        (("probe", "--resume", folder, "--branches", 3), "reads everything but --batch and overrides from the folder"),
         (("probe", config, "--output", folder), "holds something already"),
         (("probe", config, "--branches", 1, "--output", tmp_path / "new"), "'branches' is 1"),
     ):
