@@ -1,10 +1,12 @@
-"""CLIP checkpoints in open_clip's layout, read as a transformers `CLIPModel`."""
+"""CLIP checkpoints in open_clip's layout, read as a transformers `CLIPModel`, and how open_clip cleans prompts."""
 
+import html
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import torch
 from torch import Tensor
 
@@ -35,6 +37,14 @@ TRANSPOSED = ("visual.proj", "text_projection")
 def is_checkpoint(path: str | Path) -> bool:
     """Whether the path is a file that `read_clip` reads."""
     return Path(path).is_file() and Path(path).suffix in (".pt", ".pth", ".bin", ".safetensors")
+
+
+def clean_prompt(prompt: str) -> str:
+    """A prompt as open_clip cleans it before it makes tokens: straight quotes, no ligatures, HTML entities resolved.
+
+    Source: open_clip, tokenizer.py, `basic_clean`, `whitespace_clean`. The tokenizers of transformers leave this out.
+    """
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split()).lower()
 
 
 def read_clip(path: str | Path) -> Any:

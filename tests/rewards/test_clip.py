@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -6,7 +8,7 @@ from transformers import CLIPModel
 
 from customized_grpo.errors import UserError
 from customized_grpo.images import to_pil
-from customized_grpo.open_clip import read_clip
+from customized_grpo.open_clip import clean_prompt, read_clip
 from customized_grpo.rewards import ClipImageReward, ClipReward, Hpsv2Reward, PickScoreReward, check_reward
 from rewards import tiny
 
@@ -121,6 +123,24 @@ def test_hpsv2_reads_a_checkpoint(suffix, reference, images, tmp_path):
     scores = reward(images, examples)
     assert scores.abs().max() <= 1
     check_reward(reward, images, examples)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cleaned"),
+    [  # what open_clip 3.3.0 makes of them before its byte pair encoding
+        ("“It’s” ﬁne", '"it\'s" fine'),
+        ("Ａ ｒｅｄ ｄｏｇ", "a red dog"),
+        ("red &amp; &amp;amp; &lt;dog", "red & & <dog"),
+        (" a\u2028red\t\nhat ", "a red hat"),
+        ("cafe\u0301", "café"),
+        ("a red hat!", "a red hat!"),
+    ],
+)
+def test_hpsv2_cleans_prompts_as_open_clip_does(prompt, cleaned, models, images):
+    assert clean_prompt(prompt) == cleaned
+    example = tiny.example("0", prompt)
+    reward = Hpsv2Reward(models["clip"], processor=models["clip"])
+    assert torch.equal(reward(images[:1], [example]), reward(images[:1], [replace(example, prompt=cleaned)]))
 
 
 def test_hpsv2_reads_the_transformers_layout(models, images, examples):

@@ -129,6 +129,8 @@ PROTOCOLS: dict[str, Protocol] = {
             notes=(
                 "The judge grades 0 to 4 by rubrics of ours, and is the model you name: not comparable with the "
                 "published grades, which are GPT-4o's by the authors' rubrics.",
+                "DINO is another model than the authors': theirs is dino_vits8 of torch.hub on images resized to 256 "
+                "(bicubic) and cropped to 224; their DINO scores do not compare with ours.",
                 "There is one picture of each subject, so there is no oracle line.",
             ),
         ),

@@ -1,7 +1,7 @@
 """Rewards on a CLIP model: prompt following (CLIP-T, PickScore, HPSv2.1) and identity (CLIP-I)."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from customized_grpo.images import CLIP_MEAN, CLIP_STD, Preprocess, pooled, segmented
-from customized_grpo.open_clip import is_checkpoint, read_clip
+from customized_grpo.open_clip import clean_prompt, is_checkpoint, read_clip
 from customized_grpo.rewards.contract import (
     Reduce,
     check_reduce,
@@ -30,8 +30,12 @@ CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 class _ClipEmbedder:
     """Images and prompts to embeddings of length 1."""
 
-    def __init__(self, model: Any, preprocess: Preprocess, tokenizer: Any, device: str | None, batch_size: int) -> None:
+    def __init__(
+        self, model: Any, preprocess: Preprocess, tokenizer: Any, device: str | None, batch_size: int,
+        clean: Callable[[str], str] = str,
+    ) -> None:  # fmt: skip
         self.model, self.preprocess, self.tokenizer, self.batch_size = model, preprocess, tokenizer, batch_size
+        self.clean = clean
         self.max_length = model.config.text_config.max_position_embeddings
         frozen(model, device)
 
@@ -46,7 +50,7 @@ class _ClipEmbedder:
 
     def prompts(self, examples: Sequence[Example]) -> Tensor:
         """U examples to (U, D)."""
-        prompts = [example.prompt for example in examples]
+        prompts = [self.clean(example.prompt) for example in examples]
         cut = sum(len(ids) > self.max_length for ids in self.tokenizer(prompts, verbose=False).input_ids)
         if cut:
             warnings.warn(f"{cut} prompts are longer than the {self.max_length} tokens CLIP reads.", stacklevel=2)
@@ -178,7 +182,7 @@ class Hpsv2Reward(ClipReward):
         size = model.config.vision_config.image_size
         preprocess = Preprocess(crop=(size, size), mean=CLIP_MEAN, std=CLIP_STD, fit="contain")
         tokenizer = load("a CLIP tokenizer", processor, _load_tokenizer)
-        self.clip = _ClipEmbedder(model, preprocess, tokenizer, device, batch_size)
+        self.clip = _ClipEmbedder(model, preprocess, tokenizer, device, batch_size, clean_prompt)
 
     def _read(self, at: str, **pinned: Any) -> Any:
         if Path(at).is_dir():
