@@ -45,6 +45,15 @@ def test_scores_are_float32_numbers_in_float64() -> None:
     np.testing.assert_array_equal(values, values.astype(np.float32))
 
 
+def test_memory_that_runs_out_says_what_to_lower() -> None:
+    class Full(fakes.LinearPolicy):
+        def decode(self, latents, conditioning):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    with pytest.raises(UserError, match=r"on cpu .*lower evaluation\.batch"):
+        table(Full())
+
+
 def test_another_runs_scores_are_taken_over_as_they_are(tmp_path: Path) -> None:
     made = table()
     made.values[0, 0, 1] = math.nan
