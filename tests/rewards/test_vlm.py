@@ -298,5 +298,5 @@ def test_the_judge_says_why_nothing_was_scored(replies, pictures, examples):
     assert judge(pictures, examples).isnan().all()
     assert (
         judge.unscored
-        == "there is no score from 0 to 4 in the answer 'I think\\\\x1b[0m that' (cut off at the token limit)"
+        == "there is no score from 0 to 4 in the answer 'I think\\x1b[0m that' (cut off at the token limit)"
     )

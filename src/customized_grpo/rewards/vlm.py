@@ -320,7 +320,7 @@ def _check_answer(answer: Any) -> None:
 
 def _excerpt(answer: Any) -> str:
     """The beginning of an answer, for an error."""
-    text = repr(printable(" ".join((_content(answer) or str(answer)).split()))[:200])
+    text = f"'{printable(' '.join((_content(answer) or str(answer)).split()))[:200]}'"
     return f"{text} (cut off at the token limit)" if _choice(answer).get("finish_reason") == "length" else text
 
 

@@ -1,0 +1,11 @@
+from .clip import ClipImageReward as ClipImageReward
+from .clip import ClipReward as ClipReward
+from .clip import Hpsv2Reward as Hpsv2Reward
+from .clip import PickScoreReward as PickScoreReward
+from .contract import Reward as Reward
+from .contract import RewardUnavailable as RewardUnavailable
+from .contract import check_reward as check_reward
+from .dino import DinoReward as DinoReward
+from .hps import Hpsv3Reward as Hpsv3Reward
+from .remote import RemoteReward as RemoteReward
+from .vlm import VlmJudge as VlmJudge
