@@ -54,6 +54,19 @@ def test_memory_that_runs_out_says_what_to_lower() -> None:
         table(Full())
 
 
+def test_global_draws_repeat_and_differ_between_pictures() -> None:
+    class Drawing(fakes.LinearPolicy):
+        def decode(self, latents, conditioning):
+            drawn.append(float(torch.rand(())))
+            return super().decode(latents, conditioning)
+
+    drawn: list[float] = []
+    for _ in range(2):
+        table(Drawing(), batch=1, count=3)
+    assert drawn[:6] == drawn[6:]
+    assert len(set(drawn)) == 6
+
+
 def test_another_runs_scores_are_taken_over_as_they_are(tmp_path: Path) -> None:
     made = table()
     made.values[0, 0, 1] = math.nan

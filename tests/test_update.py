@@ -341,6 +341,17 @@ def test_the_first_ratio_may_be_off_by_so_much(
             assert record["update/ratio_max"] == pytest.approx(math.exp(abs(off)), abs=1e-6)
 
 
+def test_the_first_ratio_may_be_off_by_exactly_a_tenth_of_the_clip_range(accelerator: Accelerator) -> None:
+    (sampled,) = rollouts(draw(1), torch.tensor(START, dtype=torch.float64), ONE_UPDATE, torch.float64)
+    sampled = replace(sampled, log_probs=sampled.log_probs - 1e-4)
+    error = 1.0
+    for clip_range in (0.2, None):
+        case = ONE_UPDATE | {"clip_range": clip_range or 10 * error}
+        record = make_updater(case, torch.float64, accelerator)[0](1, [sampled], draw(1).advantage)
+        error = record["update/first_ratio_error"]
+    assert case["clip_range"] / 10 == error
+
+
 # ---- a resumed run
 
 
@@ -351,11 +362,14 @@ class ReadsOnce(torch.optim.SGD):
         super().__init__(params, lr)
 
 
-def restored(old: dict[str, Any], new: dict[str, Any], changed: list[str], accelerator: Accelerator) -> Updater:
-    """An updater with the optimizer `new`, from a checkpoint after one update with `old`."""
+def restored(
+    old: dict[str, Any], new: dict[str, Any], changed: list[str], accelerator: Accelerator, updates: int = 1
+) -> Updater:
+    """An updater with the optimizer `new`, from a checkpoint after some updates with `old`."""
     updater, _ = make_updater(ONE_UPDATE | {"optimizer": Spec(**old)}, torch.float64, accelerator)
     sampled = rollouts(draw(1), torch.tensor(START, dtype=torch.float64), ONE_UPDATE, torch.float64)
-    updater(1, sampled, draw(1).advantage)
+    for _ in range(updates):
+        updater(1, sampled, draw(1).advantage)
     updater.optimizer.param_groups[0]["weight_decay"] = 0.25  # as if something had moved it
     state = TrainingState(1, {}, trainable=updater.policy.trainable_state(), ema=updater.ema, **updater.state())
     again, _ = make_updater(ONE_UPDATE | {"optimizer": Spec(**new)}, torch.float64, accelerator)
@@ -388,6 +402,12 @@ def test_an_argument_that_cannot_act_any_more_is_refused(
     with pytest.raises(UserError, match=f"training.optimizer.{why}"):
         restored(old, {**old, **argument}, list(argument), accelerator)
     restored(old, {**old, **argument}, [], accelerator)
+
+
+def test_before_the_first_step_the_optimizer_lacks_nothing(accelerator: Accelerator) -> None:
+    adam = {"use": "AdamW", "lr": LR}
+    again = restored(adam, {**adam, "amsgrad": True}, ["amsgrad"], accelerator, updates=0)
+    assert again.optimizer.param_groups[0]["amsgrad"]
 
 
 # ---- several processes
