@@ -208,7 +208,7 @@ def test_rewards_check_fails_if_nothing_is_scored(tmp_path: Path) -> None:
     text = cgrpo("rewards", "check", "rewards={b: 'mine:none'}", "metrics={}", cwd=tmp_path, expect=1)
     words = " ".join(text.replace("│", " ").split())
     assert "It scored none of the 4 images" in words
-    assert "[/]: ?[2J" in words
+    assert "[/]: \\x1b[2J" in words
 
 
 def test_a_folder_in_use_is_refused_before_anything_is_loaded(straight: Path, tmp_path: Path) -> None:

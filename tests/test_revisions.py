@@ -87,7 +87,7 @@ def test_policies_read_the_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FluxKontextPipeline, "from_pretrained", from_pretrained)
     policies.FluxKontextPolicy.from_pretrained("owner/kontext", revision=OLD, device="cpu")
     assert asked == [OLD, OLD]
-    with pytest.raises(UserError, match="is here, so leave it out"):
+    with pytest.raises(UserError, match="is a local folder and has no revisions; remove revision"):
         policies.FluxKontextPolicy.from_pretrained(revision=OLD)
 
 

@@ -218,7 +218,7 @@ def test_it_benches_a_run(file, trained, tmp_path):
     measured = read_bench(tmp_path / "out")
     assert set(measured.metrics) == set(specs)
     held = [metric.role != "copy" for metric in plan.metrics.values()]  # a copied background needs a mask to be known
-    assert np.isfinite(measured.values[:, :, held]).all()
+    assert np.isfinite(measured.scores.values[:, :, held]).all()
     assert (tmp_path / "out" / "report.html").is_file()
 
 
