@@ -39,7 +39,7 @@ test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest
 
 bench: $(INSTALLED)
-	@$(BIN)/python -m customized_grpo.benchmark $(ARGS)
+	@$(BIN)/python -m customized_grpo.cli.speed $(ARGS)
 
 fuzz: $(INSTALLED)
 	@$(BIN)/python tools/fuzz.py $(ARGS)

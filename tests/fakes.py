@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from customized_grpo.functional.schedule import shifted_sigmas
 from customized_grpo.policies.contract import Policy
-from customized_grpo.types import Conditioning, Example
+from customized_grpo.structures import Conditioning, Example
 
 TOKENS, CHANNELS = 4, 3
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from customized_grpo.assemble import build_rewards, finished_iterations, open_run, resume_run
-from customized_grpo.config import load_config, to_yaml
+from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Spec
-from customized_grpo.tracking import RunFolder
+from customized_grpo.settings.parse import to_yaml
+from customized_grpo.train.trackers import RunFolder
 
 CLIP, DINO = "{use: ClipReward, path: 'toyworld:clip'}", "{use: DinoReward, path: 'toyworld:dino'}"
 

@@ -12,15 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from customized_grpo import checkpoint
 from customized_grpo.distributed import combine, warn_of_missing_processes
+from customized_grpo.train import checkpoint
 
 SCRIPT = """
-import sys
+import os, sys
 from pathlib import Path
-import fakes, torch, torch.distributed
-from customized_grpo.config import TrainerConfig, parse_config
-from customized_grpo.trainer import Trainer
+import fakes, torch
+from customized_grpo.train.settings import TrainerConfig
+from customized_grpo.settings.parse import parse_config
+from customized_grpo.train.trainer import Trainer
 
 torch.set_num_threads(1)
 config = parse_config({
@@ -37,18 +38,18 @@ trainer = Trainer(policy, {"prompt": fakes.red, "identity": fakes.dark}, fakes.e
 trainer.train()
 rank = trainer.accelerator.process_index
 torch.save(policy.trainable_state(), f"{sys.argv[1]}/rank{rank}.pt")
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()
+os._exit(0)  # see customized_grpo.cli.terminal.leave_at_once
 """
 
 FAILING = """
 import os, signal, sys
 from pathlib import Path
-import fakes, torch, torch.distributed
-from customized_grpo.config import TrainerConfig, parse_config
+import fakes, torch
+from customized_grpo.train.settings import TrainerConfig
+from customized_grpo.settings.parse import parse_config
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.rewards.contract import RewardUnavailable
-from customized_grpo.trainer import Trainer
+from customized_grpo.train.trainer import Trainer
 
 torch.set_num_threads(1)
 folder, when = Path(sys.argv[1]), sys.argv[2]
@@ -83,7 +84,7 @@ for when in ("update", "killed") if when == "update" else (when,):
         trainer.train()
     except (UserError, TrainingError) as error:
         (folder / f"{when}{rank}.txt").write_text(f"{error.shared} {error}")
-torch.distributed.destroy_process_group()
+os._exit(0)  # see customized_grpo.cli.terminal.leave_at_once
 """
 
 

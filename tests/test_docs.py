@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from customized_grpo.bench.plan import BenchSettings
-from customized_grpo.compare.grid import Grid
-from customized_grpo.config import Config, describe_settings
-from customized_grpo.evaluation import EvaluationSettings
+from customized_grpo.config import Config
 from customized_grpo.policies.lora import LoraSettings
-from customized_grpo.probe.measure import ProbeSettings
-from customized_grpo.rollout import RolloutSettings
 from customized_grpo.settings import Settings, Spec
+from customized_grpo.settings.parse import describe_settings
+from customized_grpo.studies.bench.plan import BenchSettings
+from customized_grpo.studies.compare.grid import Grid
+from customized_grpo.studies.probe.measure import ProbeSettings
+from customized_grpo.train.settings import EvaluationSettings, RolloutSettings
 from tools.pretrain import PretrainSettings
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from customized_grpo import cli
+from customized_grpo.cli import main as cli
 from customized_grpo.store.run import read_run
 
 RUN = Path(__file__).parent / "fixtures" / "run-0.1.0"

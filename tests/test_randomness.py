@@ -8,12 +8,13 @@ import torch
 
 import fakes
 from customized_grpo.assemble import build_rewards
-from customized_grpo.config import TrainerConfig, parse_config
 from customized_grpo.randomness import generator, normal, seed_global
 from customized_grpo.settings import Spec
+from customized_grpo.settings.parse import parse_config
 from customized_grpo.store.run import RunFolder
-from customized_grpo.trainer import Trainer
-from customized_grpo.types import Example
+from customized_grpo.structures import Example
+from customized_grpo.train.settings import TrainerConfig
+from customized_grpo.train.trainer import Trainer
 
 
 def test_a_draw_depends_on_its_key_alone() -> None:

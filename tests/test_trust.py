@@ -14,17 +14,19 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from compare.fabricate import fabricate
-from compare.tiny import CONFIG
-from customized_grpo import cli, trust
+from customized_grpo import trust
 from customized_grpo.assemble import open_run
-from customized_grpo.build import HOMES, exported, resolve
-from customized_grpo.compare import command
-from customized_grpo.compare.cells import State
-from customized_grpo.compare.grid import open_grid
-from customized_grpo.config import Config, check_names, load_config, open_config, parse_config, specs
+from customized_grpo.cli import compare as command
+from customized_grpo.cli import main as cli
+from customized_grpo.config import Config, check_names, load_config, open_config
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Spec
+from customized_grpo.settings.build import HOMES, exported, resolve
+from customized_grpo.settings.parse import parse_config
+from customized_grpo.studies.compare.cells import State
+from customized_grpo.studies.compare.grid import open_grid
+from studies.compare.fabricate import fabricate
+from studies.compare.tiny import CONFIG
 
 RECIPES = sorted(p for p in (Path(__file__).parents[1] / "recipes").rglob("*.yaml") if "compare" not in p.name)
 EVIL = """
@@ -70,7 +72,7 @@ def write(path: Path, tree: dict[str, Any]) -> Path:
 
 def needed(**rewards: Any) -> dict[str, str]:
     """What rewards need trust for, by setting."""
-    found = trust.items(specs(parse_config({"rewards": rewards}, Config)))
+    found = trust.items(parse_config({"rewards": rewards}, Config).specs())
     return {item.where.removeprefix("rewards."): item.value for item in found if item.told}
 
 
@@ -185,7 +187,7 @@ def test_whoever_reads_a_folder_goes_through_the_one_door() -> None:
 @pytest.fixture
 def own(home: Path, cgrpo: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that this user trained, from a configuration full of foreign names."""
-    monkeypatch.setattr("customized_grpo.report.write_report", lambda run, status: None)  # slower than the rest
+    monkeypatch.setattr("customized_grpo.studies.report.write_report", lambda run, status: None)  # slower than the rest
     tree = {**CONFIG, "training": {**CONFIG["training"], "iterations": 1}, "metrics": {"sharp": {"use": "evil:boom"}}}
     status, said = cgrpo("train", write(home / "mine.yaml", tree), f"output={home / 'own'}")
     assert status == 0, said
@@ -255,8 +257,8 @@ def test_an_own_grid_goes_on_without_a_word(
 
 
 def command_of_a_cell(root: Path) -> list[str]:
-    from customized_grpo.compare.cells import cells
-    from customized_grpo.compare.cells import command as words
+    from customized_grpo.studies.compare.cells import cells
+    from customized_grpo.studies.compare.cells import command as words
 
     return words(cells(open_grid(root), root)[0], State("stopped"))
 
@@ -297,12 +299,12 @@ def test_what_stays_here_needs_none() -> None:
     assert needed(a=near, b={"use": "VlmJudge", "model": "m"}) == {}
     assert needed(a={"use": "VlmJudge", "model": "m", "url": "http://localhost:8000/v1"}) == {}
     assert needed(a={"use": "customized_grpo.rewards.clip:ClipReward"}) == {}
-    assert trust.items(specs(load_config())) == frozenset()
+    assert trust.items(load_config().specs()) == frozenset()
 
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.parent.name != "bench"], ids=lambda p: p.stem)
 def test_recipes_name_nothing_foreign_but_interpreters(path: Path) -> None:
-    assert not [item for item in trust.items(specs(load_config(path))) if item.where.endswith(".use")]
+    assert not [item for item in trust.items(load_config(path).specs()) if item.where.endswith(".use")]
 
 
 def test_a_path_is_the_file_that_it_leads_to(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +330,7 @@ def test_a_path_is_the_file_that_it_leads_to(home: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("slot", "use"),
     [
-        ("policy", "customized_grpo.build:import_module"),
+        ("policy", "customized_grpo.settings.build:import_module"),
         ("policy", "customized_grpo.policies:import_module"),
         ("policy", "customized_grpo.policies.export:export_adapter"),
         ("policy", "customized_grpo.policies:LoraSettings"),
@@ -404,7 +406,7 @@ def test_every_name_in_a_configuration_is_walked() -> None:
 
     far = {"train": {"use": "x:y"}, "eval": {"use": "x:y"}}
     config = parse_config({"data": far, "metrics": {"m": {"use": "x:y"}}}, Config)
-    walked = [where for where, _, _ in specs(config)]
+    walked = [where for where, _, _ in config.specs()]
     for setting in named(Config):
         assert any(f"{where}.".startswith(f"{setting}.") for where in walked), setting
 

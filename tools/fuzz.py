@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from customized_grpo.data import JsonlDataset
-from customized_grpo.decode import read_mask, read_picture
+from customized_grpo.data.decode import read_mask, read_picture
 from customized_grpo.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "ICO")

@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 
 from customized_grpo.assemble import build_trainer
-from customized_grpo.config import load_config, to_yaml
-from customized_grpo.terminal import quiet_libraries
-from customized_grpo.trainer import Observer
+from customized_grpo.cli.terminal import quiet_libraries
+from customized_grpo.config import load_config
+from customized_grpo.settings.parse import to_yaml
+from customized_grpo.train.trainer import Observer
 
 SMALLEST = (
     "data.train={use: 'customized_grpo.toyworld.dataset:ToyWorld', count: 256}", "data.eval=toyworld",

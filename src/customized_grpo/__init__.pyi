@@ -1,6 +1,5 @@
 from ._version import __version__ as __version__
 from .config import Config as Config
-from .config import TrainerConfig as TrainerConfig
 from .config import load_config as load_config
 from .data import JsonlDataset as JsonlDataset
 from .errors import TrainingError as TrainingError
@@ -13,9 +12,10 @@ from .rewards import ClipReward as ClipReward
 from .rewards import DinoReward as DinoReward
 from .rewards import Reward as Reward
 from .rewards import check_reward as check_reward
+from .structures import Example as Example
+from .structures import Rewards as Rewards
+from .structures import Rollout as Rollout
 from .toyworld.dataset import ToyWorld as ToyWorld
-from .trainer import Observer as Observer
-from .trainer import Trainer as Trainer
-from .types import Example as Example
-from .types import Rewards as Rewards
-from .types import Rollout as Rollout
+from .train.settings import TrainerConfig as TrainerConfig
+from .train.trainer import Observer as Observer
+from .train.trainer import Trainer as Trainer

@@ -1,3 +1,3 @@
-from customized_grpo.cli import main
+from customized_grpo.cli.main import main
 
 main()

@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from customized_grpo import checkpoint
-from customized_grpo.build import construct
 from customized_grpo.config import Config, load_config, open_config
 from customized_grpo.data import load_datasets
 from customized_grpo.errors import UserError
-from customized_grpo.identity import changes_on_resume
 from customized_grpo.policies.contract import Policy
 from customized_grpo.rewards.contract import contained
-from customized_grpo.scoring import RewardFunction
+from customized_grpo.rewards.scoring import RewardFunction
 from customized_grpo.settings import Spec
+from customized_grpo.settings.build import construct
+from customized_grpo.settings.identity import changes_on_resume
 from customized_grpo.store.run import RunFolder
-from customized_grpo.trainer import Trainer
-from customized_grpo.types import Example
+from customized_grpo.structures import Example
+from customized_grpo.train import checkpoint
+from customized_grpo.train.trainer import Trainer
 
 
 def build_policy(config: Config) -> Policy:

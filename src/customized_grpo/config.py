@@ -1,62 +1,17 @@
 """The configuration of a run, composed of settings that are each defined beside the code that reads them."""
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, model_validator
 
 from customized_grpo import trust
-from customized_grpo.build import check_spec, exported
-from customized_grpo.checkpoint import CheckpointSettings
-from customized_grpo.data import DataSettings
-from customized_grpo.errors import UserError, nearest
-from customized_grpo.evaluation import EvaluationSettings
-from customized_grpo.method import MethodSettings
-from customized_grpo.rollout import RolloutSettings
-from customized_grpo.settings import Role, Settings, Spec, expectation
-from customized_grpo.store import read_text
-from customized_grpo.tracking import TrackingSettings
-from customized_grpo.update import TrainingSettings
-
-
-class TrainerConfig(Settings):
-    """The settings of `Trainer`."""
-
-    seed: Annotated[int, Role.KEPT] = 0
-    """Random seed of the run."""
-    output: Annotated[Path | None, Role.RUNTIME] = None
-    """The run folder; default: a new one under runs/."""
-    method: MethodSettings = MethodSettings()
-    rollout: RolloutSettings = RolloutSettings()
-    training: TrainingSettings = TrainingSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    tracking: TrackingSettings = TrackingSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
-
-
-class Loader(yaml.SafeLoader):
-    """YAML's safe loader, extended to parse 1e-3 as a number (YAML 1.1 requires 1.0e-3)."""
-
-
-def _mapping(loader: Loader, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:
-    """A mapping without duplicate keys, of which YAML would silently drop all but the last."""
-    seen: set[str] = set()
-    for key, _ in node.value:
-        if key.value in seen:
-            raise yaml.MarkedYAMLError(problem=f"duplicate key '{key.value}'", problem_mark=key.start_mark)
-        seen.add(key.value)
-    yield from loader.construct_yaml_map(node)
-
-
-Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+from customized_grpo.data.settings import DataSettings
+from customized_grpo.settings import Role, Spec
+from customized_grpo.settings.build import check_spec, exported
+from customized_grpo.settings.parse import load_settings
+from customized_grpo.train.settings import TrainerConfig
 
 
 def _spec(use: str, **arguments: Any) -> Spec:
@@ -87,200 +42,33 @@ class Config(TrainerConfig):
     oracle cannot evaluate other data."""
     data: DataSettings = DataSettings()
 
+    LISTED: ClassVar[str] = " `cgrpo config` lists all settings."
+    """Added to the error for an unknown setting."""
 
-S = TypeVar("S", bound=BaseModel)
+    @model_validator(mode="before")
+    @classmethod
+    def _metrics_of_the_toy_world(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The default metrics are an oracle of the toy world, and cannot evaluate other data."""
+        data = values.get("data", {})
+        data = data.model_dump() if isinstance(data, DataSettings) else data
+        if "metrics" in values or not isinstance(data, Mapping):
+            return values
+        return (
+            values if (data.get("eval") or data.get("train", "toyworld")) == "toyworld" else {**values, "metrics": {}}
+        )
+
+    def specs(self) -> list[tuple[str, str, Spec]]:
+        """(setting, slot, spec) of every function and class that the configuration names."""
+        found = [*super().specs(), ("policy", "policy", self.policy)]
+        found += [(f"rewards.{name}", "reward", spec) for name, spec in self.rewards.items()]
+        found += [(f"metrics.{name}", "metric", spec) for name, spec in self.metrics.items()]
+        data = {"data.train": self.data.train, "data.eval": self.data.eval}
+        return found + [(where, "dataset", spec) for where, spec in data.items() if isinstance(spec, Spec)]
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a run: `load_settings` for `Config`."""
     return load_settings(Config, path, overrides)
-
-
-def load_settings(model: type[S], path: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
-    """Load a YAML file (or the defaults) and apply `a.b=value` overrides.
-
-    Raises:
-        UserError: for a missing or unreadable file, an unknown key (suggesting the closest one) or a wrong type.
-    """
-    tree: dict[str, Any] = read_yaml(path) if path is not None else {}
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key.strip():
-            raise UserError(
-                f"'{override}' is not an override; write section.setting=value, such as training.iterations=5."
-            )
-        try:
-            value = yaml.load(text, Loader)
-        except yaml.YAMLError as error:
-            raise UserError(f"The value of '{override}' is not valid YAML: {_problem(error)}.") from error
-        _assign(tree, key.strip().split("."), value)
-    return parse_config(tree, model)
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        UserError: if the file is missing, is not YAML, or is not a mapping.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"There is no configuration file '{file}'; see recipes/ for examples.")
-    try:
-        tree = yaml.load(read_text(file), Loader)
-    except yaml.YAMLError as error:
-        line = error.problem_mark.line + 1 if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else None
-        where = f"'{file}', line {line}" if line else f"'{file}'"
-        raise UserError(f"{where}: invalid YAML: {_problem(error)}.") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"'{file}' contains a {type(tree).__name__}; expected a mapping of sections.")
-    return tree
-
-
-def _problem(error: Exception) -> str:
-    said = error.problem if isinstance(error, yaml.MarkedYAMLError) and error.problem else str(error)
-    return " ".join(said.split())
-
-
-def parse_config(tree: Mapping[str, Any], model: type[S]) -> S:
-    """Build a settings object from plain data merged over the defaults. Errors are one sentence."""
-    values = _over_defaults(tree, model)
-    try:
-        made = model(**values)
-        if isinstance(made, Config) and "metrics" not in tree and (made.data.eval or made.data.train) != "toyworld":
-            return model(**{**values, "metrics": {}})
-        return made
-    except ValidationError as error:
-        raise UserError(_sentence(error, model, tree)) from None
-
-
-def to_yaml(config: BaseModel) -> str:
-    """Serialize the resolved configuration, so that reading it back gives an equal one."""
-    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, width=100)
-
-
-def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        below = tree.setdefault(key, {})
-        if not isinstance(below, dict):
-            below = tree[key] = {}
-        tree = below
-    tree[keys[-1]] = value
-
-
-def _over_defaults(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Merge single arguments such as `policy.dtype` into the default spec. A new `use` or `path` discards the default
-    arguments, because those of the embedded model, such as full fine-tuning, do not suit another model."""
-    merged = dict(tree)
-    for name, field in model.model_fields.items():
-        given = tree.get(name)
-        if not isinstance(given, Mapping):
-            continue
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Settings):
-            default = field.default.model_dump(exclude_unset=True) if isinstance(field.default, kind) else {}
-            merged[name] = _over_defaults({**default, **given}, kind)
-        elif kind is Spec:
-            merged[name] = _over_spec(given, field.default)
-        elif get_origin(kind) is dict and get_args(kind)[1] is Spec:
-            complete = all(isinstance(spec, Mapping) and "use" in spec for spec in given.values())
-            merged[name] = {} if complete else dict(field.default)
-            for key, spec in given.items():
-                if isinstance(spec, Mapping):
-                    merged[name][key] = _over_spec(spec, field.default.get(key))
-                else:
-                    merged[name][key] = {"use": spec} if isinstance(spec, str) else spec
-    for name, field in model.model_fields.items():
-        if field.annotation is Spec and isinstance(tree.get(name), str):
-            merged[name] = {"use": tree[name]}
-    return merged
-
-
-def _over_spec(given: Mapping[str, Any], default: Spec | None) -> dict[str, Any]:
-    if default is None or ("use" in given and given["use"] != default.use):
-        return dict(given)
-    kept = default.model_dump()
-    if "path" in given and given["path"] != kept.get("path"):
-        return {"use": default.use, **given}
-    return {**kept, **given}
-
-
-def _sentence(error: ValidationError, model: type[BaseModel], tree: Mapping[str, Any]) -> str:
-    problems = error.errors()
-    first, path = problems[0], _given(problems[0]["loc"], tree)
-    where = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        parent = _model_at(model, path[:-1])
-        known = list(parent.model_fields) if parent else []
-        printed = " `cgrpo config` lists all settings." if issubclass(model, Config) else ""
-        return f"There is no setting '{where}'.{nearest(path[-1], known)}{printed}"
-    if first["type"] == "missing":
-        return f"The setting '{'.'.join(map(str, first['loc']))}' is missing; `cgrpo config` prints an example."
-    here = [problem for problem in problems if _given(problem["loc"], tree) == path]  # one for each kind of a union
-    others = len({tuple(_given(problem["loc"], tree)) for problem in problems}) - 1
-    more = f" ({others} more like this.)" if others else ""
-    kinds = " or ".join(dict.fromkeys(expectation(problem) for problem in here))
-    return f"The setting '{where}' is {json.dumps(first['input'], default=str)[:80]}: expected {kinds}.{more}"
-
-
-def _given(location: Sequence[int | str], tree: Any) -> list[str]:
-    """The part of an error's location that exists in the input; the rest names the members of a union."""
-    path: list[str] = []
-    for part in location:
-        if path and not (isinstance(tree, Mapping) and part in tree):
-            break
-        path.append(str(part))
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return path
-
-
-def _model_at(model: type[BaseModel], keys: list[str]) -> type[BaseModel] | None:
-    for key in keys:
-        field = model.model_fields.get(key)
-        kinds = [field.annotation] if field else []
-        if kinds and get_origin(kinds[0]) in (Union, UnionType):
-            kinds = list(get_args(kinds[0]))
-        found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not found:
-            return None
-        model = found[0]
-    return model
-
-
-def describe_settings(model: type[BaseModel], prefix: str = "", section: BaseModel | None = None) -> str:
-    """Every setting with its default (in `section`, if given) and its description, one paragraph each."""
-    paragraphs = []
-    for name, field in model.model_fields.items():
-        kind, default = field.annotation, getattr(section, name, field.default)
-        if isinstance(kind, type) and issubclass(kind, Settings):
-            title = f"{prefix}{name}: {' '.join((kind.__doc__ or '').split())}"
-            paragraphs += [title, describe_settings(kind, f"{prefix}{name}.", default)]
-        else:
-            default = default.model_dump() if isinstance(default, Spec) else default
-            text = " ".join((field.description or "").split())
-            role = next((f"  [{item.value} on resume]" for item in field.metadata if isinstance(item, Role)), "")
-            paragraphs.append(f"{prefix}{name} = {default}{role}\n    {text}")
-    return "\n\n".join(paragraphs)
-
-
-def specs(config: TrainerConfig) -> list[tuple[str, str, Spec]]:
-    """(setting, slot, spec) of every function and class that a configuration names."""
-    found = [
-        ("method.advantage", "advantage", config.method.advantage),
-        ("method.time_weights", "time_weights", config.method.time_weights),
-        ("rollout.dynamics", "dynamics", config.rollout.dynamics),
-        ("rollout.steps", "steps", config.rollout.steps),
-        ("training.optimizer", "optimizer", config.training.optimizer),
-    ]
-    if isinstance(config, Config):
-        found.append(("policy", "policy", config.policy))
-        found += [(f"rewards.{name}", "reward", spec) for name, spec in config.rewards.items()]
-        found += [(f"metrics.{name}", "metric", spec) for name, spec in config.metrics.items()]
-        data = {"data.train": config.data.train, "data.eval": config.data.eval}
-        found += [(where, "dataset", spec) for where, spec in data.items() if isinstance(spec, Spec)]
-    return found
 
 
 def open_config(path: str | Path | None, overrides: Sequence[str] = (), *, trust_code: bool = False) -> Config:
@@ -292,9 +80,9 @@ def open_config(path: str | Path | None, overrides: Sequence[str] = (), *, trust
     config = load_config(path, overrides)
     if path is not None:
         trust.require(
-            path, trust.items(specs(config)), trust_code=trust_code,
+            path, trust.items(config.specs()), trust_code=trust_code,
             typed=[override.partition("=")[0].strip() for override in overrides],
-            written=lambda: trust.items(specs(load_config(path))),
+            written=lambda: trust.items(load_config(path).specs()),
         )  # fmt: skip
     return config
 
@@ -312,7 +100,7 @@ def check_names(config: Config, *, foreign: bool = True) -> list[str]:
         UserError: for the first name or argument that does not exist.
     """
     unchecked = []
-    for setting, slot, spec in specs(config):
+    for setting, slot, spec in config.specs():
         for where, kind, part in trust.walk(setting, slot, spec):
             if (foreign and where == setting) or ":" not in part.use or exported(part.use, kind) is not None:
                 check_spec(part, kind)

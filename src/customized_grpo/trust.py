@@ -13,10 +13,10 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.build import exported
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.client import is_loopback
 from customized_grpo.settings import Spec
+from customized_grpo.settings.build import exported
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@ import json
 import pytest
 from PIL import Image
 
-from customized_grpo.data import DataSettings, JsonlDataset, load_datasets
+from customized_grpo.data import JsonlDataset, load_datasets
 from customized_grpo.data.check import check_data
+from customized_grpo.data.settings import DataSettings
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation import cluster
+from customized_grpo.train.evaluation import cluster
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from PIL import Image
 from customized_grpo.data import HubDataset, hub
 from customized_grpo.data.importers import import_subjects200k
 from customized_grpo.errors import UserError
-from customized_grpo.evaluation import cluster
+from customized_grpo.train.evaluation import cluster
 from data.test_importers import row
 
 

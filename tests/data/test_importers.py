@@ -10,12 +10,7 @@ from PIL import Image, ImageChops
 
 from customized_grpo.data import JsonlDataset
 from customized_grpo.data.check import check_data
-from customized_grpo.data.importers import (
-    import_dreambench,
-    import_folder,
-    import_subjects200k,
-    import_syncd,
-)
+from customized_grpo.data.importers import import_dreambench, import_folder, import_subjects200k, import_syncd
 from customized_grpo.data.segment import add_masks
 from customized_grpo.errors import UserError
 

@@ -9,8 +9,8 @@ from customized_grpo.assemble import build_policy, build_rewards
 from customized_grpo.config import load_config
 from customized_grpo.data import load_datasets
 from customized_grpo.policies import PipelinePolicy
-from customized_grpo.tracking import RunFolder
-from customized_grpo.trainer import Trainer
+from customized_grpo.train.trackers import RunFolder
+from customized_grpo.train.trainer import Trainer
 
 from . import tiny
 
@@ -65,7 +65,7 @@ def from_the_command_line(*words: object) -> str:
     """What `cgrpo` says, in this process; it must succeed."""
     from typer.testing import CliRunner
 
-    from customized_grpo.cli import app
+    from customized_grpo.cli.main import app
 
     result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert result.exit_code == 0, result.output

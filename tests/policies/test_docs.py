@@ -7,10 +7,10 @@ import torch
 import yaml
 
 from customized_grpo import policies
-from customized_grpo.build import check_spec
 from customized_grpo.policies import PipelinePolicy, check_policy
 from customized_grpo.policies.lora import LoraSettings
 from customized_grpo.settings import Spec
+from customized_grpo.settings.build import check_spec
 
 from . import tiny
 

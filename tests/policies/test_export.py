@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from customized_grpo.cli import app
+from customized_grpo.cli.main import app
 from customized_grpo.errors import UserError
 from customized_grpo.policies import export_kohya
 from customized_grpo.policies.export import export_adapter, to_kohya

@@ -6,11 +6,11 @@ from safetensors.torch import load_file
 
 from customized_grpo import policies
 from customized_grpo.errors import UserError
-from customized_grpo.mixed_precision import MixedPrecision
 from customized_grpo.policies import PipelinePolicy, check_policy, pipeline
 from customized_grpo.policies.lora import ADAPTER_FILE, LoraSettings, fuse
-from customized_grpo.rollout import sample_ode
-from customized_grpo.types import Example
+from customized_grpo.policies.mixed_precision import MixedPrecision
+from customized_grpo.structures import Example
+from customized_grpo.train.rollout import sample_ode
 
 from . import tiny
 from .runs import train, train_from_the_command_line, write_run

@@ -7,7 +7,7 @@ from customized_grpo.policies import FluxKontextPolicy
 from customized_grpo.policies.contract import repeat, rows
 from customized_grpo.policies.lora import LoraSettings
 from customized_grpo.policies.pipeline import as_dtype
-from customized_grpo.rollout import sample_ode
+from customized_grpo.train.rollout import sample_ode
 
 from . import tiny
 from .runs import train, write_run

@@ -4,7 +4,7 @@ import torch
 from customized_grpo.errors import UserError
 from customized_grpo.policies import Flux2KleinPolicy
 from customized_grpo.policies.lora import LoraSettings
-from customized_grpo.rollout import sample_ode
+from customized_grpo.train.rollout import sample_ode
 
 from . import tiny
 

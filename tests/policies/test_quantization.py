@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from customized_grpo import policies
 from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
-from customized_grpo.memory import size_of
 from customized_grpo.policies import quantization
+from customized_grpo.train.memory import size_of
 
 from . import runs, tiny
 

@@ -5,7 +5,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as source
 from customized_grpo.errors import UserError
 from customized_grpo.policies import QwenImageEditPolicy
 from customized_grpo.policies.lora import LoraSettings
-from customized_grpo.rollout import sample_ode
+from customized_grpo.train.rollout import sample_ode
 
 from . import tiny
 

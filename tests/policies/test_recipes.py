@@ -15,19 +15,19 @@ import pytest
 import torch
 import yaml
 
-from bench.tiny import COLOURS, dreambench, dreambench_plus
 from customized_grpo import assemble, policies
-from customized_grpo.bench import read_bench
-from customized_grpo.bench.command import make_plan, read_settings
-from customized_grpo.build import bind, check_spec
-from customized_grpo.compare import cells, command
-from customized_grpo.compare.grid import load_grid
+from customized_grpo.cli.bench import make_plan, read_settings
 from customized_grpo.config import load_config
 from customized_grpo.policies.lora import LoraSettings
 from customized_grpo.policies.uno import add_uno
-from customized_grpo.rollout import sample_ode
 from customized_grpo.settings import Spec
-from customized_grpo.tracking import RunFolder
+from customized_grpo.settings.build import bind, check_spec
+from customized_grpo.studies.bench import read_bench
+from customized_grpo.studies.compare import cells, command
+from customized_grpo.studies.compare.grid import load_grid
+from customized_grpo.train.rollout import sample_ode
+from customized_grpo.train.trackers import RunFolder
+from studies.bench.tiny import COLOURS, dreambench, dreambench_plus
 
 from . import tiny
 from .runs import from_the_command_line, write_files
@@ -146,7 +146,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Traine
             changes["data.train"] = str(folder / "train.jsonl")
         with family.loadable(), pytest.MonkeyPatch.context() as patch:
             if family is not TOY:  # one report is enough, and each takes a second
-                patch.setattr("customized_grpo.report.write_report", lambda run, status: None)
+                patch.setattr("customized_grpo.studies.report.write_report", lambda run, status: None)
             from_the_command_line("train", file, *words(changes))
         return family, RunFolder(folder / "run")
 
@@ -247,7 +247,7 @@ def test_its_methods_train_and_are_compared(file, tmp_path, monkeypatch):
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(assemble, "build_rewards", build_once)
-    monkeypatch.setattr("customized_grpo.report.write_report", lambda run, status: None)
+    monkeypatch.setattr("customized_grpo.studies.report.write_report", lambda run, status: None)
     monkeypatch.setattr(cells, "subprocess", SimpleNamespace(run=run_here, STDOUT=subprocess.STDOUT))
     monkeypatch.setattr(command, "run_cells", run_cells)
     changes = {

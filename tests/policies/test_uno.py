@@ -6,13 +6,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from customized_grpo.data.images import to_tensor
 from customized_grpo.errors import UserError
-from customized_grpo.images import to_tensor
 from customized_grpo.policies import UnoPolicy, lora
 from customized_grpo.policies.flux_names import convert_transformer, load_transformer
 from customized_grpo.policies.lora import LoraSettings
 from customized_grpo.policies.uno import add_uno, convert_uno
-from customized_grpo.rollout import sample_ode
+from customized_grpo.train.rollout import sample_ode
 
 from . import tiny
 

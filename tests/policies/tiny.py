@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from customized_grpo import policies
-from customized_grpo.types import Example
+from customized_grpo.structures import Example
 
 TEXT = 16
 """Width of every text encoder."""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from customized_grpo.images import to_tensor
+from customized_grpo.data.images import to_tensor
 from rewards import tiny
 
 

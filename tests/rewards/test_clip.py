@@ -6,10 +6,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import cosine_similarity
 from transformers import CLIPModel
 
+from customized_grpo.data.images import to_pil
 from customized_grpo.errors import UserError
-from customized_grpo.images import to_pil
-from customized_grpo.open_clip import clean_prompt, read_clip
 from customized_grpo.rewards import ClipImageReward, ClipReward, Hpsv2Reward, PickScoreReward, check_reward
+from customized_grpo.rewards.open_clip import clean_prompt, read_clip
 from rewards import tiny
 
 PROMPTS = ("a dog in the snow", "the red cat", "a hat on the beach")
@@ -99,7 +99,7 @@ def reference(request):
 
 
 def test_open_clip_weights_give_open_clips_features(reference):
-    from customized_grpo.open_clip import clip_from_open_clip
+    from customized_grpo.rewards.open_clip import clip_from_open_clip
 
     state, tensors = reference
     model = clip_from_open_clip(state, vision_head_width=8, text_head_width=4).eval()

@@ -4,8 +4,8 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity
 from transformers import AutoModel
 
+from customized_grpo.data.images import to_pil, to_tensor
 from customized_grpo.errors import UserError
-from customized_grpo.images import to_pil, to_tensor
 from customized_grpo.rewards import DinoReward, check_reward
 from rewards import tiny
 

@@ -11,11 +11,11 @@ import torch
 import yaml
 
 import customized_grpo.rewards
-from customized_grpo.build import construct, resolve
-from customized_grpo.images import png
+from customized_grpo.data.images import png
 from customized_grpo.rewards import check_reward
 from customized_grpo.rewards.server import read_request
 from customized_grpo.settings import Spec
+from customized_grpo.settings.build import construct, resolve
 from rewards import tiny
 
 TEXT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()

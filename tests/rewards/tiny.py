@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from customized_grpo.types import Example
+from customized_grpo.structures import Example
 
 SIDE = 32
 WORDS = ["a", "dog", "cat", "in", "the", "snow", "on", "beach", "red", "hat"]

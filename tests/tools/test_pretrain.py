@@ -5,9 +5,9 @@ import warnings
 import pytest
 import torch
 
-from customized_grpo.cli import main
-from customized_grpo.config import describe_settings, load_settings
+from customized_grpo.cli.main import main
 from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.settings.parse import describe_settings, load_settings
 from tools.pretrain import Budget, PretrainSettings, Progress, pretrain
 from tools.pretrain.__main__ import app
 from tools.pretrain.loop import fit

@@ -51,7 +51,7 @@ def test_kinds_can_be_chosen() -> None:
 
 
 def test_intervals_tell_creatures_apart_and_keep_the_prompts_of_one_together():
-    from customized_grpo.evaluation import cluster
+    from customized_grpo.train.evaluation import cluster
 
     names = [cluster(example) for example in ToyWorld("eval", 6, per_subject=2)]
     assert names[0] == names[1] != names[2]

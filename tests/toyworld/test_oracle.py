@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from customized_grpo.structures import Example
 from customized_grpo.toyworld import draw
 from customized_grpo.toyworld.dataset import ToyWorld
 from customized_grpo.toyworld.oracle import (
@@ -13,7 +14,6 @@ from customized_grpo.toyworld.oracle import (
     share_right,
 )
 from customized_grpo.toyworld.world import ATTRIBUTES
-from customized_grpo.types import Example
 from tools.pretrain import corpus, reader
 
 

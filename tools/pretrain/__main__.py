@@ -6,10 +6,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from customized_grpo.cli import main
-from customized_grpo.config import describe_settings, load_settings
-from customized_grpo.display import duration
-from customized_grpo.terminal import new_console, quiet_libraries, split_settings
+from customized_grpo.cli.display import duration
+from customized_grpo.cli.main import main
+from customized_grpo.cli.terminal import new_console, quiet_libraries, split_settings
+from customized_grpo.settings.parse import describe_settings, load_settings
 from customized_grpo.toyworld import WEIGHTS_VARIABLE
 from tools.pretrain import PretrainSettings, pretrain
 from tools.pretrain import Progress as TrainingProgress

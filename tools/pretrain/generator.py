@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from customized_grpo.trajectory import last, trajectory
-from customized_grpo.types import Conditioning
+from customized_grpo.structures import Conditioning
+from customized_grpo.train.trajectory import last, trajectory
 from tools.pretrain import autoencoder as ae
 from tools.pretrain import tokenizers
 from tools.pretrain.clip import tokenize

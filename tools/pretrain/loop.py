@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.mixed_precision import MixedPrecision
+from customized_grpo.policies.mixed_precision import MixedPrecision
 from customized_grpo.settings import Settings
 
 

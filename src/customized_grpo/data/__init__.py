@@ -2,25 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from customized_grpo.data.examples import JsonlDataset
 from customized_grpo.data.hub import HubDataset
+from customized_grpo.data.settings import DataSettings
 from customized_grpo.errors import UserError
-from customized_grpo.settings import Role, Settings, Spec
-from customized_grpo.types import Example
+from customized_grpo.settings import Spec
+from customized_grpo.structures import Example
 
 __all__ = ["DataSettings", "HubDataset", "JsonlDataset", "load_datasets"]
-
-
-class DataSettings(Settings):
-    """Examples for training, and held-out examples for evaluation."""
-
-    train: Annotated[str | Spec, Role.APPLIED] = "toyworld"
-    """`toyworld`, a JSONL file, or {use: package.module:name, ...} for any sequence of examples."""
-    eval: Annotated[str | Spec | None, Role.APPLIED] = None
-    """As `train`. Default: for the toy world, its held-out split; for a JSONL file, its lines with "split": "eval", or
-    if there are none, a tenth of the subjects."""
 
 
 def load_datasets(settings: DataSettings) -> tuple[Sequence[Example], Sequence[Example] | None]:
@@ -47,7 +38,7 @@ def _has_splits(dataset: Any) -> bool:
 
 def _load(source: str | Spec, split: str) -> Any:
     if isinstance(source, Spec):
-        from customized_grpo.build import construct
+        from customized_grpo.settings.build import construct
 
         return construct(source, "dataset")
     if source == "toyworld":

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from customized_grpo.data.decode import as_rgb, open_image, read_mask
 from customized_grpo.data.examples import Record, identities, parse_line
-from customized_grpo.decode import as_rgb, open_image, read_mask
 from customized_grpo.errors import UserError
 from customized_grpo.store import read_text
 

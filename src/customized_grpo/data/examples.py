@@ -14,12 +14,11 @@ from pathlib import Path
 from PIL import Image
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
-from customized_grpo.decode import image_size, read_mask, read_picture
+from customized_grpo.data.decode import image_size, read_mask, read_picture
 from customized_grpo.errors import UserError, nearest
-from customized_grpo.lazy import LazyExamples
 from customized_grpo.settings import Settings, expectation
 from customized_grpo.store import parse_json, read_text
-from customized_grpo.types import Example
+from customized_grpo.structures import Example, LazyExamples
 
 EVAL = frozenset({"eval", "evaluation", "validation", "valid", "val", "dev", "test", "testing"})
 """Names of the split that is held out."""

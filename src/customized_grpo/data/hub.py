@@ -7,11 +7,10 @@ from typing import Any
 
 from PIL import Image
 
+from customized_grpo.data.decode import read_picture
 from customized_grpo.data.examples import PhotoExample
-from customized_grpo.decode import read_picture
 from customized_grpo.errors import UserError, nearest
-from customized_grpo.lazy import LazyExamples
-from customized_grpo.types import Example
+from customized_grpo.structures import Example, LazyExamples
 
 
 class HubDataset(LazyExamples[Example]):

@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from PIL import Image
 
+from customized_grpo.data.decode import FORMATS, NONZERO
 from customized_grpo.data.examples import Record, identities
 from customized_grpo.data.hub import as_picture, open_dataset
-from customized_grpo.decode import FORMATS, NONZERO
+from customized_grpo.data.images import png
 from customized_grpo.errors import UserError
-from customized_grpo.images import png
 from customized_grpo.store import read_json, read_text, write
 
 PICTURES = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}

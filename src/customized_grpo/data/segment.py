@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from customized_grpo.data.decode import read_picture
 from customized_grpo.data.examples import JsonlDataset, Record
+from customized_grpo.data.images import png
 from customized_grpo.data.importers import Imported, check_free, relative, write_manifest
-from customized_grpo.decode import read_picture
 from customized_grpo.errors import UserError
-from customized_grpo.images import png
 from customized_grpo.store import write
 
 Segmenter = Callable[[Image.Image], Image.Image]

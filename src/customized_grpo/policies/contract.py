@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
-from customized_grpo.types import Conditioning, Example
+from customized_grpo.structures import Conditioning, Example
 
 
 class Policy(ABC):

@@ -8,7 +8,7 @@ from torch import Tensor
 from customized_grpo.policies.flux_model import FluxPolicy
 from customized_grpo.policies.quantization import Quantize
 from customized_grpo.policies.tokens import Size, floor_to, grid_positions
-from customized_grpo.types import Example
+from customized_grpo.structures import Example
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -10,7 +10,7 @@ from customized_grpo.policies import lora as _lora
 from customized_grpo.policies.encodings import Row
 from customized_grpo.policies.pipeline import PipelinePolicy
 from customized_grpo.policies.tokens import Size, floor_to
-from customized_grpo.types import Conditioning, Example
+from customized_grpo.structures import Conditioning, Example
 
 
 class Flux2KleinPolicy(PipelinePolicy):

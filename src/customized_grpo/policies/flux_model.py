@@ -9,7 +9,7 @@ from torch import Tensor
 from customized_grpo.policies.encodings import Row
 from customized_grpo.policies.pipeline import PipelinePolicy, quiet
 from customized_grpo.policies.tokens import grid_positions, pack, unpack
-from customized_grpo.types import Conditioning, Example
+from customized_grpo.structures import Conditioning, Example
 
 
 class FluxPolicy(PipelinePolicy):

@@ -16,19 +16,19 @@ from PIL.Image import Image
 from pydantic import ValidationError
 from torch import Tensor
 
+from customized_grpo.data.images import to_tensor
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.functional.schedule import shifted_sigmas
-from customized_grpo.images import to_tensor
-from customized_grpo.mixed_precision import MixedPrecision, checkpoint
 from customized_grpo.policies import lora as _lora
 from customized_grpo.policies.contract import Policy
 from customized_grpo.policies.encodings import EncodingCache, Row, digest
 from customized_grpo.policies.lora import LoraSettings, Trainable
+from customized_grpo.policies.mixed_precision import MixedPrecision, checkpoint
 from customized_grpo.policies.quantization import Quantize, check_quantize, quantization
 from customized_grpo.policies.tokens import Size, fit_area
 from customized_grpo.settings import expectation
 from customized_grpo.sources import explain, locate, pin
-from customized_grpo.types import Conditioning, Example
+from customized_grpo.structures import Conditioning, Example
 
 if TYPE_CHECKING:
     from typing_extensions import Self

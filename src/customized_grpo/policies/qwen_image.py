@@ -12,7 +12,7 @@ from customized_grpo.policies import lora as _lora
 from customized_grpo.policies.encodings import Row
 from customized_grpo.policies.pipeline import PipelinePolicy
 from customized_grpo.policies.tokens import Size, floor_to, pack, unpack
-from customized_grpo.types import Conditioning, Example
+from customized_grpo.structures import Conditioning, Example
 
 PADDED = ("text", "text_mask")
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from customized_grpo.data.images import to_tensor
 from customized_grpo.errors import UserError
-from customized_grpo.images import to_tensor
 from customized_grpo.policies import lora as _lora
 from customized_grpo.policies.flux_model import FluxPolicy
 from customized_grpo.policies.flux_names import BLOCKS, FLUX1, load_transformer
@@ -18,7 +18,7 @@ from customized_grpo.policies.pipeline import as_dtype, read_settings
 from customized_grpo.policies.quantization import Quantize, check_quantize
 from customized_grpo.policies.tokens import Size, floor_to, grid_positions
 from customized_grpo.sources import explain, pin
-from customized_grpo.types import Example
+from customized_grpo.structures import Example
 
 if TYPE_CHECKING:
     from typing_extensions import Self

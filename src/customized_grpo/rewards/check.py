@@ -10,10 +10,10 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
+from customized_grpo.data.images import to_tensor
 from customized_grpo.errors import UserError
-from customized_grpo.images import to_tensor
 from customized_grpo.rewards.contract import Reward, call_reward, check_reward
-from customized_grpo.types import Example
+from customized_grpo.structures import Example
 
 
 @dataclass(frozen=True)

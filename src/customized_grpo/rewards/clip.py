@@ -10,8 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from customized_grpo.images import CLIP_MEAN, CLIP_STD, Preprocess, pooled, segmented
-from customized_grpo.open_clip import clean_prompt, is_checkpoint, read_clip
+from customized_grpo.data.images import CLIP_MEAN, CLIP_STD, Preprocess, pooled, segmented
 from customized_grpo.rewards.contract import (
     Reduce,
     check_reduce,
@@ -21,7 +20,8 @@ from customized_grpo.rewards.contract import (
     once_per_example,
     reference_similarity,
 )
-from customized_grpo.types import Example
+from customized_grpo.rewards.open_clip import clean_prompt, is_checkpoint, read_clip
+from customized_grpo.structures import Example
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """Whose tokenizer and image processor PickScore and HPSv2.1 were trained with."""

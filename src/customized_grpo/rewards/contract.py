@@ -16,7 +16,7 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.sources import explain, locate, pin
-from customized_grpo.types import Example
+from customized_grpo.structures import Example
 
 Reduce = Literal["mean", "max"]
 """Over the references of one subject: the mean of the scores, or the best."""

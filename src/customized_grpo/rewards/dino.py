@@ -9,10 +9,10 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from customized_grpo.data.images import Preprocess, segmented
 from customized_grpo.errors import UserError
-from customized_grpo.images import Preprocess, segmented
 from customized_grpo.rewards.contract import Reduce, check_reduce, frozen, in_batches, load, reference_similarity
-from customized_grpo.types import Example
+from customized_grpo.structures import Example
 
 NO_CODE = {"trust_remote_code": False}
 FAMILIES = ("vit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext")

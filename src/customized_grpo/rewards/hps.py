@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from customized_grpo.data.images import to_pil
 from customized_grpo.errors import UserError
-from customized_grpo.images import to_pil
-from customized_grpo.types import Example
+from customized_grpo.structures import Example
 
 
 class Hpsv3Reward:

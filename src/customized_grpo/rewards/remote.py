@@ -22,11 +22,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from customized_grpo.data.images import png, to_pil
 from customized_grpo.errors import UserError
-from customized_grpo.images import png, to_pil
 from customized_grpo.rewards.client import NoAnswer, attempts, request_json
 from customized_grpo.rewards.contract import RewardUnavailable
-from customized_grpo.types import Example
+from customized_grpo.structures import Example
 
 SERVER, SUPERVISOR = (Path(__file__).with_name(name) for name in ("server.py", "supervisor.py"))
 TOKEN = "CGRPO_REWARD_TOKEN"

@@ -56,7 +56,7 @@ HEAD_SECONDS, BODY_SECONDS = 30, 300
 
 @dataclass(frozen=True)
 class Example:
-    """What the trainer knows of a row; the fields of `customized_grpo.types.Example`."""
+    """What the trainer knows of a row; the fields of `customized_grpo.structures.Example`."""
 
     id: str
     prompt: str

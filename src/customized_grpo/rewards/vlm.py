@@ -16,12 +16,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from customized_grpo.data.images import png, segmented, to_pil
 from customized_grpo.errors import UserError, nearest, printable
-from customized_grpo.images import png, segmented, to_pil
 from customized_grpo.rewards.client import NoAnswer, attempts, error_text, request_json
 from customized_grpo.rewards.contract import RewardUnavailable
 from customized_grpo.store import append, read_lines
-from customized_grpo.types import Example
+from customized_grpo.structures import Example
 
 TOP_SCORE = 4
 MAX_CHARACTERS = 20_000

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from customized_grpo.lazy import LazyExamples
+from customized_grpo.structures import Example, LazyExamples
 from customized_grpo.toyworld.draw import render_with_mask
 from customized_grpo.toyworld.world import (
     KINDS,
@@ -18,7 +18,6 @@ from customized_grpo.toyworld.world import (
     sample_scene,
     sample_subject,
 )
-from customized_grpo.types import Example
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from customized_grpo.structures import Example
 from customized_grpo.toyworld import weights_path
 from customized_grpo.toyworld.dataset import ToyExample
 from customized_grpo.toyworld.draw import SIZE
 from customized_grpo.toyworld.world import ATTRIBUTES, SUBJECT_ATTRIBUTES, visible_attributes
-from customized_grpo.types import Example
 
 __all__ = ["PromptShown", "SubjectKept"]
 """What a configuration can name as a metric."""

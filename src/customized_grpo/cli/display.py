@@ -1,0 +1,137 @@
+"""Terminal output of `cgrpo train`: a summary, live progress, and the changes. No live progress without a terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from customized_grpo import page
+from customized_grpo.errors import UserError
+from customized_grpo.store.scores import Change
+from customized_grpo.train.evaluation import Evaluation
+from customized_grpo.train.preflight import Summary
+from customized_grpo.train.trainer import Observer, Result
+
+STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
+
+
+class Display(Observer):
+    """One live progress display."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+        self.rewards: tuple[str, ...] = ()
+        self.report: Path | None = None
+
+    def on_start(self, summary: Summary) -> None:
+        self.rewards = summary.rewards
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold")
+        share = summary.trainable_parameters / summary.total_parameters
+        rows = {
+            "run": str(summary.run),
+            "model": f"{summary.model} on {summary.device}, {summary.trainable_parameters:,} of "
+            f"{summary.total_parameters:,} parameters trainable ({share:.1%})",
+            "rewards": ", ".join(summary.rewards),
+            "work": f"{summary.iterations - summary.start_iteration} iterations x {summary.samples_per_iteration} "
+            f"images on {summary.processes} process{'es' if summary.processes > 1 else ''}, about "
+            f"{duration(summary.expected_seconds)}",
+            "memory": f"about {summary.memory}",
+        }
+        if summary.start_iteration:
+            rows["resumed"] = f"after iteration {summary.start_iteration}"
+        for name, value in rows.items():
+            table.add_row(name, value)
+        self.console.print(table)
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[numbers]}", markup=False),
+                TextColumn("{task.fields[seconds]}", "dim", markup=False), console=self.console,
+            )  # fmt: skip
+            self.progress.start()
+            self.task = self.progress.add_task(
+                "starting", total=summary.iterations, completed=summary.start_iteration, numbers="", seconds=""
+            )
+
+    def on_stage(self, stage: str) -> None:
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, description=f"{stage:<10}")
+
+    def on_iteration(self, record: Mapping[str, float]) -> None:
+        rewards = "  ".join(f"{name} {record[f'reward/{name}/mean']:.3f}" for name in self.rewards)
+        conflict = f"  conflict {record['conflict/share']:.0%}" if "conflict/share" in record else ""
+        seconds = " ".join(f"{s} {record[f'seconds/{s}']:.1f}" for s in STAGES if record[f"seconds/{s}"] >= 0.05)
+        if self.progress is not None and self.task is not None:
+            self.progress.update(
+                self.task, completed=record["iteration"], numbers=f"{rewards}{conflict}", seconds=f"s: {seconds}"
+            )
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        scores = evaluation.scores
+        self.console.print(f"held-out, iteration {scores.iteration:>3}: {scores.summary()}", highlight=False)
+
+    def on_end(self, run: Path, status: str) -> None:
+        from customized_grpo.studies.report import write_report
+
+        try:
+            self.report = write_report(run, status)
+        except (UserError, OSError) as error:  # the run is complete without its report
+            self.console.print(f"The report could not be written: {error}", highlight=False)
+
+    def stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def show_changes(console: Console, changes: Sequence[Change], rewards: Sequence[str]) -> None:
+    """Print the metrics on held-out subjects before and after training, with intervals."""
+    rows = []
+    for change in changes:
+        name = change.metric if change.metric in rewards else f"{change.metric} (not trained on)"
+        name += f" ({change.unscored} of {change.tasks + change.unscored} tasks unscored)" if change.unscored else ""
+        before, after = (page.Plain(some.value, math.nan, math.nan) for some in (change.before, change.after))
+        rows.append(page.Row(name, (before, after, change.difference)))
+    if rows:
+        title = "Held-out subjects, same prompts and noise; 95 % intervals below the change"
+        page.show_block(console, page.Table(("before", "after", "change"), rows, first="", title=title))
+
+
+def show_result(console: Console, result: Result, rewards: Sequence[str], report: Path | None) -> None:
+    """Print the results, the paths of the outputs, and suggested next commands."""
+    show_changes(console, result.changes, rewards)
+    if result.interrupted:
+        console.print("Stopped; everything is saved. Resume with:", end=" ")
+        console.print(f"cgrpo train --resume {result.run}", style="bold", highlight=False, soft_wrap=True)
+    trained = adapter(result.run)
+    kind = "weights" if trained and (trained / "transformer").is_dir() else "adapter"
+    lines = {"report": report, kind: trained, "images": result.run / "samples"}
+    for name, path in lines.items():
+        if path is not None and path.exists():
+            console.print(f"{name:<9} {path}", highlight=False, soft_wrap=True)
+    if not result.interrupted:
+        console.print(
+            f"took      {duration(result.seconds)}\n"
+            f"next      cgrpo generate --run {result.run}      generate images\n"
+            f"          tensorboard --logdir {result.run}      show the curves",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def adapter(run: Path) -> Path | None:
+    found = sorted((run / "checkpoints").glob("iteration-*/adapter"))
+    return found[-1] if found else None
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,114 @@
+"""Generate and evaluate images with trained weights: `cgrpo generate` and `cgrpo eval`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.console import Console
+
+from customized_grpo.assemble import build_policy, build_rewards, held_out_examples, load_trained, open_run
+from customized_grpo.cli.display import show_changes
+from customized_grpo.config import open_config
+from customized_grpo.data.decode import read_picture
+from customized_grpo.data.images import to_pil
+from customized_grpo.errors import UserError
+from customized_grpo.policies.contract import Policy, repeat
+from customized_grpo.randomness import normal
+from customized_grpo.store.scores import Scores, write_scores
+from customized_grpo.structures import Example
+from customized_grpo.train import evaluation as evaluations
+from customized_grpo.train.grids import grid, save_grid
+from customized_grpo.train.rollout import sample_ode
+
+
+def reference_example(reference: Path | None, prompt: str | None, seed: int) -> Example:
+    """An example with the user's image and prompt; without an image, a toy subject.
+
+    Raises:
+        UserError: if an image is given without a prompt, or does not exist.
+    """
+    if prompt is not None and not prompt.strip():
+        raise UserError("--prompt is empty; give a description of the image.")
+    if reference is None:
+        from customized_grpo.toyworld.dataset import toy_reference
+
+        example = toy_reference(seed)
+        return replace(example, prompt=prompt) if prompt else example
+    if not reference.is_file():
+        raise UserError(f"The image '{reference}' does not exist; set --reference to an image file.")
+    if prompt is None:
+        raise UserError('--reference requires a --prompt, such as --prompt "a cat on the beach".')
+    picture, mask = read_picture(reference)
+    return Example(reference.stem, prompt, (picture,), masks=(mask,) if mask else ())
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy, example: Example, load: Callable[[], int], count: int, seed: int, num_inference_steps: int
+) -> Image.Image:
+    """One row per noise: reference | base | trained. `load` loads the trained weights into the policy."""
+    conditioning = repeat(policy.encode([example]), count)
+    noise = normal(policy.latent_shape(conditioning), [("generate", seed, i) for i in range(count)])
+    base = sample_ode(policy, conditioning, noise, num_inference_steps)
+    iteration = load()
+    tuned = sample_ode(policy, conditioning, noise, num_inference_steps)
+    rows = [[*example.references, to_pil(a), to_pil(b)] for a, b in zip(base, tuned, strict=True)]
+    headers = ["reference"] * len(example.references) + ["base", f"iteration {iteration}"]
+    return grid(rows, headers, [example.prompt] * count)
+
+
+def new_file(folder: Path, wanted: Path | None) -> Path:
+    """The path of a new image file.
+
+    Raises:
+        UserError: if the wanted file exists, or its suffix is not that of an image format.
+    """
+    if wanted is None:
+        return next(path for i in range(10**6) if not (path := folder / f"{i:04d}.png").exists())
+    if (wanted if wanted.suffix else wanted.with_suffix(".png")).exists():
+        raise UserError(f"'{wanted}' already exists; choose another --output.")
+    if wanted.suffix and wanted.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"--output '{wanted}' ends in '{wanted.suffix}', which is not an image format; use .png.")
+    return wanted if wanted.suffix else wanted.with_suffix(".png")
+
+
+def evaluate_command(
+    console: Console,
+    file: Path | None,
+    overrides: Sequence[str],
+    run: Path | None,
+    iteration: int | None,
+    output: Path | None,
+    trust_code: bool = False,
+) -> None:
+    """Evaluate the base model of a configuration, and a checkpoint of a run if one is given."""
+    if run is None:
+        folder, config = None, open_config(file, overrides, trust_code=trust_code)
+    elif file is not None:
+        raise UserError("Got both --run and a configuration file; give one of them. Overrides may follow --run.")
+    else:
+        folder, config = open_run(run, overrides, trust_code=trust_code)
+    if output is not None and output.exists() and any(output.iterdir()):
+        raise UserError(f"The folder '{output}' is not empty; choose another --output.")
+    examples = held_out_examples(config)
+    if not examples:
+        raise UserError("There is nothing to evaluate: evaluation.examples is 0; set it to 1 or more.")
+    rewards, metrics = build_rewards(config.rewards), build_rewards(config.metrics, "metric")
+    policy, steps = build_policy(config), config.rollout.num_inference_steps
+
+    def measure(step: int) -> Scores:
+        result = evaluations.evaluate(policy, examples, rewards, metrics, config.evaluation, steps, step)
+        console.print(f"{'base' if step == 0 else f'iteration {step}'}: {result.scores.summary()}", highlight=False)
+        if output is not None:
+            write_scores(output / f"iteration-{step:06d}.json", result.scores)
+            save_grid(result, output)
+        return result.scores
+
+    base = measure(0)
+    if folder is not None:
+        after = measure(load_trained(policy, folder, iteration))
+        show_changes(console, evaluations.changes(base, after), list(config.rewards))
+    if output is not None:
+        console.print(f"scores and images: {output}", highlight=False, soft_wrap=True)

@@ -1,0 +1,365 @@
+"""The command line: `cgrpo train`, `generate`, `export`, `eval`, `config`, `report`, `probe`, `compare`, `bench` ..."""
+
+import errno
+import os
+import sys
+from contextlib import nullcontext
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from customized_grpo._version import __version__
+from customized_grpo.cli import data as cli_data
+from customized_grpo.cli import rewards as cli_rewards
+from customized_grpo.cli.terminal import (
+    PlainConsole,
+    TrustCode,
+    leave_at_once,
+    new_console,
+    quiet_libraries,
+    show_trusted,
+    split_settings,
+)
+from customized_grpo.errors import TrainingError, UserError
+
+app = typer.Typer(
+    name="cgrpo",
+    help="Reinforcement learning for subject-driven image generation with competing rewards.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+DEBUG = "--debug"
+REFUSED = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or choose another output"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check the permissions or choose another path"),
+    errno.EROFS: "choose another path",
+    errno.EEXIST: "choose another output",
+}
+"""Advice for errors of the operating system."""
+app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_rewards.app, name="rewards")
+console = new_console()
+errors = PlainConsole(stderr=True)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONFIG.yaml] [section.setting=value ...]", help="A configuration file and overrides."),
+]
+Run = Annotated[Path, typer.Option("--run", help="A run folder.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show tracebacks and warnings; may be given anywhere.")] = False,
+) -> None:
+    if version:
+        console.print(__version__, highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    settings: Settings = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Resume the run in this folder.")] = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Train a model. Without arguments, train the embedded default: a tiny FLUX.1-Kontext on the toy world."""
+    from customized_grpo import trust
+    from customized_grpo.assemble import build_trainer, finished_iterations, resume_run
+    from customized_grpo.cli.display import Display, show_result
+    from customized_grpo.config import load_config
+    from customized_grpo.settings.parse import to_yaml
+
+    quiet_libraries()
+    file, overrides = split_settings(settings)
+    run = None
+    if resume is not None:
+        if file is not None:
+            raise UserError("--resume reads the configuration from the run folder; remove the configuration file.")
+        run, config = resume_run(resume, overrides, trust_code=trust_code)
+        if done := finished_iterations(run, config):
+            console.print(
+                f"'{resume}' has finished its {done} iterations. To continue training, increase their number: "
+                f"cgrpo train --resume {resume} training.iterations={2 * done}",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
+            return
+    else:
+        config = load_config(file, overrides)
+        _check_output(config.output)
+        show_trusted(console, trust.items(config.specs()))
+    trainer = build_trainer(config)
+    main = trainer.accelerator.is_main_process
+    display = Display(console if main else Console(quiet=True))
+    try:
+        result = trainer.train(display, resume=run, config_yaml=to_yaml(config))
+    finally:
+        display.stop()
+    if main:
+        show_result(console, result, list(trainer.rewards), display.report)
+    if result.interrupted:
+        raise typer.Exit(130)
+
+
+@app.command()
+def generate(
+    run: Run,
+    reference: Annotated[Path | None, typer.Option(help="Image of the subject; default: a toy subject.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt of the images.")] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of images, each from its own noise.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed for noise and toy subject.")] = 0,
+    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Image to write; default: a new PNG in RUN/generated.")] = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Generate images of a subject with the base and the trained model, side by side, from the same noise."""
+    from PIL import Image
+
+    from customized_grpo.assemble import build_policy, load_trained, open_run
+    from customized_grpo.cli.generation import generate as draw
+    from customized_grpo.cli.generation import new_file, reference_example
+    from customized_grpo.store import replacing
+
+    quiet_libraries()
+    folder, config = open_run(run, trust_code=trust_code)
+    target = new_file(folder.path / "generated", output)
+    example = reference_example(reference, prompt, seed)
+    policy = build_policy(config)
+    sheet = draw(
+        policy, example, lambda: load_trained(policy, folder, iteration), count, seed,
+        config.rollout.num_inference_steps,
+    )  # fmt: skip
+    with replacing(target, new=True) as draft:
+        sheet.save(draft, Image.registered_extensions()[target.suffix.lower()])
+    console.print(f'"{example.prompt}"\n{target}', highlight=False, soft_wrap=True)
+
+
+class Format(str, Enum):
+    """Format of an exported adapter."""
+
+    diffusers = "diffusers"
+    kohya = "kohya"
+
+
+@app.command()
+def export(
+    run: Run,
+    output: Annotated[Path, typer.Option(help="New file to write, ending in .safetensors.")],
+    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    format: Annotated[Format, typer.Option(help="diffusers, or kohya for ComfyUI (FLUX only).")] = Format.diffusers,
+    trust_code: TrustCode = False,
+) -> None:
+    """Export the trained adapter of a run as a single file for other tools."""
+    from customized_grpo.assemble import find_checkpoint, open_run
+    from customized_grpo.policies.export import export_adapter
+    from customized_grpo.settings.build import resolve
+    from customized_grpo.train.checkpoint import verify
+
+    quiet_libraries()
+    folder, config = open_run(run, trust_code=trust_code)
+    checkpoint = find_checkpoint(folder, iteration)
+    verify(checkpoint, lambda name: name.startswith("adapter/"))
+    pipeline = getattr(resolve(config.policy.use, "policy"), "PIPELINE", "")
+    written = export_adapter(checkpoint / "adapter", output, format.value, pipeline=pipeline)
+    console.print(f"{written}  ({checkpoint.name})", highlight=False, soft_wrap=True)
+
+
+@app.command(name="eval")
+def evaluate(
+    settings: Settings = None,
+    run: Annotated[Path | None, typer.Option("--run", help="A run folder; default: evaluate the base model.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for scores and images; default: only print.")] = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Evaluate a model on held-out subjects: the base model, or a run and its base model."""
+    from customized_grpo.cli.generation import evaluate_command
+
+    quiet_libraries()
+    file, overrides = split_settings(settings)
+    evaluate_command(console, file, overrides, run, iteration, output, trust_code)
+
+
+@app.command()
+def config(
+    settings: Settings = None,
+    check: Annotated[bool, typer.Option("--check", help="Only validate the configuration.")] = False,
+    describe: Annotated[bool, typer.Option("--describe", help="Describe every setting.")] = False,
+) -> None:
+    """Print, validate or describe a configuration."""
+    from customized_grpo.config import Config, load_config
+    from customized_grpo.settings.parse import describe_settings, to_yaml
+
+    file, overrides = split_settings(settings)
+    resolved = load_config(file, overrides)
+    if describe:
+        typer.echo(describe_settings(Config))
+    elif check:
+        from customized_grpo.config import check_names
+
+        unchecked = check_names(resolved, foreign=False)
+        console.print(f"{file or 'The configuration'} is valid.", highlight=False)
+        if unchecked:
+            console.print(
+                f"Not checked, because importing runs code: {', '.join(unchecked)}.", highlight=False, soft_wrap=True
+            )
+    else:
+        typer.echo(to_yaml(resolved), nl=False)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, a probe, a comparison or a benchmark.")],
+    trust_code: TrustCode = False,
+) -> None:
+    """Rebuild the report of a folder: report.html and report.md (of a probe, probe.html and probe.md)."""
+    if (folder / "probe.json").is_file():
+        from customized_grpo.studies.probe import write_report
+    elif (folder / "compare.yaml").is_file():
+        from customized_grpo.studies.compare.page import write_report
+
+        write_report = partial(write_report, trust_code=trust_code)
+    elif (folder / "bench.json").is_file():
+        from customized_grpo.studies.bench.report import write_report
+    else:
+        from customized_grpo.studies.report import write_report
+    console.print(str(write_report(folder)), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def probe(
+    settings: Settings = None,
+    run: Annotated[Path | None, typer.Option("--run", help="A run folder; default: probe the base model.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Number of training examples; default: 24.")] = None,
+    branches: Annotated[int | None, typer.Option(help="Branches per step; default: 8.")] = None,
+    gradients: Annotated[bool | None, typer.Option(help="Whether to measure gradients; default: yes.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images sampled at once; default: 64.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write; default: a new one under probes/.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Resume the probe in this folder.")] = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Measure at which denoising steps each reward is decided, and fit time weights."""
+    from customized_grpo.cli.probe import new_probe, resume_probe
+
+    quiet_libraries()
+    given = {"examples": examples, "branches": branches, "gradients": gradients}
+    given = {name: value for name, value in given.items() if value is not None}
+    file, overrides = split_settings(settings)
+    if resume is None:
+        given |= {} if batch is None else {"batch": batch}
+        new_probe(console, file, overrides, given, run=run, iteration=iteration, output=output, trust_code=trust_code)
+    elif file or given or run or output or iteration is not None:
+        raise UserError("--resume reads everything but --batch and overrides from the folder; remove the rest.")
+    else:
+        resume_probe(console, resume, overrides, batch, trust_code=trust_code)
+
+
+@app.command()
+def compare(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[GRID.yaml] [seeds=[0] ...]", help="A grid and overrides.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder; default: comparisons/NAME, that of the grid.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Resume the comparison in this folder.")] = None,
+    status: Annotated[Path | None, typer.Option("--status", help="Only show the progress of this comparison.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs; default: one per GPU, or core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per run; default: cores / workers.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Schedule the runs with Ray (customized-grpo[ray]).")] = False,
+    trust_code: TrustCode = False,
+) -> None:
+    """Train methods x seeds and compare them on held-out subjects. Re-run to resume."""
+    from customized_grpo.cli.compare import run_grid, show_status
+
+    quiet_libraries()
+    if status is not None:
+        show_status(console, status, trust_code=trust_code)
+        return
+    file, overrides = split_settings(settings)
+    run_grid(
+        console, file, overrides, output=output, resume=resume, workers=workers, threads=threads, ray=ray,
+        trust_code=trust_code,
+    )  # fmt: skip
+
+
+@app.command()
+def bench(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PROTOCOL | BENCH.yaml] [data=FOLDER ...]", help="Default: list the protocols."),
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="A run folder; default: measure the base model.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration of the base model, if there is no run.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write; default: benches/PROTOCOL-NAME.")] = None,
+    against: Annotated[list[Path] | None, typer.Option(help="A finished benchmark to compare with.")] = None,
+    part: Annotated[str | None, typer.Option(help="2/8: run the second of eight parts of the tasks.")] = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Evaluate a model on a published benchmark, and compare results. Re-run to resume."""
+    from customized_grpo.cli.bench import bench_command
+
+    quiet_libraries()
+    bench_command(
+        console, settings or [], run=run, iteration=iteration, config=config, output=output, against=against or [],
+        part=part, trust_code=trust_code,
+    )  # fmt: skip
+
+
+def main(command: typer.Typer | None = None) -> None:
+    """Run `command` (default: cgrpo); report an expected error in one sentence, with exit status 2."""
+    debug = DEBUG in sys.argv[1:]
+    sys.argv = [word for word in sys.argv if word != DEBUG]
+    os.environ["CGRPO_DEBUG"] = "1" if debug else ""
+    sys.path.append("")  # `use: mine:reward` finds mine.py in the folder one starts from, as `python -m` does
+    with leave_at_once() if "RANK" in os.environ else nullcontext():
+        _run(command or app, debug)
+
+
+def _run(command: typer.Typer, debug: bool) -> None:
+    try:
+        command(standalone_mode=True)
+    except (UserError, TrainingError) as error:
+        if getattr(error, "shared", False) and os.environ.get("RANK", "0") != "0":
+            sys.exit(2)  # the first process prints it
+        _fail(str(error), debug, advice=error.advice)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        place = f"'{error.filename}'" if error.filename else "a file"
+        _fail(f"{os.strerror(error.errno)} for {place}; {REFUSED[error.errno]}.", debug)
+    except SystemExit as error:  # an interrupt too, by the time it comes through typer
+        cause = getattr(error.__context__, "__cause__", None)
+        if not isinstance(cause, KeyboardInterrupt):
+            raise
+        _fail(str(cause) or "Interrupted.", debug, status=130)
+
+
+def _fail(sentence: str, debug: bool, status: int = 2, advice: str = "") -> None:
+    if debug:
+        raise
+    errors.print("error:", style="bold red", end=" ")
+    for text in (sentence, advice):
+        if text:
+            errors.print(" ".join(text.split()), highlight=False, soft_wrap=True)
+    sys.exit(status)
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse a folder that is in use before spending minutes on loading."""
+    from customized_grpo.store.run import RunFolder
+
+    if output is not None:
+        RunFolder(output).check_idle()
+        RunFolder(output).check_free()
+
+
+if __name__ == "__main__":
+    main()

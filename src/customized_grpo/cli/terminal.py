@@ -1,0 +1,104 @@
+"""What all commands share: how arguments are read, and which libraries keep quiet."""
+
+import atexit
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from customized_grpo.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from customized_grpo.trust import Item
+
+
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Run the code that the file or folder names; docs/security.md.")
+]
+
+
+def split_settings(settings: list[str] | None) -> tuple[Path | None, list[str]]:
+    """The configuration file and the overrides among the arguments."""
+    words = list(settings or [])
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise UserError(f"Give one configuration file, got {' and '.join(files)}; overrides look like section.name=1.")
+    return (Path(files[0]) if files else None), [word for word in words if "=" in word]
+
+
+class PlainConsole(Console):
+    """Prints strings as they are: prompts, paths and names may hold brackets, emoji codes and control characters.
+
+    Style comes from arguments and `Text`, never from markup. What the output cannot show is written as an escape.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text.expandtabs(), self.encoding), **options)
+
+
+def new_console(**options: Any) -> Console:
+    """For standard output. Without a terminal, tables are wide, because a table in a log is not to be folded."""
+    folded = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return PlainConsole(width=None if folded else 140, **options)
+
+
+def show_trusted(console: Console, found: "Iterable[Item]") -> None:
+    """What a command that trusts its file is about to run beyond this package, in one line of the first process."""
+    from customized_grpo.trust import describe
+
+    if found and os.environ.get("RANK", "0") == "0":
+        console.print(f"trusted: {describe(found)}", highlight=False, soft_wrap=True)
+
+
+def quiet_libraries() -> None:
+    """Loading bars and advice of the libraries below would drown our own output; theirs stay for --debug."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.environ.get("CGRPO_DEBUG"):
+        return
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", category=UserWarning, module=r"customized_grpo\.")
+    warnings.formatwarning = lambda message, *place, **more: f"warning: {printable(' '.join(str(message).split()))}\n"
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, when the error says it all
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+@contextmanager
+def leave_at_once() -> Iterator[None]:
+    """End the process when the block ends, without the interpreter's shutdown, but with what was registered for it.
+
+    For one of several processes: a thread of PyTorch's gloo may still hold a tensor of the last collective operation.
+    If it lets go while the interpreter shuts down, the process aborts (seen with torch 2.13: one exit in ten on a busy
+    machine), and the launcher reports a failure.
+    """
+    status: object = 0
+    try:
+        yield
+    except SystemExit as error:
+        status = error.code
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+    except BaseException:
+        status = 1
+        traceback.print_exc()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))

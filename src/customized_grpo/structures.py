@@ -1,0 +1,88 @@
+"""Data types shared between modules. All are frozen; shapes use the notation of docs/concepts.md.
+
+P prompts, G generations per prompt, B = P * G rows (row b belongs to prompt b // G), K rewards, T inference steps,
+S trained steps, N latent tokens, C channels.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar, overload
+
+from PIL.Image import Image
+from torch import Tensor
+
+Conditioning: TypeAlias = Mapping[str, Tensor]
+"""What a policy encoded from prompts and references. Every tensor has leading axis B; opaque outside its policy."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One task: draw this subject as the prompt says."""
+
+    id: str
+    """Unique within a dataset; seeds every random draw made for this example."""
+    prompt: str
+    references: tuple[Image, ...]
+    """One or more RGB pictures of the subject."""
+    subject: str = ""
+    """Class noun, such as "dog"."""
+    masks: tuple[Image | None, ...] = ()
+    """Per reference an "L" image, 255 on the subject; empty where there are none."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """P * G trajectories of one policy and everything the update needs from them."""
+
+    latents: Tensor
+    """(B, S, N, C) float32, before each trained step."""
+    next_latents: Tensor
+    """(B, S, N, C) float32, after each trained step."""
+    log_probs: Tensor
+    """(B, S) float32, nats per latent element, under the policy that sampled."""
+    sigmas: Tensor
+    """(T + 1,) float32, from 1 (noise) to 0 (image)."""
+    steps: Tensor
+    """(S,) int64, the true indices of the trained steps, ascending."""
+    images: Tensor
+    """(B, 3, H, W) float32 in [0, 1]."""
+    conditioning: Conditioning
+    """Leading axis B."""
+    means: Tensor | None = None
+    """(B, S, N, C) means of the trained steps, where the update normalises ratios."""
+
+    @property
+    def progress(self) -> Tensor:
+        """(S,) step / T: 0 at pure noise, 1 at the image."""
+        return self.steps / (len(self.sigmas) - 1)
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Raw scores of the images of P groups."""
+
+    values: Tensor
+    """(P, G, K) float32, raw units, higher is better; NaN where a reward could not score."""
+    names: tuple[str, ...]
+    """K names, in column order."""
+
+
+E = TypeVar("E", bound=Example, covariant=True)
+
+
+class LazyExamples(Sequence[E]):
+    """A sequence that says how one example is made; a slice makes a list of them."""
+
+    @abstractmethod
+    def example(self, index: int) -> E:
+        """The example at an index, which may count from the end."""
+
+    @overload
+    def __getitem__(self, index: int) -> E: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[E]: ...
+    def __getitem__(self, index: int | slice) -> E | list[E]:
+        if isinstance(index, slice):
+            return [self.example(n) for n in range(*index.indices(len(self)))]
+        return self.example(index)

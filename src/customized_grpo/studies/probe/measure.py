@@ -1,0 +1,277 @@
+"""Branch a trajectory at one step at a time, and measure what the noise of that step does to the rewards.
+
+Notation: P examples, M branches, K rewards, T inference steps, S probed steps, U subjects, N latent tokens, C channels.
+
+All branches of an example share one deterministic trajectory up to step s. Step s is drawn M times, each time with
+fresh noise, and from there every branch goes on deterministically. What differs between the branches is the noise of
+step s alone, so their variance is what that step decides.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.functional import sde
+from customized_grpo.functional.advantages import standardize
+from customized_grpo.policies.contract import Policy, rows
+from customized_grpo.randomness import generator, normal, seed_global
+from customized_grpo.rewards.scoring import RewardFunction, score
+from customized_grpo.settings import Role, Settings
+from customized_grpo.structures import Conditioning, Example
+from customized_grpo.train.evaluation import batches, cluster
+from customized_grpo.train.rollout import complete_dynamics
+from customized_grpo.train.trajectory import Dynamics, trajectory
+
+
+class ProbeSettings(Settings):
+    """What is measured, on how much."""
+
+    examples: Annotated[int, Role.KEPT] = Field(default=24, ge=2)
+    """P: (reference, prompt) pairs, drawn from the training data."""
+    branches: Annotated[int, Role.KEPT] = Field(default=8, ge=2)
+    """M: continuations of each trajectory at each step. A single one has no variance."""
+    gradients: Annotated[bool, Role.KEPT] = True
+    """Also the cosine between the gradients of the rewards at each step."""
+    include_last: Annotated[bool, Role.KEPT] = False
+    """Probe the step that ends at sigma 0 too; training leaves it out unless asked."""
+    batch: Annotated[int, Role.RUNTIME] = Field(default=64, ge=1)
+    """Pictures sampled at once, rounded down to whole groups. It changes memory, and the result only by
+    rounding."""
+    seed: Annotated[int, Role.KEPT] = 0
+    """Seed for the noise and for the choice of examples."""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """What came of the branches at one step, or at all probed steps together."""
+
+    steps: tuple[int, ...]
+    """The stochastic steps, ascending: one, or all that are probed."""
+    rewards: Tensor
+    """(P, M, K) float32, raw units; NaN where a reward could not score."""
+    gram: Tensor | None
+    """(U, K, U, K) float64: inner products of the policy gradients of every subject and reward at this step."""
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return f"step-{self.steps[0]:03d}" if len(self.steps) == 1 else "all-steps"
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The deterministic trajectories of a few examples."""
+
+    examples: tuple[Example, ...]
+    conditioning: Conditioning
+    sigmas: Tensor
+    """(T + 1,)"""
+    latents: tuple[Tensor, ...]
+    """T of (P, N, C): before each step."""
+
+
+def choose(dataset: Sequence[Example], settings: ProbeSettings) -> list[Example]:
+    """A fixed random choice of examples, in the order of the dataset.
+
+    Raises:
+        UserError: if the dataset has fewer than two.
+    """
+    if len(dataset) < 2:
+        raise UserError(f"The probe needs two examples or more, but the training data has {len(dataset)}.")
+    order = torch.randperm(len(dataset), generator=generator("probe examples", settings.seed))
+    return [dataset[i] for i in sorted(order[: settings.examples].tolist())]
+
+
+def probed_steps(num_inference_steps: int, settings: ProbeSettings) -> tuple[int, ...]:
+    """The true indices of the steps that are branched at."""
+    return tuple(range(num_inference_steps if settings.include_last else num_inference_steps - 1))
+
+
+class Probe:
+    """Measures one policy on fixed examples. Every draw is a function of (seed, example, step, branch).
+
+    Args:
+        policy: in the state to be measured.
+        rewards: K >= 2, by name.
+        examples: P of them, with different ids.
+        dynamics: the stochastic step.
+        num_inference_steps: T.
+
+    Raises:
+        UserError: with fewer than two rewards or examples, or if two examples have one id.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rewards: Mapping[str, RewardFunction],
+        examples: Sequence[Example],
+        settings: ProbeSettings,
+        dynamics: Dynamics,
+        num_inference_steps: int,
+    ) -> None:
+        if len(rewards) < 2:
+            raise UserError(f"The probe compares rewards, but there is only '{next(iter(rewards), None)}'; name two.")
+        ids = [example.id for example in examples]
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        if twice or len(ids) < 2:
+            raise UserError(f"The probe needs two different examples or more, got {', '.join(twice or ids) or 'none'}.")
+        self.policy, self.rewards, self.examples, self.settings = policy, dict(rewards), tuple(examples), settings
+        self.dynamics, self.num_inference_steps = dynamics, num_inference_steps
+        self.steps = probed_steps(num_inference_steps, settings)
+        self.subjects = tuple(dict.fromkeys(cluster(example) for example in examples))
+        self._trajectories: list[Trajectory] | None = None
+
+    def measure(self, steps: tuple[int, ...]) -> Branches:
+        """Branch every example with noise in `steps` only; with gradients if that is a single step."""
+        started = time.perf_counter()
+        seed_global("probe", self.settings.seed, *steps)
+        place = {example.id: i for i, example in enumerate(self.examples)}
+        values = torch.empty(len(self.examples), self.settings.branches, len(self.rewards))
+        for shared in self.trajectories():
+            images = self.branch(shared, steps)
+            by_row = [example for example in shared.examples for _ in range(self.settings.branches)]
+            scores = score(images, by_row, self.rewards)
+            values[[place[example.id] for example in shared.examples]] = scores.view(
+                len(shared.examples), self.settings.branches, -1
+            )
+        gram = None
+        if self.settings.gradients and len(steps) == 1:
+            gram = _gram(self.subject_gradients(steps[0], values))
+        return Branches(steps, values, gram, time.perf_counter() - started)
+
+    def trajectories(self) -> list[Trajectory]:
+        """The shared trajectories, computed once, in chunks of examples that are encoded together."""
+        if self._trajectories is None:
+            tasks = [(0, index) for index in range(len(self.examples))]
+            size = max(1, self.settings.batch // self.settings.branches)
+            chunks = batches(self.policy, self.examples, tasks, size)
+            self._trajectories = [self._trajectory([self.examples[i] for _, i in chunk]) for chunk in chunks]
+        return self._trajectories
+
+    @torch.no_grad()
+    def _trajectory(self, examples: list[Example]) -> Trajectory:
+        policy, conditioning = self.policy, self.policy.encode(examples)
+        sigmas = policy.sigmas(self.num_inference_steps, conditioning).to(policy.device)
+        keys = [("probe initial", self.settings.seed, example.id) for example in examples]
+        latents = policy.initial_latents(
+            conditioning, normal(policy.latent_shape(conditioning), keys).to(policy.device)
+        )
+        steps = trajectory(policy.velocity, conditioning, latents, sigmas[:-1])  # nothing branches after the last step
+        kept = (latents, *(step.next_latents for step in steps))
+        return Trajectory(tuple(examples), conditioning, sigmas, kept)
+
+    @torch.no_grad()
+    def branch(self, shared: Trajectory, steps: tuple[int, ...]) -> Tensor:
+        """Images (P * M, 3, H, W) of trajectories that are stochastic in `steps` alone; row b is of example b // M."""
+        first = min(steps)
+        branched = trajectory(
+            self.policy.velocity,
+            shared.conditioning,
+            shared.latents[first],
+            shared.sigmas,
+            dynamics=complete_dynamics(self.dynamics, shared.sigmas),
+            noise=lambda index: self._noise(shared.examples, index, shared.latents[index]) if index in steps else None,
+            start=first,
+        )
+        for step in branched:
+            if step.index in steps:
+                _check_noise(step.gaussian, step.index)
+        return self.policy.decode(step.next_latents, step.conditioning)
+
+    def subject_gradients(self, step: int, values: Tensor) -> Tensor:
+        """The policy gradient of every reward on its own at one step, summed over the examples of each subject.
+
+        The gradient is that of mean_m z[m, k] log_prob[m], which is the clipped surrogate's at ratio 1, with z the
+        standard score of one reward among the branches. All branches leave from one point, so one forward pass serves
+        them.
+
+        Args:
+            step: the step that was branched at.
+            values: shape (P, M, K), the rewards of the branches.
+
+        Returns:
+            Shape (U, K, D) float32 on the CPU, D trainable parameters: U * K * D * 4 bytes.
+        """
+        z = standardize(values)
+        place = {example.id: i for i, example in enumerate(self.examples)}
+        parameters = self.policy.trainable_parameters()
+        if not parameters:
+            raise UserError("The policy has no trainable parameter, so no gradient; probe with --no-gradients.")
+        size = sum(p.numel() for p in parameters)
+        total = torch.zeros(len(self.subjects), len(self.rewards), size)
+        for shared in self.trajectories():
+            for row, example in enumerate(shared.examples):
+                log_probs = self._log_probs(shared, row, step)
+                subject = self.subjects.index(cluster(example))
+                for k in range(len(self.rewards)):
+                    objective = (z[place[example.id], :, k].to(log_probs) * log_probs).mean()
+                    gradient = torch.autograd.grad(
+                        objective, parameters, retain_graph=k + 1 < len(self.rewards), materialize_grads=True
+                    )
+                    total[subject, k] += torch.cat([g.flatten().float().cpu() for g in gradient])
+        return total
+
+    def _log_probs(self, shared: Trajectory, row: int, step: int) -> Tensor:
+        """(M,) log-probabilities of the branches of one example, with the gradient of the policy."""
+        one, branches = slice(row, row + 1), self.settings.branches
+        latents = shared.latents[step][one]
+        sigma, sigma_next = (shared.sigmas[i].expand(1) for i in (step, step + 1))
+        with torch.enable_grad():
+            velocity = self.policy.velocity(latents, sigma, rows(shared.conditioning, one))
+            gaussian = complete_dynamics(self.dynamics, shared.sigmas)(latents, velocity, sigma, sigma_next)
+            gaussian = sde.Gaussian(gaussian.mean.expand(branches, -1, -1), gaussian.std.expand(branches, -1, -1))
+            noise = self._noise(shared.examples[row : row + 1], step, gaussian.mean)
+            return sde.log_prob(gaussian, sde.sample(gaussian, noise=noise))
+
+    def _noise(self, examples: Sequence[Example], step: int, latents: Tensor) -> Tensor:
+        """(P * M, N, C), like `latents`: of these examples' branches at one step."""
+        branches = range(self.settings.branches)
+        keys = [("probe", self.settings.seed, example.id, step, m) for example in examples for m in branches]
+        return normal(latents.shape[1:], keys).to(latents.device)
+
+
+def measure_all(
+    probe: Probe,
+    known: Mapping[tuple[int, ...], Branches] | None = None,
+    *,
+    on_finished: Callable[[Branches], None] = lambda branches: None,
+) -> list[Branches]:
+    """The branches at every probed step, and last those at all of them together.
+
+    Args:
+        probe: what to measure.
+        known: finished before; they are not measured again.
+        on_finished: told of each one measured, to save it.
+    """
+    found = []
+    for steps in [*((step,) for step in probe.steps), probe.steps]:
+        if known and steps in known:
+            found.append(known[steps])
+        else:
+            found.append(probe.measure(steps))
+            on_finished(found[-1])
+    return found
+
+
+def _check_noise(gaussian: sde.Gaussian, step: int) -> None:
+    if not bool((gaussian.std > 0).all()):
+        raise UserError(
+            f"Step {step} has no noise under these dynamics, so nothing branches there; "
+            f"raise noise_level, or leave the last step out."
+        )
+
+
+def _gram(gradients: Tensor) -> Tensor:
+    """Inner products of (U, K, D): shape (U, K, U, K), float64, a slice of D at a time."""
+    subjects, rewards, _ = gradients.shape
+    gram = torch.zeros(subjects * rewards, subjects * rewards, dtype=torch.float64)
+    for part in gradients.flatten(0, 1).split(2**18, dim=1):
+        gram += part.double() @ part.double().mT
+    return gram.view(subjects, rewards, subjects, rewards)

@@ -1,0 +1,374 @@
+"""The report of one run: what it contains, and in which order."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from customized_grpo import page
+from customized_grpo.page.formats import count, duration, listed, number, words
+from customized_grpo.store.run import RunRecord, iteration_files, read_run
+from customized_grpo.store.scores import Change, change, since_first
+from customized_grpo.studies.report.remarks import CLAMP_LIMIT, CLIP_LIMIT, RATIO_TOLERANCE, remarks
+
+STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
+
+MOST_GRIDS = 6
+"""Sample grids on the page, evenly over training; all of them are in RUN/samples."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the timing table, in seconds."""
+
+    name: str
+    total: float
+    per_iteration: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Vital:
+    """One diagnostic of the update: metric key, title, what to look for, and the value above which it is alarming."""
+
+    key: str
+    title: str
+    hint: str
+    limit: float | None = None
+    logarithmic: bool = False
+
+
+VITALS = (
+    Vital("update/clip_share", "Clip share", "share of steps whose gradient the clip stops", CLIP_LIMIT),
+    Vital("update/ratio_max", "Largest ratio", "new / old probability; leaves 1 slowly"),
+    Vital("update/first_ratio_error", "First ratio error", "must be about 0", RATIO_TOLERANCE),
+    Vital("update/kl", "KL to the base policy", "nats per latent element", logarithmic=True),
+    Vital("update/grad_norm", "Gradient norm", "before clipping", logarithmic=True),
+    Vital("update/learning_rate", "Learning rate", ""),
+    Vital("update/loss", "Loss", "says little: minus the mean advantage"),
+    Vital("advantage/std", "Advantage spread", "standard scores; about 1"),
+    Vital("advantage/clamped", "Advantages clamped", "share", CLAMP_LIMIT),
+    Vital("memory/peak_gib", "Peak memory", "GiB; should be flat"),
+)
+
+
+def write_report(run: Path, status: str | None = None) -> Path:
+    """Write RUN/report.html, self-contained, the same as report.md, and the plots as SVG and PNG into RUN/plots.
+
+    Works on a run that is still going, was killed, or was never evaluated: the page says what is missing.
+
+    Args:
+        run: the folder that training wrote.
+        status: how the run ended, if run.json does not say it yet; None reads it there.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        UserError: if the folder holds no run or cannot be written.
+    """
+    record = read_run(run)
+    if status is not None:
+        record = replace(record, info={**record.info, "status": status})
+    with page.writing(record.folder):
+        return page.publish(contents(record), record.folder)
+
+
+def contents(record: RunRecord) -> page.Page:
+    """The page of a run. Writes the plots."""
+    changes = reward_changes(record)
+    trained = [c for c in changes if c.metric in record.rewards]
+    untrained = [c for c in changes if c.metric not in record.rewards]
+    problems: list[str] = []
+    over_training, grids = sample_grids(record, problems)
+    answer, lead = headline(record, trained, untrained)
+    return page.Page(
+        kind="Training report",
+        title=record.name,
+        badges=[progress(record)],
+        headline=answer,
+        lead=lead,
+        summary=[*change_cards(record, trained, untrained), page.Remarks(remarks(record, changes, problems))],
+        sections=[
+            page.Section("Images", image_blocks(over_training, grids)),
+            page.Section("Rewards over training", reward_blocks(record), name="Rewards"),
+            page.Section("Conflict between the rewards", conflict_blocks(record), name="Conflict"),
+            page.Section("Health of the update", update_blocks(record), name="Update"),
+            page.Section("Where the time went", time_blocks(record), name="Time"),
+            page.Section("The run", run_blocks(record)),
+        ],
+        footer="Plots are beside this page in plots/ as SVG and PNG. docs/metrics.md explains every metric.",
+    )
+
+
+def change_cards(record: RunRecord, trained: Sequence[Change], untrained: Sequence[Change]) -> list[page.Block]:
+    """The metrics before and after training, those that were trained on first."""
+    if not trained:
+        return []
+    colours = dict(zip(record.metrics, _colours(record.metrics), strict=True))
+
+    def cards(changes: Sequence[Change]) -> page.Cards:
+        return page.Cards([
+            page.Card(words(c.metric), c.after.value, c.before.value, c.difference, colour=colours[c.metric])
+            for c in changes
+        ])  # fmt: skip
+
+    first, last = record.evaluations[0].iteration, record.evaluations[-1].iteration
+    note = (
+        f"Before (iteration {first}) and after (iteration {last}) on the same {trained[0].tasks} held-out tasks of "
+        f"{trained[0].subjects} subjects with the same noise. In brackets the 95 % interval of the change, "
+        f"bootstrapped over subjects. It does not cover the training seed: another seed can give another change."
+    )
+    found: list[page.Block] = [cards(trained)]
+    if untrained:
+        found += [page.Text("Not trained on; reward hacking would show here as a fall:", "soft"), cards(untrained)]
+    return [*found, page.Text(note, "note")]
+
+
+def image_blocks(over_training: page.Figure | None, grids: Sequence[page.Figure]) -> list[page.Block]:
+    blocks: list[page.Block] = []
+    if over_training:
+        title = f"{over_training.title}. A row is one task."
+        blocks += [page.Text(title), page.Figures([replace(over_training, title="")], "wide")]
+    for n, grid in enumerate(grids):
+        shown = page.Figures([replace(grid, title="")], "wide")
+        opened = n == 0 and over_training is None
+        blocks.append(page.Details(f"{grid.title}: reference, then generations", [shown], opened))
+    return blocks or [page.Text("No sample grids have been written.", "soft")]
+
+
+def reward_blocks(record: RunRecord) -> list[page.Block]:
+    explained = (
+        "Thin: the mean over the samples of an iteration, with the standard deviation within groups as a band. It "
+        "moves with the prompts that were drawn and with the noise of exploration. Dots: the held-out evaluation, the "
+        "one to judge by; its bars are the 95 % interval of the change since the first evaluation (dashed line), so a "
+        "bar clear of the line is a clear change."
+    )
+    return _with_text(explained, reward_plots(record), "No rewards have been logged.")
+
+
+def conflict_blocks(record: RunRecord) -> list[page.Block]:
+    explained = (
+        "Within a group, one reward can put a sample above the mean while the other puts it below: a conflict. "
+        "Unrelated rewards conflict on half of the samples; more means that they compete."
+    )
+    return _with_text(explained, conflict_plots(record), "Conflict needs two rewards and a logged iteration.")
+
+
+def update_blocks(record: RunRecord) -> list[page.Block]:
+    drawn, constant = update_plots(record), constant_vitals(record)
+    blocks: list[page.Block] = [page.Figures(drawn, "small")] if drawn else []
+    if constant:
+        told = ", ".join(f"{title.lower()} {number(value)}" for title, value in constant)
+        blocks.append(page.Text(f"Constant throughout: {told}.", "note"))
+    return blocks or [page.Text("No update has been logged.", "soft")]
+
+
+def time_blocks(record: RunRecord) -> list[page.Block]:
+    rows = [
+        page.Row(s.name, (duration(s.per_iteration), duration(s.total), f"{s.share:.1%}", page.Bar(s.share)))
+        for s in stages(record)
+    ]
+    if not rows:
+        return [page.Text("No times have been logged.", "soft")]
+    return [page.Table(("per iteration", "in all", "share", ""), rows, first="stage")]
+
+
+def run_blocks(record: RunRecord) -> list[page.Block]:
+    command = shlex.join(map(str, record.info.get("command") or []))
+    versions = [(str(k), str(v)) for k, v in dict(record.info.get("versions") or {}).items()]
+    blocks: list[page.Block] = [page.Facts(facts(record))]
+    if command:
+        blocks += [page.Text("Command:"), page.Code(command)]
+    if record.config:
+        blocks.append(page.Details("Configuration (config.yaml, can be run again)", [page.Code(record.config)]))
+    return [*blocks, page.Details("Versions", [page.Facts(versions)])] if versions else blocks
+
+
+def _with_text(text: str, figures: Sequence[page.Figure], absent: str) -> list[page.Block]:
+    return [page.Text(text), page.Figures(figures)] if figures else [page.Text(absent, "soft")]
+
+
+def reward_changes(record: RunRecord) -> list[Change]:
+    """First against last evaluation, rewards first; empty without two of them."""
+    if len(record.evaluations) < 2:
+        return []
+    first, last = record.evaluations[0], record.evaluations[-1]
+    return [change(first, last, metric) for metric in record.metrics]
+
+
+def headline(record: RunRecord, trained: Sequence[Change], untrained: Sequence[Change]) -> tuple[str, str]:
+    """The answer in one sentence, and what qualifies it."""
+    if not record.evaluations:
+        return "No held-out evaluation yet.", "Whether training helps can only be said from held-out evaluations."
+    if not trained:
+        at = record.evaluations[-1].iteration
+        return (
+            f"One held-out evaluation so far, at iteration {at}.",
+            "There is nothing to compare it with; the levels are below.",
+        )
+    answer = _verdicts(trained, "reward")
+    second = f"Untrained metrics: {_verdicts(untrained, 'score')}." if untrained else ""
+    return f"{answer[0].upper()}{answer[1:]} on held-out subjects.", second.strip()
+
+
+def _verdicts(changes: Sequence[Change], noun: str) -> str:
+    """Such as 'both rewards rose' or 'prompt rose, no clear change in identity'."""
+    parts = []
+    for kind in ("rose", "fell", "unclear"):
+        names = [words(c.metric) for c in changes if c.difference.verdict == kind]
+        if not names:
+            continue
+        every, none = listed(names), listed(names)
+        if len(names) == len(changes) == 2:
+            every, none = f"both {noun}s", f"either {noun}"
+        elif len(names) == len(changes) > 2:
+            every, none = f"all {len(names)} {noun}s", f"any of the {len(names)} {noun}s"
+        parts.append(f"no clear change in {none}" if kind == "unclear" else f"{every} {kind}")
+    return ", ".join(parts)
+
+
+def progress(record: RunRecord) -> str:
+    """How far the run came, in words."""
+    done = int(record.iterations[-1]) if record.rows else 0
+    planned = record.planned_iterations
+    of = f" of {planned}" if planned else ""
+    return f"{record.status}, iteration {done}{of}" if record.status != "finished" else f"finished, {done} iterations"
+
+
+def reward_plots(record: RunRecord) -> list[page.Figure]:
+    """A curve for every reward and every other metric; the trade-off where there are two rewards."""
+    evaluated = [evaluation.iteration for evaluation in record.evaluations]
+    found = []
+    for metric, colour in zip(record.metrics, _colours(record.metrics), strict=True):
+        mean, spread = record.series(f"reward/{metric}/mean"), record.series(f"reward/{metric}/spread")
+        levels = since_first(record.evaluations, metric)
+        if not np.isfinite(mean).any() and not any(np.isfinite(x.value) for x in levels):
+            continue
+        figure = page.plots.training_curve(
+            record.iterations, mean, spread, evaluated, levels, colour=colour, ylabel=words(metric)
+        )
+        title = f"{words(metric)}" + ("" if metric in record.rewards else " (not trained on)")
+        held_out = (f"{number(x.value)} at iteration {at}" for at, x in zip(evaluated, levels, strict=True))
+        alt = f"{title} over training; held out: {', '.join(held_out) or 'not evaluated'}"
+        found.append(page.embed_plot(figure, record.folder, f"reward-{metric}", title=title, alt=alt))
+    if len(record.rewards) == 2 and len(record.evaluations) > 1:
+        across, up = record.rewards[1], record.rewards[0]
+        axes = (since_first(record.evaluations, metric) for metric in (across, up))
+        path = list(zip(evaluated, *axes, strict=True))
+        path = [point for point in path if np.isfinite([point[1].value, point[2].value]).all()]
+        if len(path) > 1:
+            figure = page.plots.trade_off(path, xlabel=words(across), ylabel=words(up))
+            found.append(page.embed_plot(figure, record.folder, "trade-off", title="Trade-off between the two rewards"))
+    return found
+
+
+def conflict_plots(record: RunRecord) -> list[page.Figure]:
+    """Shares and correlation; empty where fewer than two rewards were logged."""
+    shares = {
+        "conflict": record.series("conflict/share"),
+        "both better": record.series("conflict/both_positive"),
+        "both worse": record.series("conflict/both_negative"),
+    }
+    window = max(1, len(record.rows) // 12)
+    found = []
+    if np.isfinite(shares["conflict"]).any():
+        figure = page.plots.conflict_shares(record.iterations, shares, window=window)
+        found.append(
+            page.embed_plot(figure, record.folder, "conflict-shares", title="Do the rewards agree on a sample?")
+        )
+    values = record.series("conflict/correlation")
+    if np.isfinite(values).any():
+        figure = page.plots.correlation(record.iterations, values, window=window)
+        found.append(page.embed_plot(figure, record.folder, "conflict-correlation", title="Correlation of the rewards"))
+    return found
+
+
+def update_plots(record: RunRecord) -> list[page.Figure]:
+    """A small curve for every diagnostic that moved."""
+    found = []
+    for vital in VITALS:
+        values = record.series(vital.key)
+        if not _moves(values):
+            continue
+        figure = page.plots.vital_sign(record.iterations, values, limit=vital.limit, logarithmic=vital.logarithmic)
+        name = f"update-{vital.key.split('/')[1]}"
+        found.append(page.embed_plot(figure, record.folder, name, title=vital.title, caption=vital.hint))
+    return found
+
+
+def constant_vitals(record: RunRecord) -> list[tuple[str, float]]:
+    """(title, value) of every diagnostic that kept one value."""
+    series = ((vital.title, record.series(vital.key)) for vital in VITALS)
+    return [(title, float(v[np.isfinite(v)][0])) for title, v in series if np.isfinite(v).any() and not _moves(v)]
+
+
+def stages(record: RunRecord) -> list[Stage]:
+    """Seconds by stage over the whole run; what happened outside the iterations is the last row."""
+    logged = {key.removeprefix("seconds/") for row in record.rows for key in row if key.startswith("seconds/")}
+    names = [*(s for s in STAGES if s in logged), *sorted(logged.difference(STAGES))]
+    totals = {name: float(np.nansum(record.series(f"seconds/{name}"))) for name in names}
+    inside = sum(totals.values())
+    outside = float(record.info.get("seconds") or 0.0) - inside
+    if totals and outside > 0.01 * inside:
+        totals["outside iterations"] = outside
+    whole = sum(totals.values()) or np.nan
+    return [
+        Stage(name, total, total / len(record.rows) if name in logged else np.nan, total / whole)
+        for name, total in totals.items()
+    ]
+
+
+def sample_grids(record: RunRecord, problems: list[str]) -> tuple[page.Figure | None, list[page.Figure]]:
+    """The grid over training, and the grids of the evaluations, the last one first. Damaged files are named."""
+    folder = record.folder / "samples"
+    prompts = [p.read_text(encoding="utf-8", errors="replace") for p in sorted(folder.glob("cells/*-prompt.txt"))]
+    rows = f". The rows: {'; '.join(prompts)}." if prompts else ""
+
+    def read(path: Path, title: str) -> page.Figure | None:
+        try:
+            return page.embed(path, base=record.folder, alt=title + rows, title=title)
+        except (OSError, SyntaxError):
+            problems.append(f"samples/{path.name} could not be read as an image.")
+            return None
+
+    over_training = None
+    if (path := folder / "over_training.png").is_file():
+        over_training = read(path, "Reference, then the same prompt and noise over training")
+    files = list(iteration_files(folder, ".png"))
+    chosen = sorted({round(i) for i in np.linspace(0, len(files) - 1, min(len(files), MOST_GRIDS))}, reverse=True)
+    grids = (read(files[i][1], f"Iteration {files[i][0]}") for i in chosen)
+    return over_training, [grid for grid in grids if grid]
+
+
+def facts(record: RunRecord) -> list[tuple[str, str]]:
+    """The run in a few lines."""
+    summary, info = record.summary, record.info
+    trainable, total = summary.get("trainable_parameters"), summary.get("total_parameters")
+    share = f" of {count(total)}" if total else ""
+    seconds = sum(stage.total for stage in stages(record))
+    found = [
+        ("model", summary.get("model")),
+        ("trained parameters", f"{count(trainable)}{share}" if trainable else None),
+        ("rewards", ", ".join(record.rewards)),
+        (
+            "samples per iteration",
+            count(summary["samples_per_iteration"]) if "samples_per_iteration" in summary else None,
+        ),
+        ("iterations", progress(record)),
+        ("time", duration(seconds) if seconds else None),
+        ("started", str(info.get("started") or "").replace("T", " ")[:19]),
+        ("hardware", info.get("hardware")),
+    ]
+    return [(name, str(value)) for name, value in found if value]
+
+
+def _colours(metrics: Sequence[str]) -> list[str]:
+    return [page.plots.SERIES[i % len(page.plots.SERIES)] for i in range(len(metrics))]
+
+
+def _moves(values: np.ndarray) -> bool:
+    finite = values[np.isfinite(values)]
+    return len(finite) > 0 and bool((finite != finite[0]).any())

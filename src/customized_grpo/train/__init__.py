@@ -1,0 +1,1 @@
+"""Training: rollout, advantages, update, evaluation, checkpoints, and the trainer that joins them."""

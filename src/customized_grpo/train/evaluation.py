@@ -1,0 +1,132 @@
+"""Held-out evaluation with fixed examples, fixed noise and deterministic sampling, so that scores are comparable."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from customized_grpo.distributed import fail_together, gather_objects
+from customized_grpo.errors import UserError
+from customized_grpo.policies.contract import Policy
+from customized_grpo.randomness import normal, seed_global
+from customized_grpo.rewards.scoring import RewardFunction, score
+from customized_grpo.store.scores import Change, Scores, change, read_scores
+from customized_grpo.structures import Example
+from customized_grpo.train.memory import explain_full_device
+from customized_grpo.train.rollout import sample_ode
+from customized_grpo.train.settings import EvaluationSettings
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one policy state, and some of the images."""
+
+    scores: Scores
+    examples: tuple[Example, ...]
+    """Those whose images are kept: the first `grid_rows`."""
+    images: Tensor
+    """(rows, 3, H, W) their first replicate; empty where the scores are another run's."""
+
+
+def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], replicates: int) -> Evaluation:
+    """The evaluation of the base policy that another run, or `cgrpo eval`, left at `path`, without images.
+
+    Raises:
+        UserError: if it is missing, damaged, or of other tasks or metrics.
+    """
+    advice = "create it with `cgrpo eval CONFIG --output FOLDER`, or remove evaluation.base."
+    try:
+        found = read_scores(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"evaluation.base: '{path}' is missing or damaged ({type(error).__name__}); {advice}"
+        ) from error
+    same = found.tasks == tuple(example.id for example in examples) and found.metrics == tuple(metrics)
+    if not same or len(found.values) != replicates:
+        raise UserError(f"evaluation.base: '{path}' has other tasks, metrics or replicates than this run; {advice}")
+    scores = tabulate(found.values, examples, found.metrics, found.rewards, found.iteration)
+    return Evaluation(scores, (), torch.empty(0))
+
+
+def tabulate(
+    values: np.ndarray, examples: Sequence[Example], metrics: Iterable[str], rewards: Iterable[str], iteration: int
+) -> Scores:
+    """The table of (replicates, tasks, metrics) values whose tasks are `examples`."""
+    return Scores(
+        values, tuple(metrics), tuple(rewards),
+        tasks=tuple(example.id for example in examples),
+        subjects=tuple(map(cluster, examples)),
+        kinds=tuple(str(getattr(example, "kind", None) or "") for example in examples),
+        prompts=tuple(example.prompt for example in examples),
+        iteration=iteration,
+    )  # fmt: skip
+
+
+def cluster(example: Example) -> str:
+    """The subject of an example. Intervals resample subjects, because images of one subject are alike."""
+    return str(getattr(example, "subject_id", "") or example.subject or example.id)
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Policy,
+    examples: Sequence[Example],
+    rewards: Mapping[str, RewardFunction],
+    metrics: Mapping[str, RewardFunction],
+    settings: EvaluationSettings,
+    num_inference_steps: int,
+    iteration: int,
+    accelerator: Accelerator | None = None,
+) -> Evaluation:
+    """Score what the policy draws for `examples` from noise that depends on (seed, example, replicate) alone.
+
+    With an accelerator the batches are shared out over its processes, and every process gets the whole result.
+    """
+    measured = {**rewards, **metrics}
+    scored: dict[tuple[int, int], list[float]] = {}
+    shown: dict[int, Tensor] = {}
+    tasks = [(replicate, index) for index in range(len(examples)) for replicate in range(settings.replicates)]
+    size = settings.batch // settings.replicates * settings.replicates or settings.batch  # metrics see whole groups
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    with fail_together(accelerator), explain_full_device(policy.device, "evaluation"):
+        for batch in batches(policy, examples, tasks, size)[rank::world]:
+            chosen = [examples[index] for _, index in batch]
+            seed_global("evaluation", settings.seed, chosen[0].id, batch[0][0])
+            conditioning = policy.encode(chosen)
+            keys = [("evaluation", settings.seed, examples[i].id, r) for r, i in batch]
+            noise = normal(policy.latent_shape(conditioning), keys)
+            images = sample_ode(policy, conditioning, noise, num_inference_steps)
+            scores = score(images, chosen, measured)
+            for row, (replicate, index) in enumerate(batch):
+                scored[replicate, index] = scores[row].tolist()
+                if replicate == 0 and index < settings.grid_rows:
+                    shown[index] = images[row].cpu()
+    if accelerator is not None:
+        for other_scored, other_shown in gather_objects(accelerator, (scored, shown)):
+            scored, shown = {**scored, **other_scored}, {**shown, **other_shown}
+    values = np.array([[scored[r, i] for i in range(len(examples))] for r in range(settings.replicates)])
+    rows = sorted(shown)
+    images = torch.stack([shown[i] for i in rows]) if rows else torch.empty(0)
+    table = tabulate(values, examples, measured, rewards, iteration)
+    return Evaluation(table, tuple(examples[i] for i in rows), images)
+
+
+def batches(
+    policy: Policy, examples: Sequence[Example], tasks: Sequence[tuple[int, int]], size: int
+) -> list[list[tuple[int, int]]]:
+    """(replicate, example index) tasks in batches whose examples can be encoded together."""
+    by_shape: dict[Any, list[tuple[int, int]]] = {}
+    for task in tasks:
+        by_shape.setdefault(policy.shape_key(examples[task[1]]), []).append(task)
+    return [group[i : i + size] for group in by_shape.values() for i in range(0, len(group), size)]
+
+
+def changes(before: Scores, after: Scores) -> list[Change]:
+    """The change of every metric that was measured both times, over the shared tasks."""
+    shared = [metric for metric in before.metrics if metric in after.metrics]
+    return [found for metric in shared if (found := change(before, after, metric)).tasks]

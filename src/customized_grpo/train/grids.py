@@ -1,0 +1,97 @@
+"""Pictures of pictures: sample grids with captions."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
+
+from customized_grpo.data.images import png, to_pil
+from customized_grpo.store import write
+
+if TYPE_CHECKING:
+    from customized_grpo.store.run import RunFolder
+    from customized_grpo.train.evaluation import Evaluation
+
+CELL = 128
+GAP = 4
+HEADER = 22
+
+
+def grid(rows: list[list[Image.Image]], headers: list[str], captions: list[str]) -> Image.Image:
+    """A table of pictures: one header per column, one caption (the prompt) under every row."""
+    columns = max(len(row) for row in rows)
+    width, line = columns * (CELL + GAP) + GAP, CELL + HEADER + GAP
+    sheet = Image.new("RGB", (width, HEADER + len(rows) * line + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for column, header in enumerate(headers):
+        draw.text((GAP + column * (CELL + GAP) + CELL / 2, HEADER / 2), header, fill="#333333", font=font, anchor="mm")
+    for index, (row, caption) in enumerate(zip(rows, captions, strict=True)):
+        top = HEADER + index * line
+        for column, image in enumerate(row):
+            sheet.paste(fit(image), (GAP + column * (CELL + GAP), top))
+        text = " ".join(caption.split())[:width]  # no character is narrower than a pixel
+        while draw.textlength(text, font=font) > width - 2 * GAP and len(text) > 4:
+            text = text[:-5] + "..."
+        draw.text((GAP + 2, top + CELL + HEADER / 2), text, fill="#333333", font=font, anchor="lm")
+    return sheet
+
+
+def fit(image: Image.Image) -> Image.Image:
+    """Into a CELL x CELL square, aspect kept; small pictures are enlarged without blur."""
+    image = image.convert("RGB")
+    scale = CELL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    resized = image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (CELL, CELL), "white")
+    square.paste(resized, ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
+    return square
+
+
+def save_grid(evaluation: "Evaluation", folder: Path) -> None:
+    """samples/iteration-NNNNNN.png (reference | generation) and the pictures alone, for the grid over training."""
+    if len(evaluation.images) == 0:
+        return
+    shown, iteration = evaluation.examples, evaluation.scores.iteration
+    pictures = [to_pil(image) for image in evaluation.images]
+    rows = [[*example.references, picture] for example, picture in zip(shown, pictures, strict=True)]
+    most = max(len(row) for row in rows) - 1
+    headers = ["reference"] * most + [label(iteration)]
+    stem = f"iteration-{iteration:06d}"
+    write(folder / f"{stem}.png", png(grid(rows, headers, [example.prompt for example in shown])))
+    cells = folder / "cells"
+    for index, (example, picture) in enumerate(zip(shown, pictures, strict=True)):
+        write(cells / f"{index:03d}-{stem}.png", png(picture))
+        write(cells / f"{index:03d}-reference.png", png(fit(example.references[0])))
+        write(cells / f"{index:03d}-prompt.txt", example.prompt)
+
+
+def copy_grid(source: Path, stem: str, folder: Path) -> None:
+    """Bring what `save_grid` wrote into `source` for one evaluation into another folder."""
+    wanted = [f"{stem}.png", f"cells/*-{stem}.png", "cells/*-reference.png", "cells/*-prompt.txt"]
+    for path in (path for pattern in wanted for path in sorted(source.glob(pattern))):
+        write(folder / path.relative_to(source), path.read_bytes())
+
+
+def save_history(run: "RunFolder") -> Path | None:
+    """samples/over_training.png: reference | same prompt and noise at every evaluated iteration (eight at most)."""
+    cells = run.samples / "cells"
+    prompts = sorted(cells.glob("*-prompt.txt")) if cells.is_dir() else []
+    if not prompts:
+        return None
+    stages = sorted({path.stem.split("-", 1)[1] for path in cells.glob("*-iteration-*.png")})
+    if len(stages) > 8:
+        stages = [stages[round(i * (len(stages) - 1) / 7)] for i in range(8)]
+    rows, captions = [], []
+    for prompt in prompts:
+        index = prompt.name.split("-")[0]
+        names = [f"{index}-reference.png", *(f"{index}-{stage}.png" for stage in stages)]
+        rows.append([Image.open(cells / name).copy() for name in names if (cells / name).exists()])
+        captions.append(prompt.read_text(encoding="utf-8"))
+    target = run.samples / "over_training.png"
+    headers = ["reference", *(label(int(stage.split("-")[1])) for stage in stages)]
+    write(target, png(grid(rows, headers, captions)))
+    return target
+
+
+def label(iteration: int) -> str:
+    return "base" if iteration == 0 else f"iteration {iteration}"

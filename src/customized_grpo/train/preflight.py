@@ -1,0 +1,216 @@
+"""Before a run: what stops it at once, and what it will cost."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from customized_grpo.errors import UserError
+from customized_grpo.policies.contract import Policy, repeat
+from customized_grpo.randomness import generator
+from customized_grpo.store.run import RunFolder
+from customized_grpo.structures import Example
+from customized_grpo.train.memory import MemoryEstimate, Workload, estimate_memory, explain_full_device
+from customized_grpo.train.method import Method
+from customized_grpo.train.rollout import complete_dynamics
+from customized_grpo.train.settings import RolloutSettings
+
+if TYPE_CHECKING:
+    from customized_grpo.train.settings import TrainerConfig
+
+
+def check_sizes(config: "TrainerConfig", examples: int, processes: int) -> None:
+    """Raise UserError for an empty dataset or batches that do not divide."""
+    training = config.training
+    if examples == 0:
+        raise UserError("The training data is empty; give at least one example.")
+    if training.prompts_per_iteration % processes:
+        raise UserError(
+            f"training.prompts_per_iteration is {training.prompts_per_iteration}, which {processes} processes do "
+            f"not divide; whole groups stay on one process, so make it a multiple of {processes}."
+        )
+    rows = training.prompts_per_iteration // processes * config.rollout.num_generations
+    if training.micro_batch and rows % training.micro_batch:
+        raise UserError(
+            f"training.micro_batch is {training.micro_batch}, which does not divide the {rows} rows of an iteration "
+            f"(prompts x num_generations per process)."
+        )
+
+
+def check_examples(policy: Policy, train: Any, held_out: Sequence[Example]) -> None:
+    """Raise UserError for an example whose references are too many or too few for the policy, or are no images.
+
+    Args:
+        policy: asked for the `shape_key` of each.
+        train: the training data; only a list, or a dataset with `outlines`, is looked at before it is used.
+        held_out: the examples of the evaluations.
+    """
+    known = train.outlines() if hasattr(train, "outlines") else train if isinstance(train, list | tuple) else ()
+    for example in chain(held_out, known):
+        policy.shape_key(example)
+
+
+def check_noise(dynamics: Any, name: str) -> None:
+    """Raise UserError if the stochastic step is deterministic: it would have no density to train on."""
+    probe, sigma, sigma_next = torch.zeros(1, 1, 1), torch.tensor([0.8]), torch.tensor([0.6])
+    with _named_after(f"rollout.dynamics '{name}'"):
+        std = complete_dynamics(dynamics, torch.tensor([1.0, 0.8, 0.0]))(probe, probe, sigma, sigma_next).std
+    if not bool((std > 0).all()):
+        raise UserError(
+            f"rollout.dynamics '{name}' has no noise (std {float(std):g}), but training needs stochastic steps; "
+            f"set a noise_level above 0."
+        )
+
+
+def check_plan(plan: Any, method: Method, settings: RolloutSettings) -> None:
+    """Raise UserError if the steps, time weights or aggregation cannot be computed as they are set."""
+    draw, count = generator("check"), settings.num_inference_steps
+    with _named_after(f"rollout.steps '{settings.steps.use}'"):
+        trained = plan(0, count, generator=draw).trained
+    with _named_after(f"method.time_weights '{method.settings.time_weights.use}'"):
+        weights = method.weights(trained / count, count, draw)
+    with _named_after(f"method.advantage '{method.settings.advantage.use}'"):
+        method.advantages(torch.randn(2, settings.num_generations, len(method.names), generator=draw), weights)
+
+
+@contextmanager
+def _named_after(setting: str) -> Iterator[None]:
+    """Anybody's function may stand behind a setting, and fails with its arguments in its own words."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{setting} cannot be computed with these settings: {type(error).__name__}: {error}") from error
+
+
+# ---- what it will cost
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run will work with."""
+
+    config: "TrainerConfig"
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    example: Example
+    """Stands for all."""
+    rewards: Mapping[str, object]
+    metrics: Mapping[str, object]
+    held_out: int
+    """Examples in one evaluation."""
+    trained_steps: int
+    processes: int
+    iteration: int
+    """Iterations that are done already."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is about to run."""
+
+    run: Path
+    model: str
+    trainable_parameters: int
+    total_parameters: int
+    rewards: tuple[str, ...]
+    samples_per_iteration: int
+    start_iteration: int
+    iterations: int
+    device: str
+    processes: int
+    expected_seconds: float
+    """Transformer passes at their measured cost, times their number; rewards and decoding come on top."""
+    memory: MemoryEstimate
+    """Of the device, at the fullest moment."""
+
+
+def summarize(job: Job, run: RunFolder) -> Summary:
+    """What is about to run, measured with a few passes; written into the run folder too."""
+    config, policy = job.config, job.policy
+    with explain_full_device(policy.device):
+        memory = expected_memory(job)
+    with explain_full_device(policy.device, estimate=memory):
+        seconds = expected_seconds(job)
+    summary = Summary(
+        run=run.path,
+        model=policy.name,
+        trainable_parameters=sum(p.numel() for p in policy.trainable_parameters()),
+        total_parameters=sum(p.numel() for p in policy.module.parameters()),
+        rewards=tuple(job.rewards),
+        samples_per_iteration=config.training.prompts_per_iteration * config.rollout.num_generations,
+        start_iteration=job.iteration,
+        iterations=config.training.iterations,
+        device=str(policy.device),
+        processes=job.processes,
+        expected_seconds=seconds,
+        memory=memory,
+    )
+    fields = ("model", "trainable_parameters", "total_parameters", "rewards", "samples_per_iteration", "processes")
+    shown = {name: getattr(summary, name) for name in fields}
+    run.describe(name=run.path.name, summary={**shown, "memory_gib": round(memory.total / 2**30, 3)})
+    return summary
+
+
+def expected_memory(job: Job) -> MemoryEstimate:
+    """Of the device, at the fullest moment of encoding, sampling, decoding and updating."""
+    mine, chunk, size = _batches(job)
+    held_out, method = job.config.evaluation, job.config.method
+    work = Workload(
+        rows=mine,
+        micro_batch=size,
+        sampled=max(chunk, min(held_out.batch, job.held_out * held_out.replicates)),
+        trained_steps=job.trained_steps,
+        kept=3 if method.ratio_norm else 2,
+        base=method.beta > 0,
+        average=job.config.training.ema_decay > 0,
+    )
+    others = [*job.rewards.values(), *job.metrics.values()]
+    return estimate_memory(job.policy, job.optimizer, job.example, work, others)
+
+
+def expected_seconds(job: Job) -> float:
+    """Transformer passes still to come, at the cost of one forward and one forward with backward measured now."""
+    settings, training, held_out = job.config.rollout, job.config.training, job.config.evaluation
+    mine, _, size = _batches(job)
+    forward, learning = pass_seconds(job.policy, job.example, size)
+    trained, left = job.trained_steps * training.inner_epochs, training.iterations - job.iteration
+    iteration = mine / size * (settings.num_inference_steps * forward + trained * learning)
+    pictures = job.held_out * held_out.replicates / job.processes
+    times = (left // held_out.every if held_out.every else 1) + (job.iteration == 0)
+    return left * iteration + times * pictures / size * settings.num_inference_steps * forward
+
+
+def _batches(job: Job) -> tuple[int, int, int]:
+    """Rows of this process: in an iteration, in a chunk of its rollout, and in a pass of its update."""
+    settings, training = job.config.rollout, job.config.training
+    mine = training.prompts_per_iteration // job.processes * settings.num_generations
+    chunk = min(mine, (settings.chunk_prompts or mine) * settings.num_generations)
+    return mine, chunk, min(training.micro_batch or chunk, chunk)
+
+
+def pass_seconds(policy: Policy, example: Example, size: int) -> tuple[float, float]:
+    """Seconds of one transformer forward, and of one forward with backward, on `size` rows; after a warm-up."""
+    conditioning = repeat(policy.encode([example]), size)
+    latents = torch.zeros(size, *policy.latent_shape(conditioning), device=policy.device)
+    sigma = torch.full((size,), 0.5, device=policy.device)
+
+    def seconds(backward: bool) -> float:
+        begin = time.perf_counter()
+        with torch.set_grad_enabled(backward):
+            velocity = policy.velocity(latents, sigma, conditioning)
+        if backward:
+            velocity.square().mean().backward()
+            for parameter in policy.trainable_parameters():
+                parameter.grad = None
+        float(velocity.detach().sum())
+        return time.perf_counter() - begin
+
+    seconds(True)
+    return seconds(False), seconds(True)

@@ -1,0 +1,375 @@
+"""The update: trained steps of a rollout to optimizer steps, with the guards against training nothing."""
+
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from customized_grpo.distributed import average, combine, fail_together, gather
+from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.functional import sde
+from customized_grpo.functional.surrogate import approx_kl, clipped_surrogate, gaussian_kl, normalized_log_ratio
+from customized_grpo.policies.contract import Policy, rows
+from customized_grpo.randomness import generator
+from customized_grpo.settings import Spec
+from customized_grpo.settings.build import construct
+from customized_grpo.structures import Rollout
+from customized_grpo.train.checkpoint import TrainingState
+from customized_grpo.train.memory import explain_full_device
+from customized_grpo.train.meters import Meter
+from customized_grpo.train.rollout import complete_dynamics
+from customized_grpo.train.settings import MethodSettings, TrainingSettings
+from customized_grpo.train.trajectory import Dynamics
+
+
+class MicroBatch(NamedTuple):
+    """Some rows of one rollout at one trained step: what one forward and backward pass sees."""
+
+    rollout: Rollout
+    rows: slice
+    column: int
+    """Which of the S trained steps."""
+    advantage: Tensor
+    share: float
+    """Of the optimizer step that it belongs to."""
+
+
+def micro_batches(
+    rollouts: list[Rollout], advantage: Tensor, columns: list[int], size: int | None
+) -> Iterator[MicroBatch]:
+    """All rows at the given trained steps, `size` rows at a time; None takes whole rollouts."""
+    start = 0
+    for rollout in rollouts:
+        count = len(rollout.log_probs)
+        for low in range(0, count, size or count):
+            some = slice(low, min(low + (size or count), count))
+            share = (some.stop - some.start) / (len(advantage) * len(columns))
+            for column in columns:
+                own = advantage[start + some.start : start + some.stop, column]
+                yield MicroBatch(rollout, some, column, own, share)
+        start += count
+
+
+def try_optimizer(spec: Spec, weight: Tensor) -> set[str]:
+    """Step on two weights like this one from 0, with opposite gradients, and see that they part.
+
+    Returns:
+        The names of what the optimizer keeps for a weight.
+
+    Raises:
+        UserError: if it cannot step on dense gradients without a closure, or the gradient moves nothing.
+    """
+    copies = [torch.nn.Parameter(torch.zeros_like(weight)) for _ in range(2)]
+    trial = construct(spec, "optimizer", params=copies)
+    if not isinstance(trial, torch.optim.Optimizer):
+        raise UserError(f"optimizer: {spec.use} gives a {type(trial).__name__}, which is no torch.optim.Optimizer.")
+    for copy, sign in zip(copies, (1.0, -1.0), strict=True):
+        copy.grad = torch.full_like(copy, sign)
+    try:
+        trial.step()
+    except Exception as error:  # anybody's optimizer
+        raise UserError(
+            f"optimizer: {spec.use} cannot take a step with dense gradients and without a closure "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:150]}); use another, such as AdamW."
+        ) from error
+    finite = all(bool(copy.isfinite().all()) for copy in copies)
+    if not finite or torch.equal(*copies):
+        raise UserError(
+            f"optimizer: a step of {spec.use} with lr={trial.param_groups[0].get('lr')} "
+            f"{'does not follow the gradient' if finite else 'is not finite'}, so nothing would train; set a learning "
+            f"rate above 0, such as 1e-4."
+        )
+    return {str(name) for name in trial.state[copies[0]]}
+
+
+class Updater:
+    """Owns the optimizer, its schedule and the weight average; turns rollouts and advantages into optimizer steps.
+
+    Args:
+        policy: the one that sampled.
+        settings: of the update.
+        method: clip range, KL weight, ratio normalisation.
+        dynamics: those of the rollout.
+        accelerator: of the run.
+        seed: of the order of the steps.
+        total: optimizer steps of the whole run, for schedules that end with it; None is the most there can be.
+
+    Raises:
+        UserError: if the optimizer cannot train: it needs a closure or sparse gradients, or its step moves nothing.
+        TrainingError: if nothing is trainable.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        settings: TrainingSettings,
+        method: MethodSettings,
+        dynamics: Dynamics,
+        accelerator: Accelerator,
+        seed: int,
+        total: int | None = None,
+    ) -> None:
+        self.policy, self.settings, self.method, self.dynamics = policy, settings, method, dynamics
+        self.accelerator, self.seed, self.iteration = accelerator, seed, 0
+        self.parameters = policy.trainable_parameters()
+        if not self.parameters:
+            raise TrainingError("The policy has no trainable parameter: the adapter is bound to nothing.")
+        self.optimizer: torch.optim.Optimizer = construct(settings.optimizer, "optimizer", params=self.parameters)
+        self.state_names = try_optimizer(settings.optimizer, self._smallest[1])
+        self.scheduler = self._make_scheduler(total)
+        self.ema = {n: t.clone() for n, t in policy.trainable_state().items()} if settings.ema_decay else None
+        self.updates, self.skipped, self.moved = 0, 0, False
+        self.whole = True
+        """Whether the weights are those after a finished iteration."""
+
+    @property
+    def _smallest(self) -> tuple[int, Tensor]:
+        return min(enumerate(self.parameters), key=lambda pair: pair[1].numel())
+
+    def _make_scheduler(self, total: int | None, done: int = 0) -> Any:
+        """The schedule at the optimizer step `done` of `total`."""
+        from diffusers.optimization import get_scheduler
+
+        training = self.settings
+        if total is None:
+            total = training.iterations * training.inner_epochs * training.updates_per_epoch
+        name = "constant_with_warmup" if training.lr_schedule == "constant" else training.lr_schedule
+        return get_scheduler(
+            name, self.optimizer, num_warmup_steps=training.warmup_updates, num_training_steps=total,
+            last_epoch=done - 1,
+        )  # fmt: skip
+
+    def __call__(self, iteration: int, rollouts: list[Rollout], advantage: Tensor) -> dict[str, float]:
+        """inner_epochs x updates_per_epoch optimizer steps.
+
+        Args:
+            iteration: for the order of the steps, and for messages.
+            rollouts: the chunks of this process.
+            advantage: (rows of all chunks, S).
+
+        Returns:
+            What metrics.jsonl says under update/.
+
+        Raises:
+            TrainingError: from a guard.
+        """
+        self.iteration = iteration
+        meter, num_steps = Meter(), advantage.shape[1]
+        if self.settings.old_log_probs == "recompute":
+            with self._memory():
+                rollouts = [self._recompute(rollout) for rollout in rollouts]
+        parts = min(self.settings.updates_per_epoch, num_steps)
+        for epoch in range(self.settings.inner_epochs):
+            order = torch.randperm(num_steps, generator=generator("update", self.seed, iteration, epoch))
+            for part in range(parts):
+                columns = order[part::parts].tolist()
+                with self._memory():
+                    for batch in micro_batches(rollouts, advantage, columns, self.settings.micro_batch):
+                        self._backward(batch, on_policy=epoch == part == 0, meter=meter)
+                self._step(meter, teaches=bool(advantage[:, columns].any()))
+        self.whole = True
+        return combine(self.accelerator, mean=meter.means(), maximum=meter.maxima) | {
+            "update/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "update/skipped": self.skipped,
+        }
+
+    def _backward(self, batch: "MicroBatch", on_policy: bool, meter: Meter) -> None:
+        """Accumulate the gradient of one micro-batch."""
+        method, rollout, some, column = self.method, batch.rollout, batch.rows, batch.column
+        step = self._gaussian(rollout, some, column)
+        log_ratio = sde.log_prob(step, rollout.next_latents[some, column]) - rollout.log_probs[some, column]
+        drift = float(log_ratio.detach().abs().max())
+        meter.maximum("update/ratio_max", math.exp(min(drift, 80.0)))
+        meter.mean("update/approx_kl", float(approx_kl(log_ratio.detach())), batch.share)
+        if method.ratio_norm:
+            assert rollout.means is not None
+            log_ratio = normalized_log_ratio(log_ratio, step, sde.Gaussian(rollout.means[some, column], step.std))
+        if on_policy:
+            drift = max(drift, float(log_ratio.detach().abs().max()))  # as it is, and as it is clipped
+            meter.maximum("update/first_ratio_error", drift)
+            self._guard_first_ratio(drift)
+        surrogate = clipped_surrogate(log_ratio, batch.advantage, method.clip_range)
+        loss = surrogate.losses.mean()
+        if method.beta:
+            with torch.no_grad(), self.policy.base():
+                base = self._gaussian(rollout, some, column)
+            kl = gaussian_kl(step, base).mean()
+            meter.mean("update/kl", float(kl.detach()), batch.share)
+            loss = loss + method.beta * kl
+        meter.mean("update/loss", float(loss.detach()), batch.share)
+        meter.mean("update/clip_share", float(surrogate.clip_share), batch.share)
+        (loss * batch.share).backward()
+
+    def _gaussian(self, rollout: Rollout, some: slice, column: int) -> sde.Gaussian:
+        latents, step = rollout.latents[some, column], int(rollout.steps[column])
+        sigma, sigma_next = (rollout.sigmas[i].expand(len(latents)) for i in (step, step + 1))
+        velocity = self.policy.velocity(latents, sigma, rows(rollout.conditioning, some))
+        return complete_dynamics(self.dynamics, rollout.sigmas)(latents, velocity, sigma, sigma_next)
+
+    @torch.no_grad()
+    def _recompute(self, rollout: Rollout) -> Rollout:
+        """The rollout with log-probs, and means where it keeps them, computed in the update's own batches."""
+        size = self.settings.micro_batch or len(rollout.log_probs)
+        old = torch.empty_like(rollout.log_probs)
+        means = None if rollout.means is None else torch.empty_like(rollout.means)
+        for row in range(0, len(old), size):
+            some = slice(row, row + size)
+            for column in range(old.shape[1]):
+                step = self._gaussian(rollout, some, column)
+                old[some, column] = sde.log_prob(step, rollout.next_latents[some, column])
+                if means is not None:
+                    means[some, column] = step.mean
+        return replace(rollout, log_probs=old, means=means)
+
+    def _step(self, meter: Meter, teaches: bool) -> None:
+        """Average gradients over processes, check, clip, step. `teaches`: whether any advantage is not 0."""
+        self.whole = False
+        missing = [p for p in self.parameters if p.grad is None]
+        for p in missing:
+            p.grad = torch.zeros_like(p)
+        if self.accelerator.num_processes > 1:
+            reduced = average(self.accelerator, [cast(Tensor, p.grad) for p in self.parameters])
+            for p, gradient in zip(self.parameters, reduced, strict=True):
+                p.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        with fail_together(self.accelerator):
+            self._guard_synchronised(norm)
+        meter.mean("update/grad_norm", float(norm), 1.0)
+        if bool(norm.isfinite()):
+            with self._memory(), self._guard_moved(norm, teaches):
+                self.optimizer.step()
+            self.scheduler.step()
+            self.updates += 1
+            if self.ema is not None:
+                decay = min(self.settings.ema_decay, (1 + self.updates) / (10 + self.updates))
+                for name, tensor in self.policy.trainable_state().items():
+                    self.ema[name].lerp_(tensor, 1 - decay)
+        else:
+            with fail_together(self.accelerator):
+                self._skip(norm)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Memory that runs out on one process ends the update on all of them."""
+        with fail_together(self.accelerator), explain_full_device(self.policy.device, "update"):
+            yield
+
+    # ---- guards
+
+    def _guard_first_ratio(self, drift: float) -> None:
+        """Before the first optimizer step the policy is the one that sampled, so the ratio must be 1: rounding may
+        move it by a tenth of the clip range at most, or the clip would act on noise."""
+        tolerance = min(1e-5 if self.policy.dtype == torch.float32 else 1e-3, self.method.clip_range / 10)
+        if not drift <= tolerance:
+            advice = "switch dropout off, and see that two equal calls of the policy's velocity give equal results"
+            if self.settings.old_log_probs == "rollout":
+                advice = f"set training.old_log_probs=recompute; if that does not help, {advice}"
+            raise TrainingError(
+                f"The first ratio of iteration {self.iteration} is off 1 by {drift:.1e} (allowed {tolerance:.0e} in "
+                f"{str(self.policy.dtype).removeprefix('torch.')} with method.clip_range={self.method.clip_range:g}): "
+                f"sampling and training compute different log-probs; {advice}."
+            )
+
+    @contextmanager
+    def _guard_moved(self, norm: Tensor, teaches: bool) -> Iterator[None]:
+        """The first optimizer step that has something to learn, and a learning rate, must change a weight."""
+        if self.moved or not teaches or not any(float(group["lr"]) for group in self.optimizer.param_groups):
+            yield
+            return
+        if not norm > 0:
+            raise TrainingError(
+                f"The gradient of iteration {self.iteration} is exactly 0 although advantages are not: the trainable "
+                f"weights do not reach the velocity; check the policy (check_policy does) and its adapter."
+            )
+        places = [int(p.grad.abs().argmax()) for p in self.parameters if p.grad is not None]
+        before = [p.detach().flatten()[place].clone() for p, place in zip(self.parameters, places, strict=True)]
+        yield
+        after = [p.detach().flatten()[place] for p, place in zip(self.parameters, places, strict=True)]
+        self.moved = any(bool(old != new) for old, new in zip(before, after, strict=True))
+        if not self.moved:
+            raise TrainingError(
+                f"The first optimizer step (iteration {self.iteration}) changed no weight: the gradient has norm "
+                f"{float(norm):.1e} and the learning rate is {float(self.optimizer.param_groups[0]['lr']):.1e}; raise "
+                f"the learning rate."
+            )
+
+    def _guard_synchronised(self, norm: Tensor) -> None:
+        if self.accelerator.num_processes > 1:
+            norms = gather(self.accelerator, norm.detach().reshape(1))
+            if not bool((norms == norms[0]).all() | norms.isnan().all()):
+                raise TrainingError(
+                    f"Gradients differ between processes ({norms.tolist()}): they are not synchronised, so every "
+                    f"process would train another model."
+                )
+
+    def _skip(self, norm: Tensor) -> None:
+        self.skipped += 1
+        if self.skipped >= 3:
+            raise TrainingError(
+                f"The gradient is not finite ({float(norm)}) for the third time, in iteration {self.iteration}; "
+                f"lower the learning rate or train in float32. The last checkpoint is untouched."
+            )
+
+    # ---- the average
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside it the policy has the averaged weights, where there is an average."""
+        if self.ema is None:
+            yield
+            return
+        own = {name: tensor.clone() for name, tensor in self.policy.trainable_state().items()}
+        self.policy.load_trainable_state(self.ema)
+        try:
+            yield
+        finally:
+            self.policy.load_trainable_state(own)
+
+    # ---- what a checkpoint holds
+
+    def state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+
+    def restore(self, state: TrainingState, changed: Collection[str] = (), total: int | None = None) -> None:
+        """Inverse of `state`, with the trained weights and their average.
+
+        Args:
+            state: from a checkpoint.
+            changed: arguments of the optimizer that the settings give another value than the checkpoint was trained
+                with. The optimizer takes the new value; other hyperparameters may have moved and are restored.
+            total: optimizer steps of the whole run, done and to come. The learning rate goes on where the schedule of
+                the settings, at this length, is after the steps done.
+
+        Raises:
+            UserError: if the checkpoint is of another model, or the optimizer cannot take a new value.
+        """
+        fresh = [dict(group) for group in self.optimizer.param_groups]
+        self._check_changed(state, changed)
+        self.policy.load_trainable_state(state.trainable)
+        try:
+            self.optimizer.load_state_dict(dict(state.optimizer))
+        except ValueError as error:
+            raise UserError(f"The optimizer state of the checkpoint is of another model: {error}") from error
+        for group, new in zip(self.optimizer.param_groups, fresh, strict=True):
+            group |= {name: new[name] for name in changed} | {"initial_lr": new["initial_lr"], "lr": new["initial_lr"]}
+        self.scheduler = self._make_scheduler(total, done=state.scheduler["last_epoch"])
+        if self.ema is not None:
+            self.ema = {n: t.to(self.ema[n]) for n, t in (state.ema or state.trainable).items()}
+
+    def _check_changed(self, state: TrainingState, changed: Collection[str]) -> None:
+        index, _ = self._smallest
+        kept = state.optimizer["state"].get(index, {})
+        lacking = sorted(self.state_names - set(kept)) if kept else []
+        odd = sorted(set(changed) - set(self.optimizer.param_groups[0]))
+        if changed and (lacking or odd):
+            why = f"the checkpoint has no '{lacking[0]}'" if lacking else f"{self.settings.optimizer.use} reads it once"
+            raise UserError(
+                f"training.optimizer.{odd[0] if odd else sorted(changed)[0]} cannot change in a resumed run, because "
+                f"{why}; set it to its old value, or start a new run in another output."
+            )

@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from customized_grpo.errors import UserError
+from customized_grpo.functional.advantages import sars
+from customized_grpo.settings import Spec
+from customized_grpo.settings.build import bind, check_spec, construct, resolve
+
+
+def spec(use: str, **arguments) -> Spec:
+    return Spec(use=use, **arguments)
+
+
+class Scaled:
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def __call__(self, images, examples):
+        return images.mean((1, 2, 3)) * self.factor
+
+
+def test_a_bare_name_is_looked_up_at_home_and_a_path_anywhere() -> None:
+    assert resolve("sars", "advantage") is sars
+    assert resolve("customized_grpo.functional.advantages:sars", "time_weights") is sars
+    assert resolve("test_build:Scaled", "reward") is Scaled
+
+
+def test_arguments_are_bound() -> None:
+    z, weights = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]]), torch.tensor([[0.5, 0.5]])
+    assert torch.equal(bind(spec("sars", gamma=0.0), "advantage")(z, weights), sars(z, weights, gamma=0.0))
+
+
+def test_a_class_is_made_with_its_arguments_and_what_it_accepts_of_the_rest() -> None:
+    assert construct(spec("test_build:Scaled", factor=3.0), "reward", seed=1).factor == 3.0
+    assert construct(spec("test_build:Scaled"), "reward", factor=2.0).factor == 2.0
+
+
+@pytest.mark.parametrize(
+    ("use", "slot", "sentence"),
+    [
+        ("sras", "advantage", r"there is no 'sras' in .*advantages\. Did you mean 'sars'\?"),
+        ("nowhere.at.all:thing", "reward", r"cannot import 'nowhere.at.all'"),
+        ("test_build:Skaled", "reward", r"Did you mean 'Scaled'\?"),
+    ],
+)
+def test_an_unknown_name_is_one_sentence(use: str, slot: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        resolve(use, slot)
+
+
+def test_an_unknown_argument_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"takes no setting 'gama'\. Did you mean 'gamma'\?"):
+        check_spec(spec("sars", gama=1), "advantage")
+    with pytest.raises(UserError, match=r"takes no setting 'resolutoin'\. Did you mean 'resolution'\?"):
+        check_spec(spec("FluxKontextPolicy", resolutoin=64), "policy")
+
+
+def test_a_missing_argument_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="could not be constructed with"):
+        construct(spec("test_build:Needs"), "reward")
+
+
+class Needs:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+
+class Breaks:
+    def __init__(self, path: str = "there") -> None:
+        raise KeyError("no weights")
+
+
+def test_what_goes_wrong_in_anybodys_code_is_one_sentence(tmp_path, monkeypatch) -> None:
+    with pytest.raises(UserError, match=r"Breaks could not be constructed with path='here' \(KeyError: 'no weights'\)"):
+        construct(spec("test_build:Breaks", path="here"), "reward")
+    (tmp_path / "unwritten.py").write_text("def (")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"importing 'unwritten' for 'unwritten:x' failed \(SyntaxError: "):
+        resolve("unwritten:x", "reward")

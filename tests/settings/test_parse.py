@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import pytest
+
+from customized_grpo.config import Config, check_names, load_config
+from customized_grpo.errors import UserError
+from customized_grpo.settings.parse import to_yaml
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+
+
+def test_the_defaults_are_valid_and_name_what_exists() -> None:
+    check_names(load_config())
+
+
+def test_a_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
+    config = load_config(None, ["seed=3", "method.advantage.gamma=0.1", "rollout.steps.use=all_steps"])
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_an_argument_keeps_the_rest_of_its_spec_and_a_new_use_does_not() -> None:
+    assert load_config(None, ["method.advantage.gamma=0.1"]).method.advantage.model_dump() == {
+        "use": "sars",
+        "gamma": 0.1,
+    }
+    assert load_config(None, ["method.advantage=minimum"]).method.advantage.model_dump() == {"use": "minimum"}
+    assert load_config(None, ["method.advantage.use=minimum"]).method.advantage.model_dump() == {"use": "minimum"}
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "0.001", "1E-03", "+.1e-2"])
+def test_a_rate_may_be_written_as_people_write_it(tmp_path: Path, text: str) -> None:
+    assert load_config(None, [f"training.optimizer.lr={text}"]).training.optimizer.arguments["lr"] == 0.001
+    (tmp_path / "c.yaml").write_text(f"training: {{optimizer: {{lr: {text}}}}}")
+    assert load_config(tmp_path / "c.yaml").training.optimizer.arguments["lr"] == 0.001
+
+
+def test_rewards_change_one_by_one_or_as_a_whole() -> None:
+    one = load_config(None, ["rewards.prompt.path=here"]).rewards
+    assert list(one) == ["prompt", "identity"]
+    assert one["prompt"].model_dump() == {"use": "ClipReward", "path": "here"}
+    assert list(load_config(None, ["rewards={only: {use: ClipReward}}"]).rewards) == ["only"]
+    assert load_config(None, ["metrics={}"]).metrics == {}
+
+
+def test_the_toy_worlds_oracle_is_not_asked_about_other_data() -> None:
+    assert load_config(None, ["data.train=mine.jsonl"]).metrics == {}
+    assert load_config(None, ["data.train=mine.jsonl", "data.eval=toyworld"]).metrics == load_config().metrics
+    named = load_config(None, ["data.train=mine.jsonl", "metrics={sharp: {use: ClipReward}}"]).metrics
+    assert list(named) == ["sharp"]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("trainign.iterations=3", r"no setting 'trainign'\. Did you mean 'training'\?"),
+        ("training.iteratoins=3", r"no setting 'training.iteratoins'\. Did you mean 'iterations'\?"),
+        ("training.iterations=many", r"'training.iterations' is \"many\": expected a whole number"),
+        ("training.iterations=0", r"'training.iterations' is 0: expected 1 or more"),
+        ("training.iterations=2.5", r"is 2.5: expected a whole number"),
+        ("training.iterations=yes", r"is true: expected a number"),
+        ("training=5", r"'training' is 5: expected a mapping of settings"),
+        ("data.train=no", r"'data.train' is false: expected text or a name, or a mapping such as {use: name}\."),
+        ("rewards.prompt=null", r"'rewards.prompt' is null: expected a name, or a mapping"),
+        ("tracking.log_with=5", r"'tracking.log_with' is 5: expected a list, such as"),
+        ("training.lr_schedule=wavy", r"'training.lr_schedule' is \"wavy\""),
+        ("iterations", r"'iterations' is not an override; write section.setting=value"),
+        ("seed=[1", r"The value of 'seed=\[1' is not valid YAML"),
+        ("method.advantage={gamma: 1, use: }", r"method.advantage"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(override: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("- 1\n- 2\n", "contains a list"),
+        ("seed: 1\na: [", "line 2: invalid YAML"),
+        ("\x00", "this is not UTF-8 text"),
+        ("seed: 1\ntraining: {iterations: 2}\nseed: 2", "line 3: .* duplicate key 'seed'"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        load_config(tmp_path / "bad.yaml")
+
+
+def test_another_model_does_not_inherit_what_suits_the_embedded_one() -> None:
+    assert load_config(None, ["policy.dtype=float32"]).policy.arguments["trainable"] == "full"
+    assert load_config(None, ["policy.path=my/kontext"]).policy.arguments == {"path": "my/kontext"}
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("")
+    assert load_config(tmp_path / "empty.yaml") == Config()
+
+
+def is_run(path: Path) -> bool:
+    return "compare" not in path.name and path.parent.name != "bench"
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if is_run(p)], ids=lambda p: p.stem)
+def test_every_recipe_is_valid(path: Path) -> None:
+    check_names(load_config(path))

@@ -1,0 +1,360 @@
+"""A whole bench on a DreamBench in small: kill and resume, parts, pairs, alarms, bad input."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+from customized_grpo.cli.bench import bench_command, read_settings
+from customized_grpo.config import Config, load_config
+from customized_grpo.errors import UserError
+from customized_grpo.settings import Role, Spec
+from customized_grpo.settings.build import check_spec
+from customized_grpo.settings.identity import declared_roles
+from customized_grpo.settings.parse import describe_settings, parse_config
+from customized_grpo.studies.bench import PROTOCOLS, Bench, BenchFolder, BenchSettings, make_plan, read_bench
+from customized_grpo.studies.bench.analysis import (
+    above_oracle,
+    alarms,
+    breakdown,
+    levels,
+    oracle_levels,
+    paired,
+    published,
+)
+from customized_grpo.studies.bench.guidance import describe_guidance
+from customized_grpo.studies.bench.record import write_table
+from customized_grpo.studies.bench.report import columns, publications, scores
+from studies.bench.tiny import COLOURS, METRICS, dreambench
+
+RECIPES = Path(__file__).parents[3] / "recipes" / "bench"
+JOBS = 7 * 2  # a dog's three prompts and two each for vase and can, two images each
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench")
+    dreambench(folder / "data")
+    for name, policy in {"plain": "Policy", "paste": "Paste"}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"policy": {"use": f"bench.tiny:{policy}"}}))
+    bench = {"protocol": "dreambooth", "data": str(folder / "data"), "metrics": METRICS, "images": 2, "batch": 3,
+             "num_inference_steps": 3, "config": str(folder / "plain.yaml")}  # fmt: skip
+    (folder / "bench.yaml").write_text(yaml.safe_dump(bench))
+    return folder
+
+
+def run(place: Path, output: Path, *words: str, **options) -> Bench:
+    found = bench_command(silent(), [str(place / "bench.yaml"), *words], output=output, trust_code=True, **options)
+    assert found is not None
+    return found
+
+
+def silent() -> Console:
+    return Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def plain(place: Path) -> Bench:
+    return run(place, place / "plain")
+
+
+def test_everything_is_drawn_scored_and_reported(plain: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plain.scores.values.shape == (2, 7, 3)
+    assert np.isfinite(plain.scores.values[:, :, :2]).all()
+    assert len(list(plain.folder.images.rglob("*.png"))) == JOBS
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with write_table(plain).open(encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == JOBS
+    assert float(table[0]["dino"]) == plain.scores.values[0, 0, 0]
+    assert (plain.folder.path / table[0]["image"]).is_file()
+    page = (plain.folder.path / "report.html").read_text(encoding="utf-8")
+    for text in ("the protocol has 30", "UNO, Wu et al. 2025", "Customized-GRPO", "real images", "2 images each"):
+        assert text in page
+
+
+def test_scores_are_a_parquet_file_where_pyarrow_is(plain: Bench) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    file = write_table(plain)
+    assert file.name == "scores.parquet"
+    table = parquet.read_table(file).to_pylist()
+    assert [row["dino"] for row in table] == plain.scores.column("dino").T.flatten().tolist()
+    assert table[0]["task"] == "dog-00"
+
+
+def test_the_same_command_does_nothing_twice(place: Path, plain: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path: path.stat().st_mtime_ns for path in plain.folder.images.rglob("*.png")}
+    monkeypatch.setenv("BENCH_DIES_AFTER", "0")  # the policy would kill us
+    again = run(place, place / "plain")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    np.testing.assert_array_equal(again.scores.values, plain.scores.values)
+
+
+def test_a_killed_bench_goes_on_to_the_same_numbers(place: Path, plain: Bench) -> None:
+    output = place / "killed"
+    words = [sys.executable, "-m", "customized_grpo", "bench", str(place / "bench.yaml"), "--output", str(output)]
+    places = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env={**environment, "BENCH_DIES_AFTER": "2"}, capture_output=True, check=False)
+    assert done.returncode == -9
+    drawn = {path: path.stat().st_mtime_ns for path in (output / "images").rglob("*.png")}
+    assert 0 < len(drawn) < JOBS
+
+    again = run(place, output)
+    assert {path: path.stat().st_mtime_ns for path in drawn} == drawn
+    np.testing.assert_array_equal(again.scores.values, plain.scores.values)
+
+
+def test_a_line_cut_short_is_scored_again(place: Path, plain: Bench) -> None:
+    run(place, place / "cut")
+    lines = place / "cut" / "scores" / "dino.0.jsonl"
+    lines.write_text(lines.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+    with pytest.raises(UserError, match="1 of 14 images lack dino"):
+        read_bench(place / "cut")
+    np.testing.assert_array_equal(run(place, place / "cut").scores.values, plain.scores.values)
+
+
+def test_parts_make_a_whole(place: Path, plain: Bench) -> None:
+    words = [str(place / "bench.yaml")]
+    assert bench_command(silent(), words, output=place / "parts", part="2/2") is None
+    assert not (place / "parts" / "report.html").exists()
+    whole = bench_command(silent(), words, output=place / "parts", part="1/2")
+    assert whole is not None
+    np.testing.assert_array_equal(whole.scores.values, plain.scores.values)
+
+
+def test_the_oracle_leaves_the_photo_itself_out(plain: Bench) -> None:
+    scores = [score for subject, score in plain.oracle["dino"] if subject == "dog"]
+    # photos are 10 grey levels apart: mean distance to the others 15, 10 and 15
+    np.testing.assert_allclose(scores, [1 - 15 / 255, 1 - 10 / 255, 1 - 15 / 255], atol=1e-6)
+    assert oracle_levels(plain)["dino"].value == pytest.approx(1 - 40 / 3 / 255, abs=1e-6)
+    assert plain.oracle["clip_t"] == ()  # nobody asked anything of a photo
+
+
+def test_pasting_the_reference_raises_the_alarm(place: Path, plain: Bench) -> None:
+    paste = run(place, place / "paste", f"config={place / 'paste.yaml'}")
+    difference, share = above_oracle(paste, "dino")
+    # (0 + 10 + 20) / 3 grey levels from the photos, the shown one among them, where true photos are 13.3 apart
+    assert difference.value == pytest.approx((40 / 3 - 10) / 255, abs=2e-3)
+    assert share == 1
+    serious = [alarm.text for alarm in alarms(paste) if alarm.serious]
+    assert any(text.startswith("copy-paste? DINO") for text in serious)
+    assert any("100% of the background" in text for text in serious)
+    assert not [alarm for alarm in alarms(plain) if alarm.serious]
+
+
+def test_kinds_are_told_apart(plain: Bench) -> None:
+    groups = {group.title: group for group in breakdown(plain)}
+    assert {title: group.tasks for title, group in groups.items()} == {
+        "live": 3, "object": 4, "recontextualisation": 3, "accessory": 1, "property": 3,
+    }  # fmt: skip
+    dog = [task.subject == "dog" for task in plain.tasks]
+    assert groups["live"].levels["clip_t"].value == pytest.approx(plain.scores.column("clip_t")[:, dog].mean())
+
+
+def test_runs_pair_picture_by_picture(place: Path, plain: Bench) -> None:
+    brighter = run(place, place / "bright", "policy.shift=0.1", against=[place / "plain"])
+    change = paired(brighter, plain)["clip_t"]
+    assert change.value == pytest.approx(np.mean(brighter.scores.values[:, :, 1] - plain.scores.values[:, :, 1]))
+    spread = levels(brighter)["clip_t"]
+    assert 0 < change.high - change.low < spread.high - spread.low  # pairing takes the subjects' own level out
+    assert "task by task" in (place / "bright" / "report.html").read_text(encoding="utf-8")
+    assert brighter.folder.against() == [(place / "plain").resolve()]
+
+
+def test_benches_that_do_not_pair_are_refused(place: Path, plain: Bench) -> None:
+    other = run(place, place / "seeded", "seed=5")
+    with pytest.raises(UserError, match="its seed is 5, this one's 0"):
+        paired(plain, other)
+
+
+def test_another_bench_in_the_folder_is_refused(place: Path, plain: Bench) -> None:
+    with pytest.raises(UserError, match=r"holds another bench: its seed is 0, and this one's 7"):
+        run(place, place / "plain", "seed=7")
+    (place / "full").mkdir()
+    (place / "full" / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="holds something that is no bench"):
+        run(place, place / "full")
+    assert [path.name for path in (place / "full").iterdir()] == ["thesis.tex"]
+
+
+def test_what_has_not_been_used_may_be_mended(place: Path) -> None:
+    output = place / "mended"
+    with pytest.raises(UserError, match="'nowhere' is neither an existing folder"):
+        run(place, output, "metrics.clip_i={path: nowhere}")
+    with pytest.raises(UserError, match="nowhere"):
+        run(place, output, "policy={use: FluxKontextPolicy, path: nowhere}")
+    assert run(place, output).scores.values.shape == (2, 7, 3)
+    with pytest.raises(UserError, match="holds another bench: its metric clip_t is"):
+        run(place, output, "metrics.clip_t={use: bench.tiny:alike}")
+    assert list(run(place, output, "metrics.clip_t=null").metrics) == ["dino", "background_copied"]
+
+
+def test_a_bench_goes_on_with_less_memory(place: Path, plain: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.tiny.Policy.RUNTIME", ("shift",), raising=False)
+    monkeypatch.setattr("bench.tiny.bright.RUNTIME", ("device",), raising=False)
+    output = Path(shutil.copytree(place / "plain", place / "less"))
+    info = json.loads((output / "bench.json").read_text())
+    del info["identity"]["subjects"]  # as older benches are
+    (output / "bench.json").write_text(json.dumps(info))
+    less = run(place, output, "policy.shift=0.5", "metrics.clip_t.device=cpu", "batch=1", "score_batch=1")
+    assert np.array_equal(less.scores.values, plain.scores.values)
+    assert less.info["identity"]["policy"]["shift"] == 0.5
+
+
+@pytest.mark.parametrize(("arguments", "pairs"), [({"batch_size": 1}, True), ({"path": "other"}, False)])
+def test_metrics_pair_if_their_scores_do(plain: Bench, arguments: dict, pairs: bool) -> None:
+    def measured_by(**arguments: object) -> Bench:
+        spec = Spec(**{"use": "DinoReward", **arguments})
+        return replace(plain, metrics={**plain.metrics, "dino": replace(plain.metrics["dino"], spec=spec)})
+
+    if pairs:
+        assert "dino" in paired(measured_by(), measured_by(**arguments))
+    else:
+        with pytest.raises(UserError, match="it measures dino otherwise"):
+            paired(measured_by(), measured_by(**arguments))
+
+
+def test_the_identity_of_a_bench_is_what_is_not_runtime(plain: Bench) -> None:
+    kept = {name for name, role in declared_roles(BenchSettings).items() if role is Role.KEPT}
+    assert plain.info["identity"].keys() == kept | {"run", "iteration", "tasks"}
+    assert {"batch", "score_batch", "data"}.isdisjoint(kept)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["dreambooht"], r"no protocol 'dreambooht'.*Did you mean 'dreambooth'\?"),
+        (["dreambooth"], "needs pictures: data=FOLDER"),
+        (["dreambooth", "data=nowhere"], "There is no data folder 'nowhere'"),
+        (["uno", "data=."], "needs its list of prompts and photos: prompts=FILE.json"),
+        (["dreambench++", "data=."], "needs a judge: metrics.concept.model=NAME"),
+        (["toyworld", "metrics.dinno=null"], "has no metric 'dinno'"),
+        (["toyworld", "metrics.identity.pth=x"], "takes no setting 'pth'. Did you mean 'path'"),
+        (["toyworld", "imags=3"], "There is no setting 'imags'. Did you mean 'images'"),
+        (["toyworld", "uno"], "one protocol or YAML file"),
+        (["toyworld", "policy.shft=3"], "takes no setting 'shft'. Did you mean 'shift'"),
+    ],
+)
+def test_bad_input_is_one_sentence(words: list[str], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=sentence):
+        bench_command(silent(), words, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_subject_without_pictures_is_named(tmp_path: Path) -> None:
+    data = dreambench(tmp_path / "data")
+    for picture in (data / "dataset" / "vase").iterdir():
+        picture.unlink()
+    with pytest.raises(UserError, match="no images of vase"):
+        bench_command(silent(), ["dreambooth", f"data={data}"], output=tmp_path / "out")
+
+
+def test_the_page_on_benches_is_what_the_code_says() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "bench.md").read_text(encoding="utf-8")
+    assert describe_settings(BenchSettings) in page
+    for protocol in PROTOCOLS.values():
+        assert f"`{protocol.name}`" in page
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_a_plan(recipe: Path) -> None:
+    plan = make_plan(read_settings([str(recipe)]), load_config())
+    assert not [text for text in plan.departures if "policy" not in text]
+
+
+def test_the_papers_settings_reach_the_policy() -> None:
+    plan = make_plan(read_settings(["customized-grpo"]), load_config(RECIPES.parent / "uno-syncd.yaml"))
+    policy = plan.config.policy.arguments
+    assert (policy["resolution"], policy["guidance_scale"]) == (512, 4.0)
+    assert (plan.images, plan.num_inference_steps, plan.seed, plan.departures) == (1, 25, 3407, [])
+    changed = make_plan(read_settings(["customized-grpo", "policy.resolution=1024", "images=2"]), plan.config)
+    assert changed.config.policy.arguments["resolution"] == 1024
+    assert changed.departures == [
+        "policy.resolution is 1024; the protocol's is 512.", "images is 2; the protocol's is 1.",
+    ]  # fmt: skip
+
+
+NO_GUIDANCE = "Guidance: none, the model takes none."
+FREE = "Guidance: true_cfg_scale 4, classifier-free, two passes a step."
+
+
+@pytest.mark.parametrize(
+    ("policy", "files", "setting", "said"),
+    [
+        ("FluxKontextPolicy", {}, "guidance_scale", "Guidance: guidance_scale 4, embedded in the model."),
+        ("UnoPolicy", {}, "guidance_scale", "Guidance: guidance_scale 4, embedded in the model."),
+        ("Flux2KleinPolicy", {}, "true_cfg_scale", FREE),
+        ("QwenImageEditPolicy", {}, "true_cfg_scale", FREE),
+        ("Flux2KleinPolicy", {"model_index.json": {"is_distilled": True}}, None, NO_GUIDANCE),
+        ("FluxKontextPolicy", {"transformer/config.json": {"guidance_embeds": False}}, "true_cfg_scale", FREE),
+    ],
+)
+def test_the_protocols_guidance_is_the_models_own_setting(
+    policy: str, files: dict, setting: str | None, said: str, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+    config = parse_config({"policy": {"use": policy, "path": str(tmp_path)}}, Config)
+    plan = make_plan(read_settings(["customized-grpo"]), config)
+    arguments = plan.config.policy.arguments
+    given = {name: arguments[name] for name in ("guidance_scale", "true_cfg_scale") if name in arguments}
+    assert given == ({setting: 4.0} if setting else {})
+    assert plan.departures == ([] if setting else ["The model takes no guidance; the protocol's is 4."])
+    assert describe_guidance(check_spec(plan.config.policy, "policy"), plan.config.policy) == said
+
+
+def test_another_encoder_departs_and_another_environment_does_not() -> None:
+    other = make_plan(read_settings(["dreambooth", "metrics.dino.path=facebook/dinov2-base"]), load_config())
+    assert any("DINO is measured by" in text for text in other.departures)
+    remote = "metrics.hpsv3={use: RemoteReward, reward: {use: Hpsv3Reward}, python: p}"
+    same = make_plan(read_settings(["customized-grpo", remote, "metrics.dino.device=cpu"]), load_config())
+    assert not [text for text in same.departures if "measured by" in text]
+
+
+def test_published_numbers_have_sources() -> None:
+    rows = {row.method: row for row in published(["dino", "clip_i", "clip_t", "hpsv3"])}
+    assert rows["UNO"].scores == {"dino": 0.760, "clip_i": 0.835, "clip_t": 0.304}
+    assert rows["Customized-GRPO"].scores == {"dino": 0.812, "hpsv3": 8.3}
+    assert all(row.source and row.by and row.protocol in PROTOCOLS for row in rows.values())
+    assert all(row.scores.keys() <= row.titles.keys() for row in rows.values())
+
+
+def test_published_numbers_are_held_against_their_own_protocol_alone(plain: Bench) -> None:
+    assert not any(row.title == "UNO" for row in scores(plain, []).rows)
+    beside = {row.title: row.cells for row in publications(plain).rows}
+    assert beside["UNO"] == ("uno", "UNO's authors", "no: other protocol", 0.760, 0.304, "–")
+    assert beside["Customized-GRPO"][:3] == ("customized-grpo", "its authors", "no: other protocol")
+
+    def said(departures: list[str]) -> str:
+        identity = {**plain.info["identity"], "protocol": "uno"}
+        bench = replace(plain, info={**plain.info, "identity": identity, "departures": departures})
+        return {row.title: row.cells for row in publications(bench).rows}["UNO"][2]
+
+    assert said(["seed is 3."]) == "no: departures"
+    assert said([]) == "roughly"
+
+
+def test_a_background_that_nothing_tells_has_no_column(plain: Bench) -> None:
+    assert columns(plain) == ["DINO", "CLIP-T", "background copied ↓"]
+    values = plain.scores.values.copy()
+    values[:, :, 2] = np.nan
+    assert columns(replace(plain, scores=replace(plain.scores, values=values))) == ["DINO", "CLIP-T"]
+
+
+def test_bench_json_tells_the_rules(plain: Bench) -> None:
+    assert plain.label == "plain base"
+    info = json.loads(BenchFolder(plain.folder.path).info.read_text(encoding="utf-8"))
+    assert info["rules"][0] == f"7 prompts for {len(COLOURS)} subjects, 2 images each: 14 images."
+    assert "3 subjects; the protocol has 30." in info["departures"]
+    assert "CLIP-I is left out." in info["departures"]

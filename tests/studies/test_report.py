@@ -1,0 +1,451 @@
+"""Reports: numbers by hand, and a page for whatever a run left behind."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fakes
+from customized_grpo import page
+from customized_grpo.errors import UserError
+from customized_grpo.page import formats, plots
+from customized_grpo.settings.parse import parse_config
+from customized_grpo.store.run import RunFolder, read_run
+from customized_grpo.store.scores import Estimate, Scores, change, write_scores
+from customized_grpo.studies.compare import plots as compare_plots
+from customized_grpo.studies.probe.plots import Line, over_progress
+from customized_grpo.studies.report import write_report
+from customized_grpo.studies.report.remarks import remarks
+from customized_grpo.studies.report.run import contents, headline, reward_changes, stages
+from customized_grpo.train.settings import TrainerConfig
+from customized_grpo.train.trainer import Trainer
+from store.tables import BASE, table
+
+
+def save(result: Scores, run: Path) -> None:
+    write_scores(RunFolder(run).evaluation(result.iteration), result)
+
+
+def row(iteration: int, rewards: tuple[str, ...] = ("prompt", "identity"), **changed: Any) -> dict[str, Any]:
+    logged: dict[str, Any] = {"iteration": iteration, "samples": 8 * iteration}
+    for name in rewards:
+        logged |= {f"reward/{name}/mean": 0.5 + 0.01 * iteration, f"reward/{name}/spread": 0.1}
+        logged[f"reward/{name}/unscored"] = 0
+    if len(rewards) > 1:
+        logged |= {"conflict/share": 0.5, "conflict/both_positive": 0.3, "conflict/both_negative": 0.2}
+        logged["conflict/correlation"] = -0.1 * iteration
+    logged |= {"update/clip_share": 0.1 * iteration, "update/first_ratio_error": 0.0, "update/grad_norm": 0.01}
+    logged |= {"update/skipped": 0, "advantage/clamped": 0.0, "seconds/rollout": 2.0, "seconds/update": 3.0}
+    return logged | {key.replace("__", "/"): value for key, value in changed.items()}
+
+
+def write_rows(run: Path, rows: list[dict[str, Any]]) -> None:
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A small finished run with everything in it."""
+    folder = tmp_path / "a run"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "config.yaml").write_text("training:\n  iterations: 3\n")
+    summary = {"model": "tiny", "trainable_parameters": 10, "total_parameters": 100, "rewards": ["prompt", "identity"]}
+    info = {"name": "demo", "command": ["cgrpo", "train", "a b"], "status": "finished", "seconds": 20.0}
+    info |= {"summary": {**summary, "samples_per_iteration": 8}, "versions": {"torch": "2"}, "hardware": "a laptop"}
+    (folder / "run.json").write_text(json.dumps(info))
+    write_rows(folder, [row(i) for i in (1, 2, 3)])
+    metrics = ("prompt", "identity", "subject_kept")
+    save(table(0, BASE, BASE, BASE, metrics=metrics), folder)
+    save(table(3, BASE + 0.2, BASE - 0.1, BASE + np.array([0.1, -0.1, 0.1, -0.1, 0]), metrics=metrics), folder)
+    for name in ("over_training", "iteration-000000", "iteration-000003"):
+        Image.new("RGB", (40, 20), "red").save(folder / "samples" / f"{name}.png")
+    (folder / "samples" / "cells").mkdir()
+    (folder / "samples" / "cells" / "000-prompt.txt").write_text("a <b>cat</b>")
+    return folder
+
+
+@pytest.fixture
+def unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time; where only the words matter, plots stay empty."""
+
+    def save(figure: Any, folder: Path, name: str) -> Path:
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.svg").write_text("<svg/>")
+        return folder / f"{name}.svg"
+
+    monkeypatch.setattr(plots, "save", save)
+
+
+def text_of(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", html, flags=re.S)).split())
+
+
+# What the intervals say
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ({"prompt": 0.1, "identity": 0.1}, "Both rewards rose on held-out subjects."),
+        ({"prompt": -0.1, "identity": -0.1}, "Both rewards fell on held-out subjects."),
+        ({"prompt": 0.1, "identity": -0.1}, "Prompt rose, identity fell on held-out subjects."),
+        ({"prompt": 0.0, "identity": -0.1}, "Identity fell, no clear change in prompt on held-out subjects."),
+        ({"prompt": 0.0, "identity": 0.0}, "No clear change in either reward on held-out subjects."),
+        ({"prompt": 0.1}, "Prompt rose on held-out subjects."),
+        ({"prompt": 0.1, "identity": 0.1, "style": 0.1}, "All 3 rewards rose on held-out subjects."),
+    ],
+)
+def test_the_headline_is_what_the_intervals_say(run: Path, differences: dict[str, float], expected: str) -> None:
+    record = read_run(run)
+    metrics = tuple(differences)
+    before = table(0, *(BASE for _ in metrics), metrics=metrics)
+    after = table(1, *(BASE + d for d in differences.values()), metrics=metrics)
+    assert headline(record, [change(before, after, m) for m in metrics], [])[0] == expected
+
+
+# The page
+
+
+def test_the_report_is_one_page_that_needs_no_network(run: Path) -> None:
+    path = write_report(run)
+    assert path == run / "report.html"
+    html = path.read_text()
+    text = text_of(html)
+    assert "Prompt rose, identity fell on held-out subjects." in text
+    assert "Untrained metrics: no clear change in subject kept." in text
+    assert "finished, 3 iterations" in text
+    assert "cgrpo train &#39;a b&#39;" in html
+    for source in re.findall(r'src="([^"]*)"', html):
+        assert source.startswith("data:image/")
+    for link in re.findall(r'href="([^"]*)"', html):
+        assert link.startswith(("#", "data:")) or (run / link).is_file()
+    assert not re.search(r"@import|url\(|<link rel=.stylesheet|<script src", html)
+
+
+def test_plots_lie_beside_the_page_as_svg_and_png(run: Path) -> None:
+    write_report(run)
+    names = {path.stem for path in (run / "plots").glob("*.svg")}
+    assert names == {path.stem for path in (run / "plots").glob("*.png")}
+    assert names >= {"reward-prompt", "reward-identity", "reward-subject_kept", "trade-off", "conflict-shares"}
+
+
+def test_the_same_run_gives_the_same_page(run: Path) -> None:
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_text_from_the_run_is_escaped(run: Path) -> None:
+    (run / "config.yaml").write_text("note: <script>alert(1)</script>\n")
+    html = write_report(run).read_text()
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert" in html
+    assert "<b>cat" not in html
+    assert "The rows: a &lt;b&gt;cat&lt;/b&gt;." in html, "a picture's prompts are there for who cannot see them"
+
+
+HOSTILE = ("$x_{\\frac$", "_a\\b/{0}<script>alert(1)</script>&$^$", "%s|c\n..")
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    """Of rewards, prompts and the run folder, in every plot and on the page."""
+    examples = [replace(example, prompt="a\nhat for $5_$") for example in fakes.examples(2)]
+    tree = {
+        "output": str(tmp_path / "$_{run}"), "tracking": {"log_with": []},
+        "rollout": {"num_generations": 2, "num_inference_steps": 3},
+        "training": {"iterations": 3, "prompts_per_iteration": 2}, "evaluation": {"examples": 2, "replicates": 1},
+    }  # fmt: skip
+    rewards = dict(zip(HOSTILE, (fakes.red, fakes.dark), strict=False))
+    metrics = {HOSTILE[2]: fakes.dark}
+    config = parse_config(tree, TrainerConfig)
+    run = Trainer(fakes.LinearPolicy(), rewards, examples, examples, config, metrics).train().run
+    html = write_report(run).read_text()
+    assert "<script>alert" not in html
+    drawn = "".join(file.read_text() for file in (run / "plots").glob("reward-*.svg"))
+    assert len(list((run / "plots").glob("reward-*.svg"))) == 3
+    for name in HOSTILE:
+        assert formats.words(name).split("\n")[0].strip() in unescape(drawn)
+
+
+def test_names_of_methods_are_drawn_as_they_are(tmp_path: Path) -> None:
+    at, style = Estimate(0.5, 0.4, 0.6), compare_plots.Style(strong=True)
+    points = [compare_plots.Point(name, at, at, np.array([[0, 0], [1, 1]]), style) for name in HOSTILE[:2]]
+    lines = [compare_plots.Curve(name, [at, at], style) for name in HOSTILE[:2]]
+    curve = np.array([0.1, 0.2])
+    figures = {
+        "plane": compare_plots.plane(points, (0, 0), xlabel=HOSTILE[0], ylabel=HOSTILE[1]),
+        "curves": compare_plots.curves([0, 1], lines, ylabel="score"),
+        "forest": compare_plots.forest([compare_plots.Bar(name, at, style) for name in HOSTILE[:2]], xlabel="gain"),
+        "bars": compare_plots.conflict_bars([(name, 0.5, 0.3, 0.2) for name in HOSTILE[:2]]),
+        "probe": over_progress([0.0, 0.5], [Line(f" {name}", curve) for name in HOSTILE[:2]], ylabel="share"),
+    }
+    for name, figure in figures.items():
+        drawn = unescape(plots.save(figure, tmp_path, f"{name}-{HOSTILE[0]}/..").read_text())
+        assert all(hostile in drawn for hostile in HOSTILE[:2]), name
+    assert all(re.fullmatch(r"[\w.-]+", file.name) for file in tmp_path.iterdir())
+
+
+def test_files_of_plots_with_different_names_are_different(tmp_path: Path) -> None:
+    files = {plots.save(plots.canvas(2, 2)[0], tmp_path, name) for name in ("a/b", "a-b", "a b", "a$b", "x" * 300)}
+    assert len(files) == 5
+
+
+def test_time_is_shared_out_over_stages(run: Path) -> None:
+    found = {stage.name: stage for stage in stages(read_run(run))}
+    assert found["rollout"].total == 6
+    assert found["update"].per_iteration == 3
+    assert found["outside iterations"].total == 20 - 15
+    assert sum(stage.share for stage in found.values()) == pytest.approx(1)
+
+
+def test_three_rewards(run: Path) -> None:
+    names = ("prompt", "identity", "style")
+    info = json.loads((run / "run.json").read_text())
+    info["summary"]["rewards"] = names
+    (run / "run.json").write_text(json.dumps(info))
+    write_rows(run, [row(i, names) for i in (1, 2, 3)])
+    for iteration in (0, 3):
+        save(replace(table(iteration, *[BASE + iteration] * 3, metrics=names), rewards=names), run)
+    text = text_of(write_report(run).read_text())
+    assert "All 3 rewards rose" in text
+    assert "style" in text
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_one_reward_has_no_conflict(run: Path) -> None:
+    info = json.loads((run / "run.json").read_text())
+    info["summary"]["rewards"] = ["prompt"]
+    (run / "run.json").write_text(json.dumps(info))
+    write_rows(run, [row(i, ("prompt",)) for i in (1, 2)])
+    assert "Conflict needs two rewards" in text_of(write_report(run).read_text())
+
+
+# What a killed, unfinished or damaged run left
+
+
+def test_the_configuration_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("training: {iterations: 40}\n")
+    text = text_of(write_report(tmp_path).read_text())
+    for sentence in (
+        "No held-out evaluation yet.",
+        "No iteration has been logged yet.",
+        "No sample grids have been written.",
+        "No rewards have been logged.",
+        "No update has been logged.",
+        "No times have been logged.",
+        "unknown, iteration 0 of 40",
+    ):
+        assert sentence in text
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_one_evaluation_is_shown_but_not_compared(run: Path) -> None:
+    (run / "evaluations" / "iteration-000003.json").unlink()
+    text = text_of(write_report(run).read_text())
+    assert "One held-out evaluation so far, at iteration 0." in text
+    assert reward_changes(read_run(run)) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [("running", "still going"), ("interrupted", "resumed"), ("failed", "The run failed"), ("killed", "was killed")],
+)
+@pytest.mark.usefixtures("unplotted")
+def test_an_unfinished_run_says_so(run: Path, status: str, sentence: str) -> None:
+    info = json.loads((run / "run.json").read_text())
+    said = "running" if status == "killed" else status  # run.json cannot say it, the lock can
+    (run / "run.json").write_text(json.dumps({**info, "status": said, "seconds": None, "finished": None}))
+    write_rows(run, [row(1)])
+    with RunFolder(run).lock() if status == "running" else nullcontext():
+        text = text_of(write_report(run).read_text())
+    assert f"{status}, iteration 1 of 3" in text
+    assert sentence in text
+    assert "finished, 1 iterations" in text_of(write_report(run, "finished").read_text())
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_a_cut_last_line_is_left_out_and_mentioned(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 4, "reward/pro')
+    record = read_run(run)
+    assert record.iterations.tolist() == [1, 2, 3]
+    assert "cut off" in text_of(write_report(run).read_text())
+
+
+def test_damaged_lines_are_counted_with_their_numbers(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([lines[0], "nonsense", "[]", lines[2], ""]))
+    record = read_run(run)
+    assert record.iterations.tolist() == [1, 3]
+    assert record.problems == ("2 of 4 lines of metrics.jsonl are damaged and left out (line 2, 3).",)
+
+
+def test_an_iteration_done_again_after_a_resume_counts_once(run: Path) -> None:
+    write_rows(run, [row(1), row(2), row(2, samples=99), row(3)])
+    record = read_run(run)
+    assert record.iterations.tolist() == [1, 2, 3]
+    assert record.series("samples").tolist() == [8, 99, 24]
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_damaged_files_are_named(run: Path) -> None:
+    (run / "run.json").write_text("{")
+    (run / "evaluations" / "iteration-000002.json").write_text(
+        '{"iteration": 2, "metrics": ["a"], "tasks": [], "values": 1}'
+    )
+    (run / "samples" / "iteration-000003.png").write_bytes(b"not a picture")
+    text = text_of(write_report(run).read_text())
+    for sentence in (
+        "Run.json is damaged",
+        "Evaluations/iteration-000002.json is damaged",
+        "Samples/iteration-000003.png could not be read",
+    ):
+        assert sentence in text
+
+
+def test_nothing_but_nan(run: Path) -> None:
+    write_rows(run, [dict.fromkeys(row(1), math.nan) | {"iteration": i} for i in (1, 2)])
+    empty = np.full(5, math.nan)
+    for iteration in (0, 3):
+        save(table(iteration, empty, empty), run)
+    text = text_of(write_report(run).read_text())
+    assert "Prompt could not score 10 of 10 held-out pictures; 5 of 5 tasks are left out of its change." in text
+
+
+def test_health_is_remarked_on(run: Path) -> None:
+    bad = {"reward/prompt/unscored": 2, "reward/identity/spread": 0.0, "update/first_ratio_error": 0.01}
+    bad |= {"update/clip_share": 0.9, "advantage/clamped": 0.2}
+    write_rows(run, [row(i) | bad | {"update/skipped": skipped} for i, skipped in ((1, 0), (2, 2), (3, 2))])
+    save(table(3, BASE + 0.2, BASE, BASE - 0.2, metrics=("prompt", "identity", "subject_kept")), run)
+    record = read_run(run)
+    serious = {remark.text for remark in remarks(record, reward_changes(record)) if remark.serious}
+    assert serious == {
+        "prompt rose while subject kept, which was not trained on, fell: reward hacking?",
+        "prompt could not score 6 of 24 training samples.",
+        "identity was the same for every sample of a group, so it taught nothing.",
+        "2 updates were skipped: loss or gradient was not finite.",
+        "The first update's ratio was off by up to 0.01: the update does not recompute what the rollout sampled.",
+        "The clip stopped 90% of the gradient at the end: lower the learning rate.",
+        "20% of the advantages were clamped.",
+    }
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_a_healthy_run_gives_no_remarks(run: Path) -> None:
+    said = [block for block in contents(read_run(run)).summary if isinstance(block, page.Remarks)]
+    assert [list(block.remarks) for block in said] == [[]]
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "file"])
+def test_what_is_no_run_is_one_clear_sentence(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "x"
+    if kind == "empty":
+        folder.mkdir()
+    elif kind == "file":
+        folder.write_text("")
+    with pytest.raises(UserError, match="is not a run" if kind == "empty" else "There is no folder"):
+        write_report(folder)
+
+
+def test_a_folder_that_takes_no_report(run: Path) -> None:
+    (run / "plots").write_text("in the way")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+# Parts
+
+
+def test_a_large_picture_is_embedded_smaller_and_left_alone_on_disk(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("RGB", (3000, 300)).save(path)
+    before = path.read_bytes()
+    picture = page.embed(path, base=tmp_path, alt="")
+    assert picture.source.startswith("data:image/jpeg")
+    assert picture.link == "large.png"
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.51234, "0.512"),
+        (-1.5, "−1.500"),
+        (12.345, "12.35"),
+        (1234.5, "1,234"),
+        (4e-5, "4.0e−5"),
+        (math.nan, "–"),
+    ],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert formats.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.423, "0.42 s"),
+        (7.31, "7.3 s"),
+        (59.97, "1 min 00 s"),
+        (312, "5 min 12 s"),
+        (11040, "3 h 04 min"),
+        (math.nan, "–"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert formats.duration(seconds) == text
+
+
+def test_running_mean_is_centred_and_skips_what_is_missing() -> None:
+    values = np.array([1.0, 2.0, math.nan, 6.0])
+    np.testing.assert_allclose(plots.running_mean(values, 3), [1.5, 1.5, 4.0, 6.0])
+    np.testing.assert_array_equal(plots.running_mean(values, 1), values)
+
+
+def test_what_is_undefined_is_a_gap_and_no_zero(tmp_path: Path) -> None:
+    x, y = np.arange(5), np.array([0.4, 0.4, math.nan, 0.4, 0.4])
+    shares = plots.conflict_shares(x, {"conflict": y, "both better": y / 2, "both worse": y / 2})
+    for area in shares.axes[0].collections:
+        assert [path.vertices[:, 0].max() for path in area.get_paths()] == [1, 4]
+    shares = plots.conflict_shares(x, {"conflict": np.where(x < 1, 0.4, math.nan)}, window=1)
+    assert [label.get_text() for label in shares.axes[0].texts] == ["conflict  40%", "chance"]
+    band, *_ = plots.training_curve(x, np.ones(5), y, [], []).axes[0].collections
+    assert [path.vertices[:, 0].max() for path in band.get_paths()] == [1, 4]
+    levels = [Estimate(0.5, math.nan, math.nan), Estimate(0.6, 0.5, 0.8)]
+    assert plots.whiskers(levels) == pytest.approx(np.array([[math.nan, 0.1], [math.nan, 0.2]]), nan_ok=True)
+    curve = plots.training_curve(x, y, y, [0, 4], levels)
+    for n, figure in enumerate((shares, curve)):
+        plots.save(figure, tmp_path, str(n))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_plots_of_few_points(tmp_path: Path, count: int) -> None:
+    x, y = np.arange(count), np.linspace(0.1, 0.4, count)
+    shares = {"conflict": y, "both better": y, "both worse": y}
+    estimates = [Estimate(v, math.nan, math.nan) for v in y]
+    figures = {
+        "curve": plots.training_curve(x, y, y, list(x), estimates),
+        "shares": plots.conflict_shares(x, shares),
+        "correlation": plots.correlation(x, y, window=3),
+        "vital": plots.vital_sign(x, y, limit=0.2, logarithmic=True),
+    }
+    for name, figure in figures.items():
+        assert "<svg" in plots.save(figure, tmp_path, name).read_text()
+
+
+def test_importing_reports_is_light() -> None:
+    code = "import sys, customized_grpo.studies.report; print({'torch', 'matplotlib', 'jinja2'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

@@ -1,0 +1,233 @@
+import math
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import fakes
+from customized_grpo.cli.display import show_changes
+from customized_grpo.errors import UserError
+from customized_grpo.randomness import normal
+from customized_grpo.store.scores import Scores, read_scores, write_scores
+from customized_grpo.train import evaluation as evaluations
+from customized_grpo.train.evaluation import Evaluation, batches, evaluate
+from customized_grpo.train.rollout import sample_ode
+from customized_grpo.train.settings import EvaluationSettings
+
+REWARDS = {"red": fakes.red}
+METRICS = {"dark": fakes.dark}
+
+
+def run(policy, batch: int = 48, iteration: int = 0, count: int = 5) -> Evaluation:
+    settings = EvaluationSettings(replicates=2, batch=batch, grid_rows=2)
+    return evaluate(policy, fakes.examples(count), REWARDS, METRICS, settings, 4, iteration)
+
+
+def table(policy=None, **options) -> Scores:
+    return run(policy or fakes.LinearPolicy(), **options).scores
+
+
+def test_noise_is_fixed_whatever_the_batches_and_the_company() -> None:
+    whole = table().values
+    assert whole.shape == (2, 5, 2)
+    np.testing.assert_allclose(whole, table(batch=3).values, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(whole[:, :3], table(count=3).values, rtol=0, atol=1e-6)
+    assert not np.array_equal(whole[0], whole[1])
+
+
+def test_scores_are_float32_numbers_in_float64() -> None:
+    values = table().values
+    assert values.dtype == np.float64
+    np.testing.assert_array_equal(values, values.astype(np.float32))
+
+
+def test_memory_that_runs_out_says_what_to_lower() -> None:
+    class Full(fakes.LinearPolicy):
+        def decode(self, latents, conditioning):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    with pytest.raises(UserError, match=r"on cpu .*lower evaluation\.batch"):
+        table(Full())
+
+
+def test_global_draws_repeat_and_differ_between_pictures() -> None:
+    class Drawing(fakes.LinearPolicy):
+        def decode(self, latents, conditioning):
+            drawn.append(float(torch.rand(())))
+            return super().decode(latents, conditioning)
+
+    drawn: list[float] = []
+    for _ in range(2):
+        table(Drawing(), batch=1, count=3)
+    assert drawn[:6] == drawn[6:]
+    assert len(set(drawn)) == 6
+
+
+def test_another_runs_scores_are_taken_over_as_they_are(tmp_path: Path) -> None:
+    made = table()
+    made.values[0, 0, 1] = math.nan
+    write_scores(tmp_path / "e.json", made)
+    loaded = evaluations.reuse(tmp_path / "e.json", fakes.examples(5), ["red", "dark"], 2)
+    np.testing.assert_array_equal(loaded.scores.values, made.values)
+    write_scores(tmp_path / "copy.json", loaded.scores)
+    assert (tmp_path / "copy.json").read_text() == (tmp_path / "e.json").read_text()
+    assert read_scores(tmp_path / "e.json").rewards == ("red",)
+    assert (loaded.examples, loaded.images.shape) == ((), (0,))
+
+
+def test_what_could_not_be_scored_is_counted_and_is_no_zero() -> None:
+    def some(images, examples):
+        return torch.where(torch.tensor([example.id == "e1" for example in examples]), math.nan, 0.5)
+
+    settings = EvaluationSettings(replicates=2, grid_rows=0)
+    never = {"some": some, "none": lambda images, examples: torch.full((len(images),), math.nan)}
+    found = evaluate(fakes.LinearPolicy(), fakes.examples(5), REWARDS, never, settings, 4, 0).scores
+    assert found.means()["some"] == 0.5
+    red = found.means()["red"]
+    assert found.summary() == f"red {red:.3f}  some 0.500 (2 of 10 unscored)  none nan (10 of 10 unscored)"
+    changes = evaluations.changes(found, found)
+    assert [(change.metric, change.tasks, change.unscored) for change in changes] == [("red", 5, 0), ("some", 4, 1)]
+    assert changes[1].before.value == 0.5
+    console = Console(record=True, width=200)
+    show_changes(console, changes, ["red"])
+    assert "some (not trained on) (1 of 5 tasks unscored)" in console.export_text()
+
+
+def test_the_grid_shows_the_first_replicate_of_the_first_examples() -> None:
+    made = run(fakes.LinearPolicy())
+    shown, examples = made.images, fakes.examples(2)
+    assert shown.shape == (2, 3, 2, 2)
+    np.testing.assert_allclose(fakes.red(shown, examples), made.scores.values[0, :2, 0], rtol=1e-6)
+    assert [example.id for example in made.examples] == ["e0", "e1"]
+    nothing = EvaluationSettings(replicates=1, grid_rows=0)
+    assert evaluate(fakes.LinearPolicy(), examples, REWARDS, {}, nothing, 4, 0).images.shape == (0,)
+
+
+def test_noise_depends_on_the_seed_the_example_and_the_replicate() -> None:
+    policy, (first, second) = fakes.LinearPolicy(), fakes.examples(2)
+    settings = EvaluationSettings(seed=3, replicates=2)
+    found = evaluate(policy, [first, second], REWARDS, {}, settings, 4, 0).scores.values
+    noise = normal((fakes.TOKENS, fakes.CHANNELS), [("evaluation", 3, second.id, 1)])
+    alone = sample_ode(policy, policy.encode([second]), noise, 4)
+    np.testing.assert_allclose(found[1, 1], fakes.red(alone, [second]), rtol=1e-6)
+
+
+def test_batches_hold_whole_groups_of_replicates_of_one_shape() -> None:
+    class TwoShapes(fakes.LinearPolicy):
+        def shape_key(self, example):
+            return example.id in ("e1", "e3")
+
+    tasks = [(replicate, index) for index in range(5) for replicate in range(2)]
+    made = batches(TwoShapes(), fakes.examples(5), tasks, 4)
+    assert made == [[(0, 0), (1, 0), (0, 2), (1, 2)], [(0, 4), (1, 4)], [(0, 1), (1, 1), (0, 3), (1, 3)]]
+
+
+@pytest.mark.parametrize(("batch", "replicates", "sizes"), [(5, 2, [4, 4, 2]), (1, 2, [1] * 10), (48, 3, [15])])
+def test_a_batch_is_as_large_as_set_or_as_whole_groups_are(batch: int, replicates: int, sizes: list[int]) -> None:
+    seen: list[int] = []
+
+    def count(images, examples):
+        seen.append(len(images))
+        return fakes.red(images, examples)
+
+    settings = EvaluationSettings(replicates=replicates, batch=batch)
+    evaluate(fakes.LinearPolicy(), fakes.examples(5), {"count": count}, {}, settings, 4, 0)
+    assert seen == sizes
+
+
+def test_processes_share_the_batches_and_all_get_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, parts, seen = run(fakes.LinearPolicy()), [], []
+
+    def first_pass(accelerator: object, part: object) -> list:
+        parts.append(part)
+        raise InterruptedError
+
+    def evaluate_on(rank: int) -> Evaluation:
+        seen.append(policy := fakes.LinearPolicy())
+        process = SimpleNamespace(process_index=rank, num_processes=2)
+        settings = EvaluationSettings(replicates=2, batch=2, grid_rows=2)
+        return evaluate(policy, fakes.examples(5), REWARDS, METRICS, settings, 4, 0, process)
+
+    monkeypatch.setattr(evaluations, "fail_together", lambda accelerator: nullcontext())
+    monkeypatch.setattr(evaluations, "gather_objects", first_pass)
+    for rank in (0, 1):
+        with pytest.raises(InterruptedError):
+            evaluate_on(rank)
+    assert [policy.encoded for policy in seen] == [6, 4]
+    monkeypatch.setattr(evaluations, "gather_objects", lambda accelerator, part: parts)
+    for rank in (0, 1):
+        whole = evaluate_on(rank)
+        np.testing.assert_allclose(whole.scores.values, alone.scores.values, rtol=0, atol=1e-6)
+        torch.testing.assert_close(whole.images, alone.images, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "metrics", "replicates"), [(4, ["red", "dark"], 2), (5, ["red"], 2), (5, ["red", "dark"], 3)]
+)
+def test_an_evaluation_of_something_else_is_not_reused(tmp_path: Path, count, metrics, replicates) -> None:
+    path = tmp_path / "not" / "there" / "yet.json"
+    write_scores(path, table())
+    assert evaluations.reuse(path, fakes.examples(5), ["red", "dark"], 2).images.shape == (0,)
+    with pytest.raises(UserError, match="has other tasks, metrics or replicates"):
+        evaluations.reuse(path, fakes.examples(count), metrics, replicates)
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[1]"])
+def test_a_damaged_evaluation_is_one_sentence(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "e.json").write_text(text)
+    with pytest.raises(UserError, match=r"e.json' is missing or damaged"):
+        evaluations.reuse(tmp_path / "e.json", fakes.examples(5), ["red", "dark"], 2)
+
+
+def test_changes_pair_tasks_and_know_their_sign() -> None:
+    before = table()
+    better = fakes.LinearPolicy()
+    with torch.no_grad():
+        better.module.bias[0] -= 0.3
+    change = evaluations.changes(before, table(better, iteration=1))[0]
+    assert change.metric == "red"
+    assert 0 < change.difference.low <= change.difference.value <= change.difference.high
+    same = evaluations.changes(before, table())[0]
+    assert same.difference == pytest.approx((0, 0, 0), abs=1e-6)
+
+
+def test_changes_are_of_what_both_have() -> None:
+    before, after = table(), table(count=3)
+    after = replace(after, metrics=("red", "new"))
+    found = evaluations.changes(before, after)
+    assert [(change.metric, change.tasks) for change in found] == [("red", 3)]
+
+
+def test_one_subject_alone_has_no_interval() -> None:
+    before, after = (table(iteration=n, count=1) for n in (0, 1))
+    change = evaluations.changes(before, after)[0].difference
+    assert change.value == 0
+    assert math.isnan(change.low)
+    assert math.isnan(change.high)
+
+
+def test_the_table_knows_its_tasks() -> None:
+    found = table()
+    assert found.subjects == ("s0", "s1", "s2", "s0", "s1")
+    assert (found.metrics, found.rewards) == (("red", "dark"), ("red",))
+    assert found.tasks == ("e0", "e1", "e2", "e3", "e4")
+    assert found.prompts == tuple(example.prompt for example in fakes.examples(5))
+    assert found.kinds == ("",) * 5
+    asked = [SimpleNamespace(id="x", prompt="p", subject="s", kind=kind) for kind in ("scene", None)]
+    values = np.zeros((1, 2, 1))
+    made = evaluations.tabulate(values, asked, ["red"], ["red"], 3)  # pyright: ignore[reportArgumentType]
+    assert (made.kinds, made.iteration) == (("scene", ""), 3)
+
+
+def test_a_cluster_is_the_subject_or_the_example_alone() -> None:
+    (example,) = fakes.examples(1)
+    assert evaluations.cluster(example) == "s0"
+    assert evaluations.cluster(replace(example, subject="")) == "e0"
+    numbered = SimpleNamespace(subject_id=7, subject="dog", id="e0")
+    assert evaluations.cluster(numbered) == "7"  # pyright: ignore[reportArgumentType]
