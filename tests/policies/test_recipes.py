@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from customized_grpo import assemble, policies
+from customized_grpo.cli import compare as command
 from customized_grpo.cli.bench import make_plan, read_settings
 from customized_grpo.config import load_config
 from customized_grpo.policies.lora import LoraSettings
@@ -23,7 +24,7 @@ from customized_grpo.policies.uno import add_uno
 from customized_grpo.settings import Spec
 from customized_grpo.settings.build import bind, check_spec
 from customized_grpo.studies.bench import read_bench
-from customized_grpo.studies.compare import cells, command
+from customized_grpo.studies.compare import cells
 from customized_grpo.studies.compare.grid import load_grid
 from customized_grpo.train.rollout import sample_ode
 from customized_grpo.train.trackers import RunFolder

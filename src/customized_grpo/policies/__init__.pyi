@@ -3,7 +3,7 @@ from .contract import check_policy as check_policy
 from .export import export_kohya as export_kohya
 from .flux import FluxKontextPolicy as FluxKontextPolicy
 from .flux2 import Flux2KleinPolicy as Flux2KleinPolicy
-from .lora import LoraSettings as LoraSettings
 from .pipeline import PipelinePolicy as PipelinePolicy
 from .qwen_image import QwenImageEditPolicy as QwenImageEditPolicy
+from .settings import LoraSettings as LoraSettings
 from .uno import UnoPolicy as UnoPolicy

@@ -8,31 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.settings import Settings
+from customized_grpo.policies.settings import LoraSettings
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 FEED_FORWARD = (
     "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out",
 )  # fmt: skip
-
-
-class LoraSettings(Settings):
-    """A low-rank adapter on the linear layers of the transformer's blocks.
-
-    There is no dropout: its mask would differ between sampling and training, and so would the log-probs.
-    """
-
-    rank: int = Field(default=16, ge=1)
-    """Rank of the update of each layer."""
-    alpha: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Scale numerator; the update is alpha / rank * B A. None is alpha = rank."""
-    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Ends of module names that get an adapter, as peft's `target_modules`, inside transformer blocks only; None is
-    every attention and feed-forward layer of the family."""
 
 
 Trainable = Literal["lora", "full"]

@@ -22,9 +22,10 @@ from customized_grpo.functional.schedule import shifted_sigmas
 from customized_grpo.policies import lora as _lora
 from customized_grpo.policies.contract import Policy
 from customized_grpo.policies.encodings import EncodingCache, Row, digest
-from customized_grpo.policies.lora import LoraSettings, Trainable
+from customized_grpo.policies.lora import Trainable
 from customized_grpo.policies.mixed_precision import MixedPrecision, checkpoint
 from customized_grpo.policies.quantization import Quantize, check_quantize, quantization
+from customized_grpo.policies.settings import LoraSettings
 from customized_grpo.policies.tokens import Size, fit_area
 from customized_grpo.settings import expectation
 from customized_grpo.sources import explain, locate, pin
