@@ -36,7 +36,7 @@ test: $(INSTALLED_DEV)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 bench: $(INSTALLED)
 	@$(BIN)/python -m customized_grpo.cli.speed $(ARGS)

@@ -68,20 +68,22 @@ def test_strings_hold_no_markup_and_every_console_prints_them_as_they_are() -> N
 
 
 @pytest.mark.parametrize(("end", "status"), [("pass", 0), ("sys.exit(3)", 3), ("sys.exit('gone')", 1), ("1 / 0", 1)])
-def test_one_of_several_processes_ends_without_the_shutdown_of_the_interpreter(end, status):
+@pytest.mark.parametrize("several", [True, False])
+def test_one_of_several_processes_ends_without_the_shutdown_of_the_interpreter(several, end, status):
     script = f"""
-import atexit, sys
+import atexit, sys, types
 from customized_grpo.cli.terminal import leave_at_once
 class Slow:
     def __del__(self):
         sys.stderr.write("shut down")
 slow = Slow()
 atexit.register(print, "registered")
+sys.modules["torch.distributed"] = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: {several})
 with leave_at_once():
     print("work")
     {end}
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()) == (status, ["work", "registered"])
-    assert "shut down" not in done.stderr
+    assert ("shut down" in done.stderr) != several
     assert ("gone" in done.stderr, "ZeroDivisionError" in done.stderr) == ("gone" in end, "/" in end)

@@ -61,7 +61,7 @@ def lines(record: Path) -> list[dict]:
 
 def read(record: Path) -> dict[str, dict]:
     """The results that still hold, by the mutant's key."""
-    current = {file: state(file) for file in [*FILES, "trainer.py"]}
+    current = {file: state(file) for file in [*FILES, "train/trainer.py"]}
     return {line["key"]: line for line in lines(record) if current.get(line["file"]) == line["state"]}
 
 

@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = Path("src/customized_grpo")
 FILES = [
     *sorted(f"functional/{path.name}" for path in (ROOT / PACKAGE / "functional").glob("[!_]*.py")),
-    *(f"{name}.py" for name in ("rollout", "trajectory", "method", "update", "evaluation", "checkpoint", "randomness")),
+    *(f"train/{name}.py" for name in ("rollout", "trajectory", "method", "update", "evaluation", "checkpoint")),
+    "randomness.py",
 ]
 FAULT = "fault: "
 AT_LEAST = 20

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from generate import PACKAGE, ROOT
 
-ALSO = {"update.py": ["tests/test_trainer.py"], "trainer.py": ["tests/test_update.py"]}
+ALSO = {"train/update.py": ["tests/train/test_trainer.py"], "train/trainer.py": ["tests/train/test_update.py"]}
 """Tests of a file beside the mirrored ones."""
 PLUGINS = ("no:cacheprovider", "pytest_timeout", "_hypothesis_pytestplugin")
 OPTIONS = ["-x", "-q", "-rfE", "--assert=plain", *(f"-p{name}" for name in PLUGINS), "--hypothesis-profile=mutants"]

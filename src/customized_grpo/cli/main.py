@@ -3,7 +3,6 @@
 import errno
 import os
 import sys
-from contextlib import nullcontext
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -319,7 +318,7 @@ def main(command: typer.Typer | None = None) -> None:
     sys.argv = [word for word in sys.argv if word != DEBUG]
     os.environ["CGRPO_DEBUG"] = "1" if debug else ""
     sys.path.append("")  # `use: mine:reward` finds mine.py in the folder one starts from, as `python -m` does
-    with leave_at_once() if "RANK" in os.environ else nullcontext():
+    with leave_at_once():
         _run(command or app, debug)
 
 

@@ -81,24 +81,33 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def leave_at_once() -> Iterator[None]:
-    """End the process when the block ends, without the interpreter's shutdown, but with what was registered for it.
+    """End one of several processes when the block ends, without the interpreter's shutdown, but with what was
+    registered for it. A process on its own goes on.
 
-    For one of several processes: a thread of PyTorch's gloo may still hold a tensor of the last collective operation.
-    If it lets go while the interpreter shuts down, the process aborts (seen with torch 2.13: one exit in ten on a busy
-    machine), and the launcher reports a failure.
+    A thread of PyTorch's gloo may still hold a tensor of the last collective operation. If it lets go while the
+    interpreter shuts down, the process aborts (seen with torch 2.13: one exit in ten on a busy machine), and the
+    launcher reports a failure.
     """
     status: object = 0
     try:
         yield
-    except SystemExit as error:
-        status = error.code
-        if isinstance(status, str):
+    except BaseException as error:
+        if not _is_one_of_several():
+            raise
+        status = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        elif isinstance(status, str):
             print(status, file=sys.stderr)
-    except BaseException:
-        status = 1
-        traceback.print_exc()
+    if not _is_one_of_several():
+        return
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(status if isinstance(status, int) else int(status is not None))
+
+
+def _is_one_of_several() -> bool:
+    distributed: Any = sys.modules.get("torch.distributed")  # not imported here, because that takes seconds
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()

@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     dreambench(folder / "data")
     for name, policy in {"plain": "Policy", "paste": "Paste"}.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"policy": {"use": f"bench.tiny:{policy}"}}))
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"policy": {"use": f"studies.bench.tiny:{policy}"}}))
     bench = {"protocol": "dreambooth", "data": str(folder / "data"), "metrics": METRICS, "images": 2, "batch": 3,
              "num_inference_steps": 3, "config": str(folder / "plain.yaml")}  # fmt: skip
     (folder / "bench.yaml").write_text(yaml.safe_dump(bench))
@@ -195,7 +195,7 @@ def test_what_has_not_been_used_may_be_mended(place: Path) -> None:
         run(place, output, "policy={use: FluxKontextPolicy, path: nowhere}")
     assert run(place, output).scores.values.shape == (2, 7, 3)
     with pytest.raises(UserError, match="holds another bench: its metric clip_t is"):
-        run(place, output, "metrics.clip_t={use: bench.tiny:alike}")
+        run(place, output, "metrics.clip_t={use: studies.bench.tiny:alike}")
     assert list(run(place, output, "metrics.clip_t=null").metrics) == ["dino", "background_copied"]
 
 

@@ -80,7 +80,7 @@ def test_a_bench_of_two_subjects(data: Path, tmp_path: Path) -> None:
         *[(f"a dog and a vase {n}", ["d/dog/00.png", "d/vase/01.png"]) for n in range(2)],
         *[(f"a can and a vase {n}", ["d/can/00.png", "d/vase/01.png"]) for n in range(2)],
     )
-    (tmp_path / "plain.yaml").write_text(yaml.safe_dump({"policy": {"use": "bench.tiny:Policy"}}))
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump({"policy": {"use": "studies.bench.tiny:Policy"}}))
     words = ["uno-multi", f"data={data}", f"prompts={file}", f"metrics={json.dumps(METRICS)}", "num_inference_steps=2"]
     bench = bench_command(
         Console(quiet=True), words, config=tmp_path / "plain.yaml", output=tmp_path / "out", trust_code=True
@@ -161,7 +161,7 @@ def test_a_bench_of_the_toy_world(tmp_path: Path) -> None:
 @real
 @pytest.mark.filterwarnings("ignore:.*longer than the 8 tokens")
 def test_a_bench_of_real_photos_with_encoders_of_the_right_kind(tmp_path: Path) -> None:
-    (tmp_path / "plain.yaml").write_text(yaml.safe_dump({"policy": {"use": "bench.tiny:Policy"}}))
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump({"policy": {"use": "studies.bench.tiny:Policy"}}))
     dino, clip = save_dino(tmp_path / "dino", 1), save_clip(tmp_path / "clip")
     words = ["uno", f"data={REAL}", f"prompts={REAL / 'protocol_single.json'}", "subjects=2", "images=1",
              "num_inference_steps=2", f"metrics.dino.path={dino}", f"metrics.clip_i.path={clip}",

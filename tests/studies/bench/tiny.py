@@ -102,4 +102,4 @@ def bright(images: Tensor, examples: Sequence[Example], device: str = "cpu") -> 
     return images.mean((1, 2, 3))
 
 
-METRICS = {"dino": {"use": "bench.tiny:alike"}, "clip_i": None, "clip_t": {"use": "bench.tiny:bright"}}
+METRICS = {"dino": {"use": "studies.bench.tiny:alike"}, "clip_i": None, "clip_t": {"use": "studies.bench.tiny:bright"}}

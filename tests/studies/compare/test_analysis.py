@@ -211,7 +211,7 @@ def test_another_policy_or_budget_is_not_mixed_in(tmp_path: Path) -> None:
     fabricate(root, GAINS)
     config = root / "cells" / "sars" / "seed-0" / "config.yaml"
     text = config.read_text()
-    config.write_text(text.replace("fakes:LinearPolicy", "compare.tiny:SlowPolicy"))
+    config.write_text(text.replace("fakes:LinearPolicy", "studies.compare.tiny:SlowPolicy"))
     with pytest.raises(UserError, match=r"sars/seed-0' is not of this grid: policy.use .*SlowPolicy"):
         read_comparison(root)
     config.write_text(text.replace("iterations: 4", "iterations: 40"))

@@ -49,7 +49,7 @@ def base_here(root: Path) -> None:
 def test_a_grid_killed_in_the_middle_goes_on_and_redoes_nothing(tmp_path: Path) -> None:
     """With real processes: finish one cell, kill the other hard, go on."""
     root = tmp_path / "out"
-    slow = grid(policy={"use": "compare.tiny:SlowPolicy"}, training={"iterations": 6})
+    slow = grid(policy={"use": "studies.compare.tiny:SlowPolicy"}, training={"iterations": 6})
     made = open_folder(slow, root)
     assert [state(cell).status for cell in made] == ["waiting", "waiting"]
     base = measure_base(slow, root)
@@ -139,7 +139,7 @@ def test_a_run_of_another_configuration_is_not_mixed_in(tmp_path: Path) -> None:
 
 def test_a_grid_that_ran_out_of_memory_goes_on_with_less(tmp_path: Path) -> None:
     """Settings that do not change the result may change, and the cells that were begun get them too."""
-    root, hungry = tmp_path / "out", {"use": "compare.tiny:HungryPolicy"}
+    root, hungry = tmp_path / "out", {"use": "studies.compare.tiny:HungryPolicy"}
     methods = ["tdw", "sars"]
     cell = open_folder(grid(methods, policy=hungry), root)[0]
     base_here(root)

@@ -102,7 +102,10 @@ def test_merging_replaces_what_is_named_anew() -> None:
             "'long/seed-0' 64 pictures and 16 gradient steps; give every method the same budget",
         ),
         (
-            {"methods": ["tdw", "b"], "own_methods": {"b": {"config": {"policy": {"use": "compare.tiny:SlowPolicy"}}}}},
+            {
+                "methods": ["tdw", "b"],
+                "own_methods": {"b": {"config": {"policy": {"use": "studies.compare.tiny:SlowPolicy"}}}},
+            },
             "differ in policy",
         ),
     ],

@@ -12,8 +12,8 @@ from customized_grpo.structures import Example
 CONFIG = {
     "policy": {"use": "fakes:LinearPolicy"},
     "rewards": {"prompt": {"use": "fakes:red"}, "identity": {"use": "fakes:dark"}},
-    "metrics": {"oracle_prompt": {"use": "fakes:red"}, "oracle_subject": {"use": "compare.tiny:pale"}},
-    "data": {"train": {"use": "compare.tiny:Examples"}, "eval": {"use": "compare.tiny:Examples"}},
+    "metrics": {"oracle_prompt": {"use": "fakes:red"}, "oracle_subject": {"use": "studies.compare.tiny:pale"}},
+    "data": {"train": {"use": "studies.compare.tiny:Examples"}, "eval": {"use": "studies.compare.tiny:Examples"}},
     "rollout": {"num_generations": 4, "num_inference_steps": 5},
     "training": {"iterations": 4, "prompts_per_iteration": 2, "optimizer": {"use": "AdamW", "lr": 0.01}},
     "evaluation": {"examples": 6, "replicates": 2, "every": 2},

@@ -20,9 +20,9 @@ from customized_grpo.studies.probe import ProbeFolder, run_probe, write_report
 from studies.probe import linear
 
 CONFIG = """
-policy: {use: "probe.linear:DiagonalPolicy"}
-rewards: {prompt: "probe.linear:early", identity: "probe.linear:late"}
-data: {train: {use: "probe.linear:Data", count: 6}}
+policy: {use: "studies.probe.linear:DiagonalPolicy"}
+rewards: {prompt: "studies.probe.linear:early", identity: "studies.probe.linear:late"}
+data: {train: {use: "studies.probe.linear:Data", count: 6}}
 rollout: {num_inference_steps: 5, dynamics: {use: dance_sde, noise_level: 0.5}}
 """
 SMALL = {"examples": 4, "branches": 4}
@@ -228,7 +228,7 @@ def test_a_folder_in_use_is_left_alone(config: Path, tmp_path: Path) -> None:
     [
         ({"branches": 1}, [], "'branches' is 1: expected 2 or more"),
         ({"examples": 1}, [], "'examples' is 1: expected 2 or more"),
-        ({}, ["rewards={prompt: {use: 'probe.linear:early'}}"], "compares rewards, but there is only 'prompt'"),
+        ({}, ["rewards={prompt: {use: 'studies.probe.linear:early'}}"], "compares rewards, but there is only 'prompt'"),
         ({}, ["data.train.count=1"], "two examples or more, but the training data has 1"),
         ({}, ["rollout.dynamics.noise_level=0"], "has no noise"),
         ({}, ["rewards.identity.use=fakes:constant"], "The reward 'identity' is the same on all branches"),
