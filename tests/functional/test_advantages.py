@@ -16,13 +16,13 @@ from customized_grpo.functional.time_weights import constant, sigmoid_crossover
 VECTORS = Path(__file__).parents[1] / "vectors"
 SARS = json.loads((VECTORS / "sars.json").read_text())["cases"]
 HAZARDS = json.loads((VECTORS / "sars_hazards.json").read_text())["cases"]
+GDPO = json.loads((VECTORS / "gdpo.json").read_text())["cases"]
 
 ON_Z = [
     adv.weighted_sum,
     adv.sars,
     adv.sars_recentred,
     adv.sars_by_conflict,
-    adv.gdpo,
     adv.minimum,
     adv.maximum,
     adv.harmonic,
@@ -30,9 +30,10 @@ ON_Z = [
     adv.product,
     adv.conflict_drop,
 ]
-ON_REWARDS = [adv.raw_sum, adv.log_tamed, adv.identity_gate]
+ON_REWARDS = [adv.raw_sum, adv.log_tamed, adv.identity_gate, adv.gdpo]
 OVER_THE_BATCH = (adv.gdpo, adv.sars_by_conflict)
 """Their numbers depend on the other groups."""
+WITHIN_GROUPS = [f for f in ON_Z + ON_REWARDS if f not in OVER_THE_BATCH]
 STRATEGIES = {
     "tanh": adv.sars,
     "min": adv.minimum,
@@ -291,13 +292,133 @@ def test_conflict_drop_by_hand():
 
 
 def test_gdpo_has_unit_spread_over_the_batch_at_every_step():
-    z = adv.standardize(torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(0)))
-    a = adv.gdpo(z, TWO_STEPS).flatten(0, 1)
+    rewards = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(0))
+    a = adv.gdpo(rewards, TWO_STEPS).flatten(0, 1)
     assert_close(a.std(dim=0), torch.ones(2))
     assert_close(a.mean(dim=0), torch.zeros(2), atol=1e-6, rtol=0)
-    plain = adv.weighted_sum(z, TWO_STEPS).flatten(0, 1)
+    plain = adv.weighted_sum(adv.standardize(rewards), TWO_STEPS).flatten(0, 1)
     assert_close(a, (plain - plain.mean(0)) / plain.std(0))
-    assert_close(adv.gdpo(z, TWO_STEPS, eps=1.0).flatten(0, 1), (plain - plain.mean(0)) / (plain.std(0) + 1))
+    assert_close(adv.gdpo(rewards, TWO_STEPS, eps=1.0).flatten(0, 1), (plain - plain.mean(0)) / (plain.std(0) + 1))
+
+
+ALL_SCORED = [c for c in GDPO if "unscored" not in c["inputs"]["label"]]
+SAMPLES = [c for c in ALL_SCORED if "response_lengths" not in c["inputs"]]
+"""Without the case that weighs responses by their length, which only the two verl variants do."""
+TRL = {"group_eps": 1e-4, "eps": 1e-4}
+VERL = {"group_eps": 1e-6, "eps": 1e-8, "eps_to": "variance"}
+FLOW_FACTORY = {"ddof": 0, "group_eps": 1e-6, "group_eps_to": "floor", "eps": 1e-6, "eps_to": "floor"}
+PUBLISHED_GDPO = [
+    ("NVlabs/GDPO trl", GDPO, TRL),
+    ("huggingface/trl normalize_then_sum", GDPO, TRL),
+    ("NVlabs/GDPO verl", SAMPLES, VERL),
+    ("verl-project/verl", SAMPLES, VERL),
+    ("X-GenGroup/Flow-Factory gdpo, group_contiguous", ALL_SCORED, FLOW_FACTORY),
+    ("X-GenGroup/Flow-Factory gdpo, distributed_k_repeat (rewards pass through float32)", ALL_SCORED, FLOW_FACTORY),
+]
+GRPO_BESIDE = (
+    "huggingface/trl sum_then_normalize (not GDPO)",
+    "X-GenGroup/Flow-Factory sum, global_std (not GDPO)",
+    "X-GenGroup/Flow-Factory sum, group std (not GDPO)",
+)
+
+
+def gdpo_rewards(case: dict, *, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.tensor(
+        [[[math.nan if r is None else r for r in row] for row in group] for group in case["inputs"]["rewards"]],
+        dtype=dtype or getattr(torch, case["inputs"]["dtype"]),
+    )
+
+
+def check_gdpo(ours: Tensor, case: dict, variant: str, exact: bool) -> None:
+    expected = torch.tensor(case["outputs"][variant], dtype=torch.float64)
+    # In float32 "different scales" has a spread of 0.02 at -4.4, so that their own rounding is 1e-5 of a deviation.
+    close = {"atol": 1e-10, "rtol": 1e-10} if exact else {"atol": 1e-5, "rtol": 1e-5}
+    assert_close(ours.double(), expected, **close)
+
+
+def test_every_published_variant_of_gdpo_is_used():
+    assert {v for c in GDPO for v in c["outputs"]} == {variant for variant, *_ in PUBLISHED_GDPO} | {*GRPO_BESIDE}
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings", "case"),
+    [(variant, settings, c) for variant, cases, settings in PUBLISHED_GDPO for c in cases if variant in c["outputs"]],
+    ids=lambda x: x["inputs"]["label"] if isinstance(x, dict) and "inputs" in x else None,
+)
+def test_published_gdpo(variant, settings, case):
+    single = variant == "verl-project/verl" or "float32" in variant
+    rewards = gdpo_rewards(case, dtype=torch.float32 if single else None)
+    if variant == "NVlabs/GDPO trl":
+        rewards = rewards.nan_to_num()
+    weights = torch.tensor([case["inputs"]["weights"]], dtype=rewards.dtype)
+    if variant == "NVlabs/GDPO verl":
+        weights = torch.ones_like(weights)
+    check_gdpo(adv.gdpo(rewards, weights, **settings)[..., 0], case, variant, rewards.dtype == torch.float64)
+
+
+@pytest.mark.parametrize("case", ALL_SCORED, ids=lambda case: case["inputs"]["label"])
+def test_published_grpo_beside_gdpo(case):
+    rewards = gdpo_rewards(case)
+    total = adv.weighted_sum(rewards, torch.tensor([case["inputs"]["weights"]], dtype=rewards.dtype))
+    ours = (
+        adv.standardize(total, 1e-4),
+        adv.normalized(adv.centred(total), total, eps=1e-20),  # theirs is a floor, which only constants reach
+        adv.standardize(total, 1e-6, ddof=0, eps_to="floor"),
+    )
+    for variant, result in zip(GRPO_BESIDE, ours, strict=True):
+        check_gdpo(result[..., 0], case, variant, rewards.dtype == torch.float64)
+
+
+def test_the_settings_of_a_deviation_by_hand():
+    column = torch.tensor([[[1.0], [2.0], [3.0]]])  # variance 1, or 2/3 with ddof 0
+    for settings, expected in (
+        ({"ddof": 0}, math.sqrt(1.5)),
+        ({"eps": 1.0}, 0.5),
+        ({"eps": 3.0, "eps_to": "variance"}, 0.5),
+        ({"eps": 4.0, "eps_to": "floor"}, 0.25),
+        ({"eps": 0.5, "eps_to": "floor"}, 1.0),
+    ):
+        assert_close(adv.standardize(column, **settings).flatten().tolist(), [-expected, 0.0, expected])
+
+
+def test_gdpo_has_a_deviation_of_its_own_for_groups_and_batch():
+    rewards = torch.tensor([[[1.0], [3.0]], [[0.0], [4.0]]], dtype=torch.float64)  # deviations 1 and 2 with ddof 0
+    one = torch.ones(1, 1, dtype=torch.float64)
+    a = adv.gdpo(rewards, one, ddof=0, group_eps=1.0, eps=0.0)
+    # z is -+1/2 and -+2/3, of root mean square sqrt(25/72)
+    assert_close(a.flatten(), torch.tensor([-3, 3, -4, 4], dtype=torch.float64) / 6 / math.sqrt(25 / 72))
+    floors = adv.gdpo(rewards, one, ddof=0, group_eps=2.0, group_eps_to="floor", eps=3.0, eps_to="floor")
+    assert_close(floors.flatten(), torch.tensor([-1, 1, -2, 2], dtype=torch.float64) / 6)
+    roots = adv.gdpo(rewards, one, ddof=0, group_eps=0.0, eps=3.0, eps_to="variance")
+    assert_close(roots.flatten(), torch.tensor([-1, 1, -1, 1], dtype=torch.float64) / 2)
+
+
+def test_centred_by_hand():
+    a = torch.tensor([[[1.0, 0.0], [3.0, 3.0], [8.0, 0.0]], [[5.0, 5.0], [5.0, 5.0], [5.0, 5.0]]])
+    assert adv.centred(a)[0].tolist() == [[-3.0, -1.0], [-1.0, 2.0], [4.0, -1.0]]
+    assert (adv.centred(a)[1] == 0).all()
+    scored = torch.tensor([[True, True, False], [False, False, False]])
+    assert adv.centred(a, scored)[0].tolist() == [[-1.0, -1.5], [1.0, 1.5], [0.0, 0.0]]
+    assert (adv.centred(a, scored)[1] == 0).all()
+
+
+def test_normalized_by_hand():
+    everyone = torch.tensor([[[1.0], [3.0]], [[1.0], [99.0]]])
+    scored = torch.tensor([[True, True], [True, False]])
+    a = torch.tensor([[[2.0], [-1.0]]])
+    # 1, 3 and 1 have variance 8/9, or 4/3 with ddof 1
+    assert_close(adv.normalized(a, everyone, scored, eps=0.0), a * math.sqrt(9 / 8))
+    assert_close(adv.normalized(a, everyone, scored, eps=0.0, ddof=1), a * math.sqrt(3 / 4))
+    assert_close(adv.normalized(a, everyone[:1]), a / 1.0001)
+    assert_close(adv.normalized(a, everyone[:1], eps=0.0, ddof=1), a / math.sqrt(2))
+    assert_close(adv.normalized(a, everyone[:1], eps=1.0), a / 2)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_normalized_without_anything_to_measure_leaves_zeros_zero(ddof):
+    nothing = torch.zeros(1, 1, 1)
+    for scored in (None, torch.zeros(1, 1, dtype=torch.bool)):
+        assert adv.normalized(nothing, nothing, scored, ddof=ddof).tolist() == [[[0.0]]]
 
 
 def test_raw_sum_by_hand():
@@ -342,13 +463,13 @@ def test_every_aggregation_through_the_door(aggregation, dtype):
     assert_close(adv.advantages(aggregation, rewards[:, order], TWO_STEPS.to(dtype)), a[:, order])
 
 
-@pytest.mark.parametrize("aggregation", [f for f in ON_Z if f not in OVER_THE_BATCH] + ON_REWARDS, ids=name)
+@pytest.mark.parametrize("aggregation", WITHIN_GROUPS, ids=name)
 def test_a_constant_group_has_no_advantage(aggregation):
     rewards = torch.full((1, 12, 2), 12.118589401245117)
     assert (adv.advantages(aggregation, rewards, TWO_STEPS) == 0).all()
 
 
-@pytest.mark.parametrize("aggregation", [f for f in ON_Z if f not in OVER_THE_BATCH] + ON_REWARDS, ids=name)
+@pytest.mark.parametrize("aggregation", WITHIN_GROUPS, ids=name)
 def test_prompts_do_not_touch_each_other(aggregation):
     rewards = torch.rand(3, 6, 2, generator=torch.Generator().manual_seed(1))
     together = adv.advantages(aggregation, rewards, TWO_STEPS)
@@ -435,7 +556,7 @@ def test_every_aggregation_is_worked_by_hand():
 def test_an_image_that_one_reward_cannot_score_by_hand(aggregation, expected):
     a = adv.advantages(aggregation, UNSCORED, torch.tensor([[0.7, 0.3]]))
     assert_close(a.flatten(), torch.tensor([*expected, 0.0]), atol=1e-5, rtol=0)
-    if aggregation not in ON_REWARDS:  # 2e38 and 3e38, whose squares and sums are no float32
+    if aggregation in (*ON_Z, adv.gdpo):  # 2e38 and 3e38, whose squares and sums are no float32
         huge = adv.advantages(aggregation, UNSCORED * torch.tensor([1.0, 0.5e38]), torch.tensor([[0.7, 0.3]]))
         assert_close(huge, a)
 
@@ -461,7 +582,7 @@ def test_images_that_nobody_scored_leave_the_statistics(aggregation):
     assert (adv.advantages(aggregation, nobody, TWO_STEPS) == 0).all()
 
 
-@pytest.mark.parametrize("aggregation", [f for f in ON_Z if f not in (adv.gdpo, adv.product)], ids=name)
+@pytest.mark.parametrize("aggregation", [f for f in ON_Z if f is not adv.product], ids=name)
 @pytest.mark.parametrize("known", [0, 1])
 def test_a_reward_with_at_most_one_scored_image_leaves_the_other_as_it_is(aggregation, known):
     rewards = torch.tensor([[[1.0, math.nan], [3.0, math.nan], [2.0, math.nan]]])
@@ -509,6 +630,9 @@ def test_an_aggregation_that_is_an_object_works():
     [
         (lambda: adv.standardize(torch.rand(2, 1, 2)), "G >= 2"),
         (lambda: adv.standardize(torch.rand(4, 2)), "P, G, K"),
+        (lambda: adv.standardize(torch.rand(1, 4, 2), eps_to="mean"), "std, variance or floor, got 'mean'"),
+        (lambda: adv.centred(torch.rand(4, 2)), "P, G, S"),
+        (lambda: adv.normalized(torch.rand(4, 2), torch.rand(4, 2)), "P, G, S"),
         (lambda: adv.sars(torch.rand(1, 4, 2), torch.rand(2)), "S, K"),
         (lambda: adv.advantages(lambda z, weights: z, torch.rand(1, 4, 2), torch.rand(2)), "S, K"),
         (lambda: adv.product(torch.rand(1, 4, 2), torch.rand(2)), "S, K"),

@@ -10,7 +10,7 @@ reads these names and is the one door to all of them.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ __all__ = [
 """What a configuration can name as `method.advantage`."""
 
 Aggregation = Callable[..., Tensor]
+Placement = Literal["std", "variance", "floor"]
+"""Where an eps acts: it is added to the standard deviation or to the variance, or is the least standard deviation."""
 
 
 def advantages(
@@ -81,12 +83,14 @@ def advantages(
     return result.clamp(-clamp, clamp)
 
 
-def standardize(rewards: Tensor, eps: float = 1e-8) -> Tensor:
+def standardize(rewards: Tensor, eps: float = 1e-8, *, ddof: int = 1, eps_to: Placement = "std") -> Tensor:
     """Standard score of every reward within its group.
 
     Args:
         rewards: shape (P, G, K), raw units, higher is better; NaN marks an image a reward could not score.
         eps: added to the standard deviation, in reward units.
+        ddof: the variance is divided by the number of images minus this; 1 is unbiased.
+        eps_to: what eps is added to, if not to the standard deviation.
 
     Returns:
         Shape (P, G, K), unitless, mean 0 over the images of the group that the reward scored; 0 where it could not
@@ -94,7 +98,7 @@ def standardize(rewards: Tensor, eps: float = 1e-8) -> Tensor:
         units in the last place: that is rounding, not reward. Computed in float64, so that no value overflows.
 
     Raises:
-        ValueError: if G < 2, because a group of one has no spread.
+        ValueError: if G < 2, because a group of one has no spread, or for another eps_to.
 
     Source: Customized-GRPO, train_customized_grpo.py:645-653 (unbiased std, eps 1e-8).
     """
@@ -103,10 +107,12 @@ def standardize(rewards: Tensor, eps: float = 1e-8) -> Tensor:
         raise ValueError(
             f"standardize needs G >= 2 generations per prompt, got {rewards.shape[1]}; raise num_generations."
         )
-    return _standardize(rewards.double(), rewards.dtype, eps)
+    return _standardize(rewards.double(), rewards.dtype, eps, ddof, eps_to)
 
 
-def _standardize(values: Tensor, dtype: torch.dtype, eps: float = 1e-8) -> Tensor:
+def _standardize(
+    values: Tensor, dtype: torch.dtype, eps: float = 1e-8, ddof: int = 1, eps_to: Placement = "std"
+) -> Tensor:
     """`standardize` of float64 values that came of `dtype`: to its rounding, and back to it."""
     scored = values.isfinite()
     count = scored.sum(dim=1, keepdim=True)
@@ -116,8 +122,50 @@ def _standardize(values: Tensor, dtype: torch.dtype, eps: float = 1e-8) -> Tenso
     # From the group's lowest value up, so that the mean of a narrow group far from 0 keeps its digits.
     above = torch.where(scored, values - low, 0.0)
     deviation = above - above.sum(dim=1, keepdim=True) / count.clamp(min=1)
-    variance = torch.where(scored, deviation**2, 0.0).sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
-    return torch.where(scored & (high - low > rounding), deviation / (variance.sqrt() + eps), 0.0).to(dtype)
+    variance = torch.where(scored, deviation**2, 0.0).sum(dim=1, keepdim=True) / (count - ddof).clamp(min=1)
+    return torch.where(scored & (high - low > rounding), deviation / _std(variance, eps, eps_to), 0.0).to(dtype)
+
+
+def _std(variance: Tensor, eps: float, eps_to: Placement) -> Tensor:
+    if eps_to == "std":
+        return variance.sqrt() + eps
+    if eps_to == "variance":
+        return (variance + eps).sqrt()
+    if eps_to == "floor":
+        return variance.sqrt().clamp(min=eps)
+    raise ValueError(f"expected eps_to std, variance or floor, got {eps_to!r}.")
+
+
+def centred(advantages: Tensor, scored: Tensor | None = None) -> Tensor:
+    """A minus the mean of its group, at each level. (P, G, S) to (P, G, S).
+
+    `scored`: bool (P, G), whether any reward could score the image; None is everywhere. Other images take no part in
+    the mean and get 0.
+    """
+    check_shape(advantages, "P G S")
+    counted = torch.ones_like(advantages[..., :1]) if scored is None else scored.unsqueeze(-1).to(advantages)
+    mean = (advantages * counted).sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp(min=1)
+    return (advantages - mean) * counted
+
+
+def normalized(
+    advantages: Tensor, everyone: Tensor, scored: Tensor | None = None, *, ddof: int = 0, eps: float = 1e-4
+) -> Tensor:
+    """A / (std + eps), the standard deviation that of all values of the batch, levels included: one number.
+
+    Args:
+        advantages: any shape.
+        everyone: shape (P, G, S), of all processes.
+        scored: bool (P, G) beside `everyone`, whether any reward could score the image; None is everywhere.
+        ddof: as in `standardize`.
+        eps: in the units of `everyone`.
+
+    Source: DiffusionNFT, stat_tracking.py, "global_std": raw rewards, `normalized(centred(rewards), rewards)`.
+    """
+    check_shape(everyone, "P G S")
+    values = (everyone if scored is None else everyone[scored]).double()
+    std = values.std(correction=ddof) if values.numel() > ddof else values.new_zeros(())
+    return advantages / (std + eps)
 
 
 def weighted_sum(z: Tensor, weights: Tensor) -> Tensor:
@@ -186,17 +234,38 @@ def sars_by_conflict(z: Tensor, weights: Tensor, *, gamma: float = 0.4, scored: 
     return sars_recentred(z, weights, gamma=2 * gamma * float(share), scored=scored)
 
 
-def gdpo(z: Tensor, weights: Tensor, *, eps: float = 1e-8, scored: Tensor | None = None) -> Tensor:
-    """Weighted sum, standardized once more over the whole batch, so that its scale is the same in every iteration.
+def gdpo(
+    rewards: Tensor,
+    weights: Tensor,
+    *,
+    ddof: int = 1,
+    group_eps: float = 1e-8,
+    group_eps_to: Placement = "std",
+    eps: float = 1e-8,
+    eps_to: Placement = "std",
+) -> Tensor:
+    """Weighted sum of standard scores, standardized once more over the batch, so that its scale is always the same.
 
-    The batch is all P * G rows given: hand in the rows of all processes, or the result depends on their number. Shapes
-    as in `sars`; eps is added to the standard deviation. An image that no reward could score (`scored`, bool
-    (P, G, K); None is everywhere) takes no part in the statistics of the batch and gets 0.
+        z_k = (r_k - mean_group r_k) / (std_group r_k + group_eps)       q = sum_k w_k z_k
+        A   = (q - mean_batch q) / (std_batch q + eps)
 
-    Source: GDPO (arXiv 2601.05242), group-wise normalization of each reward, sum, batch-wise normalization.
+    The batch is all P * G rows given: hand in the rows of all processes, or the result depends on their number. An
+    image that no reward could score takes no part in the statistics of the batch and gets 0.
+
+    Args:
+        rewards: shape (P, G, K), raw units. NaN where a reward could not score an image, which keeps its others.
+        weights: shape (S, K), one row per trained step.
+        ddof: of both standard deviations, as in `standardize`.
+        group_eps, eps: of the first and of the second, in reward units and in standard scores.
+        group_eps_to, eps_to: what they are added to.
+
+    Source: GDPO (arXiv 2601.05242). The published codes, by their settings: NVlabs/GDPO's TRL and huggingface/trl
+    group_eps=1e-4, eps=1e-4; NVlabs/GDPO's verl and verl group_eps=1e-6, eps=1e-8, eps_to="variance"; Flow-Factory
+    ddof=0, group_eps=1e-6, group_eps_to="floor", eps=1e-6, eps_to="floor".
     """
-    total = _if_any(scored, weighted_sum(z, weights), torch.nan)
-    return standardize(total.flatten(0, 1).unsqueeze(0), eps).view_as(total)
+    z = standardize(rewards, group_eps, ddof=ddof, eps_to=group_eps_to)
+    total = _if_any(rewards.isfinite(), weighted_sum(z, weights), torch.nan)
+    return standardize(total.flatten(0, 1).unsqueeze(0), eps, ddof=ddof, eps_to=eps_to).view_as(total)
 
 
 def minimum(z: Tensor, weights: Tensor, *, scored: Tensor | None = None) -> Tensor:
