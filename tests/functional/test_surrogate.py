@@ -8,10 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from customized_grpo.functional.sde import Gaussian, log_prob, sample
-from customized_grpo.functional.surrogate import approx_kl, clipped_surrogate, gaussian_kl, normalized_log_ratio
+from customized_grpo.functional.sde import Gaussian, flow_sde, log_prob, sample
+from customized_grpo.functional.surrogate import (
+    approx_kl,
+    clipped_surrogate,
+    gaussian_kl,
+    masked_surrogate,
+    normalized_log_ratio,
+)
 
-CASES = json.loads((Path(__file__).parents[1] / "vectors" / "loss.json").read_text())["cases"]
+VECTORS = Path(__file__).parents[1] / "vectors"
+CASES = json.loads((VECTORS / "loss.json").read_text())["cases"]
+DPPO = json.loads((VECTORS / "flow_dppo.json").read_text())["cases"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -117,6 +125,116 @@ def test_normalized_log_ratio_removes_the_bias():
     assert (guarded.mean(0).abs() < 0.3 * guarded.std(0)).all()
 
 
+def dppo(kind: str) -> list[dict]:
+    return [case for case in DPPO if case["inputs"]["kind"] == kind]
+
+
+def rows(values: list) -> torch.Tensor:
+    """(B, S, ...) to (B * S, ...) in float64."""
+    return torch.tensor(values, dtype=torch.float64).flatten(0, 1)
+
+
+def check_dppo(case: dict, log_prob: torch.Tensor, old_log_prob: torch.Tensor, kl: torch.Tensor, close: dict) -> None:
+    """The mask, loss and gradient of the case, given log-probabilities and divergences per row."""
+    i, o = case["inputs"], case["outputs"]
+    advantages = torch.tensor(i["advantages"], dtype=log_prob.dtype).repeat_interleave(len(i["trained_steps"]))
+    log_prob.retain_grad()
+    result = masked_surrogate(log_prob - old_log_prob, advantages, kl, threshold=i["kl_mask_threshold"])
+    assert_close(result.losses.double(), rows(o["loss_per_row"]), **close)
+    assert_close(result.losses.mean().double(), torch.tensor(o["loss"], dtype=torch.float64), **close)
+    assert result.clip_share.item() == pytest.approx(o["metrics"]["masked_fraction"], rel=1e-6)
+    result.losses.mean().backward()
+    assert_close(log_prob.grad.double(), rows(o["grad_log_prob_new"]), **close)
+
+
+def test_every_published_case_of_flow_dppo_is_used():
+    assert {case["inputs"]["kind"] for case in DPPO} == {"means", "velocity", "std_by_step"}
+
+
+@pytest.mark.parametrize("case", dppo("means"))
+def test_published_mask_loss_and_gradient(case):
+    i, o = case["inputs"], case["outputs"]
+    dtype = getattr(torch, i["dtype"])
+    close = {"atol": 1e-10, "rtol": 0} if dtype == torch.float64 else {"atol": 1e-6, "rtol": 1e-5}
+    std = torch.tensor(o["std_used_by_kl"], dtype=dtype).repeat(len(i["mean_new"])).view(-1, 1, 1)
+    new, old = (rows(i[name]).to(dtype) for name in ("mean_new", "mean_old"))
+    kl = gaussian_kl(Gaussian(new, std), Gaussian(old, std))
+    assert_close(kl.double(), rows(o["kl"]), atol=0, rtol=1e-5)
+    new_log_prob, old_log_prob = (rows(i[name]).to(dtype) for name in ("log_prob_new", "log_prob_old"))
+    check_dppo(case, new_log_prob.requires_grad_(), old_log_prob, kl, close)
+
+
+@pytest.mark.parametrize("case", dppo("velocity"))
+def test_published_mask_with_the_deviation_of_the_step_itself(case):
+    i, o = case["inputs"], case["outputs"]
+    sigmas, steps, count = torch.tensor(i["sigmas"], dtype=torch.float64), i["trained_steps"], len(i["x"])
+    sigma, sigma_next = (sigmas[torch.tensor(steps) + k].repeat(count) for k in (0, 1))
+    x, velocity = rows(i["x"]), rows(i["v"]).requires_grad_()
+    new, old = (
+        flow_sde(x, v, sigma, sigma_next, noise_level=i["eta"], sigma_max=0.99) for v in (velocity, rows(i["v_old"]))
+    )
+    own = torch.tensor(i["std_of_the_step"], dtype=torch.float64).repeat(count)
+    assert_close(new.std.flatten(), own, atol=1e-10, rtol=0)
+    x_next = sample(old, noise=rows(i["noise"]))
+    # The published divergence has another standard deviation where sigma is between 0.99 and 1.
+    theirs = torch.tensor(o["std_used_by_kl"], dtype=torch.float64).repeat(count)
+    kl = gaussian_kl(new, old)
+    assert_close(kl * (own / theirs) ** 2, rows(o["kl"]), atol=0, rtol=1e-5)
+    check_dppo(case, log_prob(new, x_next), log_prob(old, x_next), kl, {"atol": 1e-10, "rtol": 0})
+    assert_close(velocity.grad, rows(o["grad_v"]), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("case", dppo("std_by_step"))
+def test_published_deviations_by_step(case):
+    i, o = case["inputs"], case["outputs"]
+    sigmas, nothing = torch.tensor(i["sigmas"]), torch.zeros(len(i["sigmas"]) - 1, 1, 1)
+    for sigma_max, published in (
+        (0.99, o["std_of_unirl_flow_sde_step"]),
+        (None, case["others"]["verl-project/verl-omni"]["std_dev_t_times_sqrt_dt"]),
+    ):
+        step = flow_sde(nothing, nothing, sigmas[:-1], sigmas[1:], noise_level=i["eta"], sigma_max=sigma_max)
+        assert_close(step.std.flatten(), torch.tensor(published), atol=0, rtol=1e-5)
+    used = torch.tensor(o["std_used_by_kl"])
+    same = (sigmas[:-1] <= 0.99) | (sigmas[:-1] == 1)
+    own = torch.tensor(o["std_of_unirl_flow_sde_step"])
+    assert_close(own[same], used[same], atol=0, rtol=1e-6)
+    assert (own[~same] > 1.4 * used[~same]).all()
+
+
+def test_masked_surrogate_by_hand():
+    log_ratio = torch.tensor([0.3, 0.3, -0.3, -0.3, 0.3, 0.0]).requires_grad_()
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, 1.0])
+    divergence = torch.tensor([2.0, 2.0, 2.0, 2.0, 0.5, 2.0])
+    result = masked_surrogate(log_ratio, advantages, divergence, threshold=1.0)
+    up, down = math.exp(0.3), math.exp(-0.3)
+    expected = [0.0, up, -down, 0.0, -up, -1.0]
+    assert_close(result.losses.tolist(), expected)
+    assert result.clip_share.item() == pytest.approx(2 / 6)
+    result.losses.sum().backward()
+    assert_close(log_ratio.grad.tolist(), expected)
+    by_default = masked_surrogate(torch.full((2,), 0.3), torch.ones(2), torch.tensor([0.9e-5, 1.1e-5]))
+    assert by_default.clip_share == 0.5
+
+
+def test_a_dropped_ratio_that_overflows_leaves_no_nan():
+    log_ratio = torch.tensor([1e3, 0.0]).requires_grad_()
+    result = masked_surrogate(log_ratio, torch.ones(2), torch.ones(2))
+    result.losses.sum().backward()
+    assert result.losses.tolist() == [0.0, -1.0]
+    assert log_ratio.grad.tolist() == [0.0, -1.0]
+
+
+def test_no_gradient_goes_through_the_divergence():
+    step, old = two_steps()
+    mean = step.mean.clone().requires_grad_()
+    log_ratio = torch.tensor([0.1, -0.1], dtype=torch.float64, requires_grad=True)
+    kl = gaussian_kl(Gaussian(mean, step.std), old)
+    masked_surrogate(log_ratio, torch.ones(2, dtype=torch.float64), kl).losses.sum().backward()
+    assert mean.grad is None
+
+
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="one shape"):
         clipped_surrogate(torch.zeros(3), torch.zeros(3, 1), 0.1)
+    with pytest.raises(ValueError, match=r"got \(3,\), \(3,\) and \(3, 1\)"):
+        masked_surrogate(torch.zeros(3), torch.zeros(3), torch.zeros(3, 1))

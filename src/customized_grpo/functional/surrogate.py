@@ -45,6 +45,44 @@ def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, clip_range: float) 
         return Surrogate(losses, stopped.to(ratio).mean())
 
 
+def masked_surrogate(
+    log_ratio: Tensor, advantages: Tensor, divergence: Tensor, *, threshold: float = 1e-5
+) -> Surrogate:
+    """Flow-DPPO: -A ratio, but 0 where the step has already moved too far in the direction that A asks for.
+
+        ratio = exp(log_ratio)
+        drop  = divergence >= threshold and (ratio > 1 and A > 0, or ratio < 1 and A < 0)
+
+    Neither ratio nor A is clipped. A step that moved too far can still move back. Rows that are dropped stay in the
+    mean, and in `clip_share`.
+
+    Args:
+        log_ratio: shape (...), new minus old log-probability, not normalized.
+        advantages: shape (...).
+        divergence: shape (...), `gaussian_kl` of the step from the old policy's; no gradient goes through it.
+        threshold: nats per latent element, because `gaussian_kl` is a mean over elements; the paper's sum is larger by
+            their number.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source: Flow-DPPO (arXiv 2606.11025), UniRL, unirl/algorithms/flowdppo.py. Its divergence has a standard deviation
+    of its own, sigma limited to 0.99. `gaussian_kl` has the one with which the step was sampled, `sigma_max` included;
+    the two differ for sigma between 0.99 and 1, where the published one is larger, twice as large at 0.995.
+    """
+    if not log_ratio.shape == advantages.shape == divergence.shape:
+        raise ValueError(
+            "expected log-ratios, advantages and divergences of one shape, "
+            f"got {tuple(log_ratio.shape)}, {tuple(advantages.shape)} and {tuple(divergence.shape)}."
+        )
+    with torch.no_grad():
+        ratio = log_ratio.exp()
+        drop = (divergence >= threshold) & ((ratio > 1) & (advantages > 0) | (ratio < 1) & (advantages < 0))
+    # exp(-inf), so that a dropped ratio that overflows leaves no NaN in the gradient.
+    losses = -advantages * log_ratio.masked_fill(drop, -torch.inf).exp()
+    return Surrogate(losses, drop.to(losses).mean())
+
+
 def approx_kl(log_ratio: Tensor) -> Tensor:
     """KL(old || new) estimated as mean(ratio - 1 - log ratio): a scalar, nats per latent element, never negative.
 
