@@ -30,7 +30,8 @@ ON_Z = [
     adv.product,
     adv.conflict_drop,
 ]
-ON_REWARDS = [adv.raw_sum, adv.log_tamed, adv.identity_gate, adv.gdpo]
+CME = partial(adv.cme, execution=(1,), zero=-8.0, one=8.0)
+ON_REWARDS = [adv.raw_sum, adv.log_tamed, adv.identity_gate, CME, adv.gdpo]
 OVER_THE_BATCH = (adv.gdpo, adv.sars_by_conflict)
 """Their numbers depend on the other groups."""
 WITHIN_GROUPS = [f for f in ON_Z + ON_REWARDS if f not in OVER_THE_BATCH]
@@ -446,6 +447,69 @@ def test_identity_gate_by_hand():
     assert_close(adv.identity_gate(rewards, torch.tensor([[0.9, 0.1]]))[0, :, 0], expected)
 
 
+def test_cme_by_hand():
+    # e = 0, 1/2, 1, 1 (of 3) and c = 1, 1/2, 0, 1: R = 0, 0.4, 0.6, 1
+    rewards = torch.tensor([[[0.2, 2.0], [0.5, 1.0], [0.8, -1.0], [3.0, 5.0]]])
+    a = adv.cme(rewards, TWO_STEPS, zero=[0.2, 0.0], one=[0.8, 2.0])
+    expected = torch.tensor([0.0, 0.4, 0.6, 1.0])
+    assert_close(a, ((expected - 0.5) / expected.std()).view(1, 4, 1).expand(-1, -1, 2))
+    other = adv.cme(rewards, TWO_STEPS, zero=[0.2, 0.0], one=[0.8, 2.0], base=0.2)[0, :, 0]
+    expected = torch.tensor([0.0, 0.3, 0.2, 1.0])
+    assert_close(other, (expected - expected.mean()) / expected.std())
+    swapped = adv.cme(rewards.flip(-1), TWO_STEPS, execution=(-1,), zero=[0.0, 0.2], one=[2.0, 0.8])
+    assert_close(swapped, a)
+
+
+def test_cme_of_more_rewards_multiplies_execution_and_averages_consistency():
+    rewards = torch.tensor([[[0.5, 0.8, 0.0, 1.0], [0.5, 0.4, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0]]])
+    a = adv.cme(rewards, torch.ones(1, 4), execution=(0, 1), base=0.5)
+    expected = torch.tensor([0.4 * 0.75, 0.2, 0.0])
+    assert_close(a.flatten(), (expected - expected.mean()) / expected.std())
+
+
+def test_a_consistent_copy_is_never_better_than_the_worst_edit():
+    copies = torch.tensor([[[0.25, 1.0], [0.2, 0.9], [0.26, 0.0], [0.5, 0.2]]])
+    a = adv.cme(copies, torch.ones(1, 2), zero=[0.25, 0.0])[0, :, 0]
+    assert a[0] == a[1] == a.min()
+    assert a[2] > a[1]
+
+
+def test_cme_drops_an_image_that_a_constant_reward_could_not_score():
+    rewards = torch.tensor([[[0.2, 0.5], [0.4, 0.5], [0.9, math.nan]]])
+    assert_close(adv.cme(rewards, torch.ones(1, 2)).flatten().tolist(), [-S, S, 0.0], atol=1e-6, rtol=0)
+
+
+def test_the_ends_of_cme_do_not_magnify_rounding():
+    rounding = 1 + torch.tensor([0.0, 1.0, 2.0]) * torch.finfo(torch.float32).eps
+    rewards = torch.stack([rounding, torch.ones(3)], dim=-1).unsqueeze(0)
+    assert (adv.cme(rewards, TWO_STEPS, zero=[0.999, 0.0], one=[1.001, 1.0]) == 0).all()
+    rewards[..., 1] = torch.tensor([0.0, 0.5, 1.0])
+    assert_close(adv.cme(rewards, TWO_STEPS, zero=[0.999, 0.0], one=[1.001, 1.0])[0, :, 0], torch.tensor([-1.0, 0, 1]))
+
+
+def test_unit_rewards_may_have_ends_of_their_own_for_each_example():
+    rewards = torch.tensor([[[1.0, 5.0], [3.0, math.nan]], [[1.0, 5.0], [3.0, 9.0]]])
+    low, high = torch.tensor([[[1.0, 0.0]], [[2.0, 4.0]]]), torch.tensor([[[5.0, 10.0]], [[4.0, 8.0]]])
+    unit = adv.unit_rewards(rewards, low, high)
+    assert_close(unit, torch.tensor([[[0, 0.5], [0.5, math.nan]], [[0, 0.25], [0.5, 1.0]]]), equal_nan=True)
+    assert adv.unit_rewards(rewards[1:], 1.0, 3.0).tolist() == [[[0.0, 1.0], [1.0, 1.0]]]
+    assert adv.unit_rewards(torch.tensor([[[-1.0], [0.25], [2.0]]])).flatten().tolist() == [0, 0.25, 1]
+    door = adv.advantages(adv.cme, rewards[1:], torch.ones(1, 2), zero=low[1:], one=high[1:])
+    assert_close(door, adv.cme(rewards[1:], torch.ones(1, 2), zero=low[1:], one=high[1:]))
+
+
+def test_difficulty_weights_by_hand():
+    # means 0, 1/4, 1 and nobody: 1, 9/16, 0 -> 1/2; mean 11/16
+    nan = math.nan
+    rewards = torch.tensor([[0.0, 0.0], [0.25, nan], [1.0, 1.0], [nan, nan]])
+    assert_close(adv.difficulty_weights(rewards), torch.tensor([16.0, 9.0, 8.0, 11.0]) / 11)
+    # without the power 1, 3/4, 0 -> 1/4; mean 2/3
+    weights = adv.difficulty_weights(rewards, power=1.0, low=0.25)
+    assert_close(weights, torch.tensor([12.0, 9.0, 3.0, 8.0]) / 8)
+    assert_close(adv.difficulty_weights(torch.tensor([[-2.0], [0.0]])), torch.tensor([5.0, 1.0]) / 3)
+    assert_close(adv.difficulty_weights(torch.tensor([[0.0], [-1.0]]), high=2.0), torch.tensor([1.0, 2.0]) / 1.5)
+
+
 @pytest.mark.parametrize("aggregation", ON_Z + ON_REWARDS, ids=name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_aggregation_through_the_door(aggregation, dtype):
@@ -545,6 +609,7 @@ BY_HAND = [
     (adv.raw_sum, [0.0, S, -S]),
     (adv.log_tamed, [0.0, S, -S]),
     (adv.identity_gate, [0.0, S, -S]),
+    (CME, [0.0, -S, S]),  # 12/16 (0.6 + 0.4 * 11/16) and 14/16 (0.6 + 0.4 * 10/16)
 ]
 
 
@@ -632,6 +697,12 @@ def test_an_aggregation_that_is_an_object_works():
         (lambda: adv.standardize(torch.rand(4, 2)), "P, G, K"),
         (lambda: adv.standardize(torch.rand(1, 4, 2), eps_to="mean"), "std, variance or floor, got 'mean'"),
         (lambda: adv.centred(torch.rand(4, 2)), "P, G, S"),
+        (lambda: adv.cme(torch.rand(4, 2), TWO_STEPS), "P, G, K"),
+        (lambda: adv.cme(torch.rand(1, 4, 2), torch.rand(2)), "S, K"),
+        (lambda: adv.cme(torch.rand(1, 4, 2), TWO_STEPS, execution=()), r"columns \[\] of 2"),
+        (lambda: adv.cme(torch.rand(1, 4, 2), TWO_STEPS, execution=(0, 1)), r"columns \[0, 1\] of 2"),
+        (lambda: adv.unit_rewards(torch.rand(1, 4, 2), [0.0, 1.0], 1.0), r"got zero=\[0.0, 1.0\] and one=1.0"),
+        (lambda: adv.difficulty_weights(torch.rand(1, 4, 2)), "P, G"),
         (lambda: adv.normalized(torch.rand(4, 2), torch.rand(4, 2)), "P, G, S"),
         (lambda: adv.sars(torch.rand(1, 4, 2), torch.rand(2)), "S, K"),
         (lambda: adv.advantages(lambda z, weights: z, torch.rand(1, 4, 2), torch.rand(2)), "S, K"),

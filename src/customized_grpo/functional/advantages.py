@@ -9,13 +9,14 @@ reads these names and is the one door to all of them.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
+    "cme",
     "conflict_drop",
     "gdpo",
     "harmonic",
@@ -116,14 +117,21 @@ def _standardize(
     """`standardize` of float64 values that came of `dtype`: to its rounding, and back to it."""
     scored = values.isfinite()
     count = scored.sum(dim=1, keepdim=True)
-    low = torch.where(scored, values, torch.inf).amin(dim=1, keepdim=True)
-    high = torch.where(scored, values, -torch.inf).amax(dim=1, keepdim=True)
-    rounding = 8 * torch.finfo(dtype).eps * torch.maximum(low.abs(), high.abs())
+    low, differs = _lowest(values, dtype)
     # From the group's lowest value up, so that the mean of a narrow group far from 0 keeps its digits.
     above = torch.where(scored, values - low, 0.0)
     deviation = above - above.sum(dim=1, keepdim=True) / count.clamp(min=1)
     variance = torch.where(scored, deviation**2, 0.0).sum(dim=1, keepdim=True) / (count - ddof).clamp(min=1)
-    return torch.where(scored & (high - low > rounding), deviation / _std(variance, eps, eps_to), 0.0).to(dtype)
+    return torch.where(scored & differs, deviation / _std(variance, eps, eps_to), 0.0).to(dtype)
+
+
+def _lowest(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The lowest value of each group, and whether the group differs by more than a few units in the last place."""
+    scored = values.isfinite()
+    low = torch.where(scored, values, torch.inf).amin(dim=1, keepdim=True)
+    high = torch.where(scored, values, -torch.inf).amax(dim=1, keepdim=True)
+    rounding = 8 * torch.finfo(dtype).eps * torch.maximum(low.abs(), high.abs())
+    return low, high - low > rounding
 
 
 def _std(variance: Tensor, eps: float, eps_to: Placement) -> Tensor:
@@ -364,6 +372,89 @@ def identity_gate(
     raw = rewards.double()
     short = (threshold - raw[..., identity]).clamp(min=0)
     return _standardize(_every_step(raw[..., prompt] - strength * short**2, weights), rewards.dtype)
+
+
+def cme(
+    rewards: Tensor,
+    weights: Tensor,
+    *,
+    execution: Sequence[int] = (0,),
+    base: float = 0.6,
+    zero: float | Sequence[float] | Tensor = 0.0,
+    one: float | Sequence[float] | Tensor = 1.0,
+) -> Tensor:
+    """Consistency-modulated execution: identity pays in proportion to how far the prompt was carried out.
+
+        e, c = unit_rewards of the columns in `execution`, and of the others
+        R    = prod_k e_k (base + (1 - base) mean_j c_j),   standardized within the group
+
+    An unedited copy of the reference has e = 0 and so R = 0, however consistent it is. The weights give only the number
+    of steps. Shapes as in `raw_sum`; an image with NaN in any column is dropped as there.
+
+    Args:
+        rewards, weights: as in `raw_sum`.
+        execution: columns of the rewards that say whether the prompt was carried out.
+        base: a, the part of e that is paid without any consistency.
+        zero, one: as in `unit_rewards`. For an execution reward, what an unedited copy of the reference scores for the
+            prompt, and what a real image does.
+
+    Raises:
+        ValueError: if the execution rewards are none or all of the rewards, or as in `unit_rewards`.
+
+    Source: FIRM (arXiv 2603.12247), table 5. More than one execution reward, or consistency reward, is ours.
+    """
+    check_shape(rewards, "P G K")
+    columns = range(rewards.shape[-1])
+    chosen = sorted({columns[k] for k in execution})
+    others = [k for k in columns if k not in chosen]
+    if not chosen or not others:
+        raise ValueError(
+            f"cme needs execution rewards and other rewards, got columns {chosen} of {len(columns)} as execution."
+        )
+    raw = rewards.double()
+    low, differs = _lowest(raw, rewards.dtype)
+    # Rounding is no reward, but the ends may magnify it.
+    unit = unit_rewards(torch.where(differs | raw.isnan(), raw, low), zero, one)
+    total = unit[..., chosen].prod(dim=-1) * (base + (1 - base) * unit[..., others].mean(dim=-1))
+    return _standardize(_every_step(total, weights), rewards.dtype)
+
+
+def unit_rewards(
+    rewards: Tensor, zero: float | Sequence[float] | Tensor = 0.0, one: float | Sequence[float] | Tensor = 1.0
+) -> Tensor:
+    """clip((r - zero) / (one - zero), 0, 1): raw units to [0, 1], NaN stays. (P, G, K) to (P, G, K).
+
+    Args:
+        rewards: shape (P, G, K), raw units.
+        zero, one: the raw values that become 0 and 1: one number, K of them, or a tensor that broadcasts to (P, G, K),
+            such as (P, 1, K) with values of each example.
+
+    Raises:
+        ValueError: if a one is not above its zero.
+    """
+    low, high = (torch.as_tensor(end, dtype=rewards.dtype, device=rewards.device) for end in (zero, one))
+    if not bool((high > low).all()):
+        raise ValueError(f"expected every one above its zero, got zero={zero} and one={one}.")
+    return ((rewards - low) / (high - low)).clamp(0, 1)
+
+
+def difficulty_weights(rewards: Tensor, *, power: float = 2.0, low: float = 0.5, high: float = 5.0) -> Tensor:
+    """clip((1 - mean_group r)^power, low, high), divided by their mean over the batch: weights of groups. (P,).
+
+    Multiply the advantages of a group by its weight: prompts that the policy still fails count more. The batch is all
+    P groups given: hand in the rows of all processes.
+
+    Args:
+        rewards: shape (P, G), in [0, 1]; NaN marks an image that could not be scored. A group without any other weighs
+            1 and takes no part in the mean.
+        power: 0 weighs all groups alike.
+        low, high: bounds before the division. Rewards in [0, 1] never reach an upper bound above 1.
+
+    Source: difficulty-aware reweighting (DAR).
+    """
+    check_shape(rewards, "P G")
+    weights = ((1 - rewards.nanmean(dim=1)) ** power).clamp(low, high)
+    return (weights / weights.nanmean()).nan_to_num(nan=1.0)
 
 
 class ConflictStatistics(NamedTuple):

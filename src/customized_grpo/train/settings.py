@@ -12,8 +12,8 @@ class MethodSettings(Settings):
     """How rewards become advantages and a loss."""
 
     advantage: Annotated[Spec, Role.APPLIED] = Spec(use="sars", gamma=0.4)  # pyright: ignore[reportCallIssue]
-    """sars, weighted_sum, raw_sum, gdpo, minimum, maximum, harmonic, product, identity_gate, log_tamed, conflict_drop,
-    sars_recentred, sars_by_conflict, or package.module:name."""
+    """sars, weighted_sum, raw_sum, gdpo, minimum, maximum, harmonic, product, identity_gate, cme, log_tamed,
+    conflict_drop, sars_recentred, sars_by_conflict, or package.module:name."""
     time_weights: Annotated[Spec, Role.APPLIED] = Spec(use="sigmoid_crossover")
     """sigmoid_crossover (TDW), constant, linear, cosine, reversed_, piecewise, tabulated, from_file, by_loop_index, or
     package.module:name."""
