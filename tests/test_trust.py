@@ -157,15 +157,15 @@ def test_trust_is_asked_for_once_and_again_when_something_changes(
 
 
 SETTINGS_ONLY = {
-    "benchmark": "defaults and what is typed",
-    "cli": "`train` is given a trusted file; `config` makes nothing",
+    "cli/speed": "defaults and what is typed",
+    "cli/main": "`train` is given a trusted file; `config` makes nothing",
     "config": "`open_config` itself",
     "assemble": "compared with what `open_config` gave",
-    "probe/command": "compared with what `open_config` gave",
-    "compare/cells": "compared with the grid",
-    "compare/results": "compared with the grid",
-    "compare/command": "a grid that the user names",
-    "compare/grid": "`open_grid` itself",
+    "cli/probe": "compared with what `open_config` gave",
+    "studies/compare/cells": "compared with the grid",
+    "studies/compare/results": "compared with the grid",
+    "cli/compare": "a grid that the user names",
+    "studies/compare/grid": "`open_grid` itself",
 }
 """The files that read settings without asking for trust, and why they may."""
 

@@ -22,7 +22,7 @@ class Scaled:
 def test_a_bare_name_is_looked_up_at_home_and_a_path_anywhere() -> None:
     assert resolve("sars", "advantage") is sars
     assert resolve("customized_grpo.functional.advantages:sars", "time_weights") is sars
-    assert resolve("test_build:Scaled", "reward") is Scaled
+    assert resolve("settings.test_build:Scaled", "reward") is Scaled
 
 
 def test_arguments_are_bound() -> None:
@@ -31,8 +31,8 @@ def test_arguments_are_bound() -> None:
 
 
 def test_a_class_is_made_with_its_arguments_and_what_it_accepts_of_the_rest() -> None:
-    assert construct(spec("test_build:Scaled", factor=3.0), "reward", seed=1).factor == 3.0
-    assert construct(spec("test_build:Scaled"), "reward", factor=2.0).factor == 2.0
+    assert construct(spec("settings.test_build:Scaled", factor=3.0), "reward", seed=1).factor == 3.0
+    assert construct(spec("settings.test_build:Scaled"), "reward", factor=2.0).factor == 2.0
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_class_is_made_with_its_arguments_and_what_it_accepts_of_the_rest() ->
     [
         ("sras", "advantage", r"there is no 'sras' in .*advantages\. Did you mean 'sars'\?"),
         ("nowhere.at.all:thing", "reward", r"cannot import 'nowhere.at.all'"),
-        ("test_build:Skaled", "reward", r"Did you mean 'Scaled'\?"),
+        ("settings.test_build:Skaled", "reward", r"Did you mean 'Scaled'\?"),
     ],
 )
 def test_an_unknown_name_is_one_sentence(use: str, slot: str, sentence: str) -> None:
@@ -57,7 +57,7 @@ def test_an_unknown_argument_names_the_nearest() -> None:
 
 def test_a_missing_argument_is_one_sentence() -> None:
     with pytest.raises(UserError, match="could not be constructed with"):
-        construct(spec("test_build:Needs"), "reward")
+        construct(spec("settings.test_build:Needs"), "reward")
 
 
 class Needs:
@@ -72,7 +72,7 @@ class Breaks:
 
 def test_what_goes_wrong_in_anybodys_code_is_one_sentence(tmp_path, monkeypatch) -> None:
     with pytest.raises(UserError, match=r"Breaks could not be constructed with path='here' \(KeyError: 'no weights'\)"):
-        construct(spec("test_build:Breaks", path="here"), "reward")
+        construct(spec("settings.test_build:Breaks", path="here"), "reward")
     (tmp_path / "unwritten.py").write_text("def (")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"importing 'unwritten' for 'unwritten:x' failed \(SyntaxError: "):

@@ -432,8 +432,11 @@ def test_log_probs_and_means_are_recomputed_in_the_updates_own_batches(tmp_path:
         ({"use": "LBFGS", "lr": 1e-2}, r"LBFGS cannot take a step .*without a closure"),
         ({"use": "SparseAdam", "lr": 1e-2}, r"SparseAdam cannot take a step with dense gradients"),
         ({"use": "lr_scheduler:LambdaLR"}, r"cannot import 'lr_scheduler'"),
-        ({"use": "test_trainer:WithClosure"}, r"test_trainer:WithClosure cannot take a step .*without a closure"),
-        ({"use": "test_trainer:Decaying", "lr": 1e-2}, r"Decaying with lr=0.01 does not follow the gradient"),
+        (
+            {"use": "train.test_trainer:WithClosure"},
+            r"train.test_trainer:WithClosure cannot take a step .*without a closure",
+        ),
+        ({"use": "train.test_trainer:Decaying", "lr": 1e-2}, r"Decaying with lr=0.01 does not follow the gradient"),
         ({"use": "fakes:constant"}, r"gives a partial|gives a function"),
     ],
 )
@@ -700,7 +703,9 @@ def test_a_reward_that_fails_mid_run_names_itself_and_keeps_what_was_done(tmp_pa
             raise RuntimeError("the judge hung up")
         return fakes.dark(images, examples)
 
-    with pytest.raises(UserError, match=r"test_trainer:.*fragile failed on 8 images.*'e\d'.*judge hung up") as caught:
+    with pytest.raises(
+        UserError, match=r"train.test_trainer:.*fragile failed on 8 images.*'e\d'.*judge hung up"
+    ) as caught:
         trainer(tmp_path, rewards={"prompt": fakes.red, "identity": fragile}, evaluation={"examples": 0}).train()
     assert caught.value.advice.endswith(f"cgrpo train --resume {tmp_path / 'run'}")
     assert (tmp_path / "run" / "checkpoints" / "iteration-000002").is_dir()
@@ -732,7 +737,7 @@ def test_a_reward_that_harms_the_process_names_itself_and_fails_the_run(
         pytest.skip("signals reach the main thread alone")
     monkeypatch.chdir(tmp_path)
     rewards = {"prompt": fakes.red, "identity": harmful}
-    with pytest.raises((UserError, KeyboardInterrupt), match=rf"The reward test_trainer:.*harmful {sentence}"):
+    with pytest.raises((UserError, KeyboardInterrupt), match=rf"The reward train.test_trainer:.*harmful {sentence}"):
         trainer(Path(), rewards=rewards, rollout={**QUICK["rollout"], "chunk_prompts": chunks}).train()
     assert status(tmp_path) == ("interrupted" if sentence == "was interrupted" else "failed")
     assert torch.is_grad_enabled()

@@ -393,7 +393,11 @@ def test_a_changed_argument_acts_and_all_else_goes_on(accelerator: Accelerator) 
     ("old", "argument", "why"),
     [
         ({"use": "AdamW", "lr": LR}, {"amsgrad": True}, "amsgrad .* the checkpoint has no 'max_exp_avg_sq'"),
-        ({"use": "test_update:ReadsOnce", "lr": LR}, {"warmth": 1}, "warmth .* test_update:ReadsOnce reads it once"),
+        (
+            {"use": "train.test_update:ReadsOnce", "lr": LR},
+            {"warmth": 1},
+            "warmth .* train.test_update:ReadsOnce reads it once",
+        ),
     ],
 )
 def test_an_argument_that_cannot_act_any_more_is_refused(

@@ -200,8 +200,8 @@ def test_what_has_not_been_used_may_be_mended(place: Path) -> None:
 
 
 def test_a_bench_goes_on_with_less_memory(place: Path, plain: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.tiny.Policy.RUNTIME", ("shift",), raising=False)
-    monkeypatch.setattr("bench.tiny.bright.RUNTIME", ("device",), raising=False)
+    monkeypatch.setattr("studies.bench.tiny.Policy.RUNTIME", ("shift",), raising=False)
+    monkeypatch.setattr("studies.bench.tiny.bright.RUNTIME", ("device",), raising=False)
     output = Path(shutil.copytree(place / "plain", place / "less"))
     info = json.loads((output / "bench.json").read_text())
     del info["identity"]["subjects"]  # as older benches are
