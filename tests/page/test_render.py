@@ -105,6 +105,16 @@ def test_an_interval_stands_with_its_value():
     assert "<td>–</td>" in html
 
 
+def test_a_card_of_a_level_says_it_once():
+    shown = Page("Test", "t", "h", summary=[Cards([Card("centre", 0.2, change=Plain(0.2, 0.1, 0.3))])])
+    assert "* centre: 0.200 [0.100, 0.300]\n" in to_markdown(shown)
+
+
+def test_facts_are_aligned_and_not_folded():
+    shown = Page("Test", "t", "h", summary=[Facts([("a", "x" * 300), ("report", "y"), ("none", "")])])
+    assert terminal(shown).splitlines()[-2:] == [f"a       {'x' * 300}", "report  y"]
+
+
 def test_names_are_text_in_every_output():
     hostile = page(HOSTILE)
     html = to_html(hostile)

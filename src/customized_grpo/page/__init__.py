@@ -7,6 +7,7 @@ from customized_grpo.page.blocks import (
     Bullets,
     Card,
     Cards,
+    Cell,
     Code,
     Details,
     Estimate,
@@ -28,8 +29,10 @@ from customized_grpo.page.blocks import (
     Table,
     Text,
 )  # fmt: skip
-from customized_grpo.page.images import embed, embed_plot, thumbnail
-from customized_grpo.page.render import publish, show, show_block, to_html, to_markdown, writing
+from customized_grpo.page.images import Shown, embed, embed_plot, evenly, image_grid, thumbnail
+from customized_grpo.page.parts import few_subjects, origin, table
+from customized_grpo.page.progress import Progress
+from customized_grpo.page.render import present, publish, show, show_block, to_html, to_markdown, writing
 
 __all__ = [
     "Bar",
@@ -37,6 +40,7 @@ __all__ = [
     "Bullets",
     "Card",
     "Cards",
+    "Cell",
     "Code",
     "Details",
     "Estimate",
@@ -51,19 +55,28 @@ __all__ = [
     "ImageRow",
     "Page",
     "Plain",
+    "Progress",
     "Remark",
     "Remarks",
     "Row",
     "Section",
+    "Shown",
     "Table",
     "Text",
     "embed",
     "embed_plot",
+    "evenly",
+    "few_subjects",
+    "image_grid",
+    "origin",
     "plots",
+    "present",
     "publish",
     "show",
     "show_block",
+    "table",
     "thumbnail",
     "to_html",
-    "to_markdown", "writing",
-]  # fmt: skip
+    "to_markdown",
+    "writing",
+]

@@ -31,6 +31,10 @@ class Bar(NamedTuple):
     share: float
 
 
+Cell = Estimate | Bar | str | float
+"""Of a table."""
+
+
 class Remark(NamedTuple):
     """A sentence that the reader should see before trusting the page."""
 
@@ -81,7 +85,7 @@ class Cards:
 @dataclass(frozen=True)
 class Row:
     title: str
-    cells: Sequence[Estimate | Bar | str | float]
+    cells: Sequence[Cell]
     strong: bool = False
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from customized_grpo.page.blocks import Figure
+from customized_grpo.page.blocks import Figure, ImageCell, ImageGrid, ImageRow
+from customized_grpo.store import replacing
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -53,6 +55,51 @@ def thumbnail(path: Path, size: int = 320) -> str:
 
     with Image.open(path) as opened:
         return _uri("image/jpeg", _jpeg(opened, (size, size), 88))
+
+
+class Shown(NamedTuple):
+    """One row of `image_grid`."""
+
+    prompt: str
+    rank: str
+    """Why this row is shown."""
+    files: Sequence[tuple[Path, Sequence[str]]]
+    """Image files, each with what the metrics say of it."""
+
+
+def image_grid(headers: Sequence[str], rows: Sequence[Shown], folder: Path, name: str = "images") -> ImageGrid:
+    """Images in rows, embedded small, and the same as one file FOLDER/plots/NAME.png; empty without rows.
+
+    Args:
+        headers: of the columns.
+        rows: of as many images as there are headers, or fewer.
+        folder: of the page.
+        name: of the file.
+    """
+    from PIL import Image
+
+    from customized_grpo.page.sheets import grid
+
+    if not rows:
+        return ImageGrid([], [])
+    found, sheet = [], []
+    for row in rows:
+        cells = [
+            ImageCell(thumbnail(path), f"{header}: {row.prompt}", marks)
+            for header, (path, marks) in zip(headers, row.files, strict=False)
+        ]
+        found.append(ImageRow(row.prompt, row.rank, cells))
+        sheet.append([Image.open(path).convert("RGB") for path, _ in row.files])
+    with replacing(folder / "plots" / f"{name}.png") as draft:
+        grid(sheet, list(headers), [row.prompt for row in rows]).save(draft, "PNG")
+    return ImageGrid(headers, found, f"plots/{name}.png")
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most `most` of the indices below `count`, at even steps from the first to the last."""
+    import numpy as np
+
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most)).tolist()})
 
 
 def _jpeg(image: object, size: tuple[int, int], quality: int) -> bytes:

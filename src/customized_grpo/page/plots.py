@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 SERIES = (BLUE, ORANGE, PURPLE, GREEN, SKY, VERMILLION)
+STYLES = tuple(zip(SERIES, ("o", "s", "D", "^", "v", "P"), strict=True))
+"""(colour, marker) of lines, in their order."""
 INK, FAINT, GRID = "#222222", "#767676", "#E4E4E4"
 
 _STYLE: Any = {
@@ -58,7 +61,7 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
 def training_curve(
     iterations: np.ndarray,
     mean: np.ndarray,
-    spread: np.ndarray,
+    std: np.ndarray,
     evaluated: Sequence[int],
     levels: Sequence[Estimate],
     *,
@@ -68,13 +71,13 @@ def training_curve(
     """A reward over training: what the policy's own samples got, and the held-out evaluations.
 
     Args:
-        iterations, mean, spread: shape (rows,); spread is drawn as a band of mean +- spread.
+        iterations, mean, std: shape (rows,); the standard deviation is drawn as a band of mean +- std.
         evaluated, levels: iterations and intervals of the evaluations, of one length; the first level is the base line.
     """
     figure, axes = canvas(5.0, 3.2)
     shown = np.isfinite(mean)
     if shown.any():
-        axes.fill_between(iterations, mean - spread, mean + spread, where=shown, color=colour, alpha=0.13, lw=0)
+        axes.fill_between(iterations, mean - std, mean + std, where=shown, color=colour, alpha=0.13, lw=0)
         marker = "o" if shown.sum() == 1 else None
         axes.plot(iterations, mean, color=colour, alpha=0.55, lw=1.1, marker=marker, ms=3, label="training samples")
     if len(levels) > 1 and np.isfinite(levels[0].value):
@@ -198,6 +201,74 @@ def vital_sign(
     iteration_axis(axes, iterations)
     axes.set_xlabel("")
     return figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve with its intervals as a band. Without a marker it is thin and dashed: a line to compare with."""
+
+    name: str
+    levels: Sequence[Estimate]
+    colour: str = FAINT
+    marker: str = ""
+
+
+def lines(
+    x: Sequence[float],
+    drawn: Sequence[Line],
+    *,
+    xlabel: str,
+    ylabel: str,
+    zero: bool = False,
+    limits: tuple[float, float] | None = None,
+    percent: bool = False,
+) -> Figure:
+    """Curves over x, with bands.
+
+    Args:
+        x: shape (S,).
+        drawn: curves of S levels each; those without a finite value are left out.
+        xlabel, ylabel: of the axes.
+        zero: draw the line at 0.
+        limits: of the y axis.
+        percent: label the y axis in percent.
+    """
+    figure, axes = canvas(5.0, 3.4)
+    if zero:
+        axes.axhline(0, color="black", lw=1)
+    for line in drawn:
+        value, low, high = np.array(line.levels, dtype=float).T
+        if not np.isfinite(value).any():
+            continue
+        if not line.marker:
+            axes.plot(x, value, color=line.colour, lw=1.1, ls=(0, (4, 3)), label=line.name)
+            continue
+        axes.fill_between(x, low, high, color=line.colour, alpha=0.16, lw=0)
+        axes.plot(x, value, color=line.colour, marker=line.marker, ms=5, lw=1.8, label=line.name)
+    if limits:
+        axes.set_ylim(*limits)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    legend(axes)
+    return figure
+
+
+def above(axes: Axes, levels: Sequence[Estimate], drawn: Sequence[Line], name: str) -> None:
+    """Above the curves, a level in x for each line: a horizontal bar in the line's colour, with its marker."""
+    bottom, top = axes.get_ylim()
+    gap = 0.07 * (top - bottom)
+    for row, (level, line) in enumerate(zip(levels, drawn, strict=False)):
+        height = top + gap * (len(levels) - row)
+        axes.plot([level.low, level.high], [height, height], color=line.colour, lw=2.2, solid_capstyle="butt")
+        axes.plot([level.value], [height], line.marker, color=line.colour, ms=7, mec="white")
+    axes.axhline(top + 0.3 * gap, color=GRID, lw=1)
+    axes.text(
+        1.0, top + gap * (len(levels) + 1) / 2, name, transform=axes.get_yaxis_transform(), ha="right", va="center",
+        color=FAINT, fontsize=10,
+    )  # fmt: skip
+    axes.set_ylim(bottom, top + gap * (len(levels) + 1))
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -125,8 +125,11 @@ def _text(cell: Any) -> str:
 
 def _card(card: b.Card) -> str:
     before = f"{formats.number(card.before)} → " if card.before is not None else ""
-    change = f" ({_text(card.change)})" if card.change is not None else ""
-    return f"{before}{formats.number(card.value)}{change}{' ' * bool(card.caption)}{card.caption}"
+    if card.change is not None and card.change.plain:
+        value = _text(card.change)
+    else:
+        value = formats.number(card.value) + (f" ({_text(card.change)})" if card.change is not None else "")
+    return f"{before}{value}{' ' * bool(card.caption)}{card.caption}"
 
 
 # ---- the terminal
@@ -139,6 +142,14 @@ def show(console: Any, page: Page) -> None:
         console.print(page.lead, markup=False, highlight=False)
     for block in [*page.summary, *(inner for section in page.sections if section.brief for inner in section.blocks)]:
         show_block(console, block)
+
+
+def present(console: Any, page: Page, folder: Path, name: str = "report", **more: Any) -> Path:
+    """`publish` a page, `show` it, and print where it is, with `more` such as a command that may follow."""
+    written = publish(page, folder, name)
+    show(console, page)
+    show_block(console, b.Facts([("report", str(written)), *((key, str(value)) for key, value in more.items())]))
+    return written
 
 
 def show_block(console: Any, block: Block) -> None:
@@ -154,8 +165,13 @@ def show_block(console: Any, block: Block) -> None:
         case b.Remarks():
             for remark in sorted(block.remarks, key=lambda remark: not remark.serious):
                 console.print(Text("! ", "bold red" if remark.serious else "yellow") + Text(remark.text))
-        case b.Text() | b.Bullets() | b.Facts():
+        case b.Text() | b.Bullets():
             console.print("\n".join(_markdown(block)).strip(), markup=False, highlight=False)
+        case b.Facts():  # not folded: values may be paths and commands, to be copied
+            known = [(name, value) for name, value in block.items if value]
+            width = max((len(name) for name, _ in known), default=0)
+            for name, value in known:
+                console.print(f"{name:<{width}}  {value}", markup=False, highlight=False, soft_wrap=True)
         case b.Findings():
             for found in block.findings:
                 console.print(f"{found.question} {found.verdict}. {found.text}", markup=False, highlight=False)

@@ -1,9 +1,9 @@
 """The report of one run: what it contains, and in which order."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +97,7 @@ def contents(record: RunRecord) -> page.Page:
             page.Section("Conflict between the rewards", conflict_blocks(record), name="Conflict"),
             page.Section("Health of the update", update_blocks(record), name="Update"),
             page.Section("Where the time went", time_blocks(record), name="Time"),
-            page.Section("The run", run_blocks(record)),
+            page.Section("The run", page.origin(record.info, facts(record), record.config)),
         ],
         footer="Plots are beside this page in plots/ as SVG and PNG. docs/metrics.md explains every metric.",
     )
@@ -176,17 +176,6 @@ def time_blocks(record: RunRecord) -> list[page.Block]:
     return [page.Table(("per iteration", "in all", "share", ""), rows, first="stage")]
 
 
-def run_blocks(record: RunRecord) -> list[page.Block]:
-    command = shlex.join(map(str, record.info.get("command") or []))
-    versions = [(str(k), str(v)) for k, v in dict(record.info.get("versions") or {}).items()]
-    blocks: list[page.Block] = [page.Facts(facts(record))]
-    if command:
-        blocks += [page.Text("Command:"), page.Code(command)]
-    if record.config:
-        blocks.append(page.Details("Configuration (config.yaml, can be run again)", [page.Code(record.config)]))
-    return [*blocks, page.Details("Versions", [page.Facts(versions)])] if versions else blocks
-
-
 def _with_text(text: str, figures: Sequence[page.Figure], absent: str) -> list[page.Block]:
     return [page.Text(text), page.Figures(figures)] if figures else [page.Text(absent, "soft")]
 
@@ -243,12 +232,12 @@ def reward_plots(record: RunRecord) -> list[page.Figure]:
     evaluated = [evaluation.iteration for evaluation in record.evaluations]
     found = []
     for metric, colour in zip(record.metrics, _colours(record.metrics), strict=True):
-        mean, spread = record.series(f"reward/{metric}/mean"), record.series(f"reward/{metric}/spread")
+        mean, std = record.series(f"reward/{metric}/mean"), record.series(f"reward/{metric}/spread")
         levels = since_first(record.evaluations, metric)
         if not np.isfinite(mean).any() and not any(np.isfinite(x.value) for x in levels):
             continue
         figure = page.plots.training_curve(
-            record.iterations, mean, spread, evaluated, levels, colour=colour, ylabel=words(metric)
+            record.iterations, mean, std, evaluated, levels, colour=colour, ylabel=words(metric)
         )
         title = f"{words(metric)}" + ("" if metric in record.rewards else " (not trained on)")
         held_out = (f"{number(x.value)} at iteration {at}" for at, x in zip(evaluated, levels, strict=True))
@@ -338,18 +327,18 @@ def sample_grids(record: RunRecord, problems: list[str]) -> tuple[page.Figure | 
     if (path := folder / "over_training.png").is_file():
         over_training = read(path, "Reference, then the same prompt and noise over training")
     files = list(iteration_files(folder, ".png"))
-    chosen = sorted({round(i) for i in np.linspace(0, len(files) - 1, min(len(files), MOST_GRIDS))}, reverse=True)
-    grids = (read(files[i][1], f"Iteration {files[i][0]}") for i in chosen)
+    chosen = [files[i] for i in reversed(page.evenly(len(files), MOST_GRIDS))]
+    grids = (read(path, f"Iteration {iteration}") for iteration, path in chosen)
     return over_training, [grid for grid in grids if grid]
 
 
-def facts(record: RunRecord) -> list[tuple[str, str]]:
+def facts(record: RunRecord) -> list[tuple[str, Any]]:
     """The run in a few lines."""
-    summary, info = record.summary, record.info
+    summary = record.summary
     trainable, total = summary.get("trainable_parameters"), summary.get("total_parameters")
     share = f" of {count(total)}" if total else ""
     seconds = sum(stage.total for stage in stages(record))
-    found = [
+    return [
         ("model", summary.get("model")),
         ("trained parameters", f"{count(trainable)}{share}" if trainable else None),
         ("rewards", ", ".join(record.rewards)),
@@ -359,10 +348,7 @@ def facts(record: RunRecord) -> list[tuple[str, str]]:
         ),
         ("iterations", progress(record)),
         ("time", duration(seconds) if seconds else None),
-        ("started", str(info.get("started") or "").replace("T", " ")[:19]),
-        ("hardware", info.get("hardware")),
     ]
-    return [(name, str(value)) for name, value in found if value]
 
 
 def _colours(metrics: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@ import time
 
 from PIL import Image
 
-from customized_grpo.train.grids import CELL, fit, grid
+from customized_grpo.page.sheets import CELL, fit, grid
 
 
 def test_any_shape_fits_a_cell_with_its_aspect_kept() -> None:
