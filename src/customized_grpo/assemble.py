@@ -1,9 +1,13 @@
 """A configuration to living objects: policy, rewards, datasets, trainer."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from customized_grpo.config import Config, load_config, open_config
 from customized_grpo.data import load_datasets
@@ -37,6 +41,20 @@ def build_reward(spec: Spec, slot: str = "reward") -> Any:
     """The reward (or metric) that a spec names; importing and making it is contained, as its calls are."""
     with contained(f"{slot}: {spec.use}"):
         return construct(spec, slot)
+
+
+@contextmanager
+def loaded_reward(spec: Spec, slot: str = "reward") -> Iterator[Any]:
+    """A reward that is in memory only inside the block, so that a large judge has the machine for itself."""
+    reward = build_reward(spec, slot)
+    try:
+        yield reward
+    finally:
+        if callable(close := getattr(reward, "close", None)):
+            close()
+        del reward
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def build_trainer(config: Config) -> Trainer:
@@ -113,6 +131,46 @@ def load_trained(policy: Policy, run: RunFolder, iteration: int | None = None) -
     state = checkpoint.load(find_checkpoint(run, iteration))
     policy.load_trainable_state(state.ema if state.ema is not None else state.trainable)
     return state.iteration
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """The policy that a command measures: the base policy of a configuration, or a run's checkpoint."""
+
+    config: Config
+    run: RunFolder | None = None
+    iteration: int | None = None
+    """Of the checkpoint."""
+
+    def build(self) -> Policy:
+        """The policy with its weights."""
+        policy = build_policy(self.config)
+        if self.run is not None:
+            load_trained(policy, self.run, self.iteration)
+        return policy
+
+
+def open_policy(
+    file: Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    run: Path | None = None,
+    iteration: int | None = None,
+    trust_code: bool = False,
+) -> PolicySource:
+    """The policy of a configuration file, or of a checkpoint of a run: the newest, unless an iteration is named.
+
+    Raises:
+        UserError: if both are given, there is no such checkpoint, or as `open_run` and `open_config`.
+    """
+    if run is None and iteration is not None:
+        raise UserError("--iteration names a checkpoint of a run; give --run too.")
+    if run is None:
+        return PolicySource(open_config(file, overrides, trust_code=trust_code))
+    if file is not None:
+        raise UserError("Got both --run and a configuration file; give one of them. Overrides may follow --run.")
+    folder, config = open_run(run, overrides, trust_code=trust_code)
+    return PolicySource(config, folder, checkpoint.iteration_of(find_checkpoint(folder, iteration)))
 
 
 def held_out_examples(config: Config) -> list[Example]:

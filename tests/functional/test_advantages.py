@@ -779,3 +779,36 @@ def test_conflict_statistics_of_three_rewards_are_means_over_pairs():
     pairs = [adv.conflict_statistics(z[..., list(p)]) for p in ((0, 1), (0, 2), (1, 2))]
     for got, each in zip(adv.conflict_statistics(z), zip(*pairs, strict=True), strict=True):
         assert_close(got, torch.stack(each).mean())
+
+
+# ---- statistics of groups
+
+
+def test_variance_is_unbiased_within_groups_and_skips_what_is_unscored() -> None:
+    groups = [
+        [[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]],  # variance 1; constant
+        [[10.0, 0.0], [14.0, math.nan], [math.nan, 2.0]],  # of 10, 14: 8; of 0, 2: 2
+        [[1.0, 1.0], [math.nan, 1.0 + 1e-7], [math.nan, 1.0]],  # one value has no variance; rounding is none
+    ]
+    expected = torch.tensor([[1.0, 0.0], [8.0, 2.0], [math.nan, 0.0]], dtype=torch.float64)
+    assert_close(adv.group_variance(torch.tensor(groups)), expected, equal_nan=True)
+
+
+def test_a_narrow_variance_far_from_zero_keeps_its_digits() -> None:
+    rewards = torch.tensor([[[1000.0], [1000.5], [1001.0]]])
+    assert float(adv.group_variance(rewards)) == pytest.approx(0.25, rel=1e-12)
+
+
+def test_correlation_within_groups() -> None:
+    groups = [
+        [[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]],
+        [[1.0, -2.0], [2.0, -4.0], [math.nan, 9.0]],
+        [[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]],
+    ]
+    expected = torch.tensor([1.0, -1.0, math.nan], dtype=torch.float64)
+    assert_close(adv.group_correlation(torch.tensor(groups)), expected, equal_nan=True)
+
+
+def test_the_average_of_small_groups_is_the_true_variance() -> None:
+    values = 3.0 * torch.randn(40_000, 2, 1, generator=torch.Generator().manual_seed(0))
+    assert float(adv.group_variance(values).mean()) == pytest.approx(9.0, rel=0.03)

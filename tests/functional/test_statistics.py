@@ -12,6 +12,7 @@ from customized_grpo.functional import statistics
 from customized_grpo.functional.statistics import (
     Interval,
     bootstrap,
+    gradient_cosine,
     hypervolume,
     interval,
     mean_interval,
@@ -313,3 +314,33 @@ def test_many_clusters_are_put_together_into_groups_of_equal_size(monkeypatch):
     assert mean.item() == middle == 17.5
     assert low + high == pytest.approx(35)
     assert [(draws == value).double().mean().item() for value in (low, high)] == pytest.approx([0.25, 0.25], abs=0.08)
+
+
+# ---- gradients of subjects
+
+
+def gram(gradients: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("ukd,vld->ukvl", gradients, gradients)
+
+
+def test_the_cosine_is_of_the_summed_gradients() -> None:
+    gradients = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [2.0, 0.0]]])
+    counts = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 3.0]])
+    expected = torch.tensor([1 / math.sqrt(2), 0.0, 1.0], dtype=torch.float64)
+    assert_close(gradient_cosine(gram(gradients), counts), expected)
+
+
+def test_across_subjects_the_common_noise_drops_out() -> None:
+    """Expected gradients e and -e, under noise that both rewards of a subject share and that is ten times as long."""
+    direction = torch.zeros(8, 2, 9, dtype=torch.float64)
+    direction[:, 0, 8], direction[:, 1, 8] = 1.0, -1.0
+    noise = 10 * torch.eye(9, dtype=torch.float64)[:8].unsqueeze(1)
+    everyone = torch.ones(1, 8)
+    products = gram(direction + noise)
+    # Summed: 8 e + noise and -8 e + noise, with 64 of signal and 800 of noise in every product.
+    assert float(gradient_cosine(products, everyone)) == pytest.approx((-64 + 800) / (64 + 800))
+    assert float(gradient_cosine(products, everyone, across=True)) == pytest.approx(-1.0)
+
+
+def test_no_gradient_has_no_cosine() -> None:
+    assert bool(gradient_cosine(torch.zeros(3, 2, 3, 2), torch.ones(1, 3)).isnan().all())

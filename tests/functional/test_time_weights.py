@@ -9,6 +9,7 @@ from customized_grpo.functional.time_weights import (
     by_loop_index,
     constant,
     cosine,
+    fitted_weights,
     linear,
     piecewise,
     reversed_,
@@ -148,3 +149,40 @@ def test_by_loop_index_hands_settings_on():
 def test_errors_say_what_was_expected(call, message):
     with pytest.raises(ValueError, match=message):
         call(PROGRESS)
+
+
+# ---- fitted weights
+
+
+def test_weights_are_shares_against_shares() -> None:
+    found = fitted_weights(torch.tensor([[0.6, 0.2], [0.4, 0.8]]), smoothing=0, floor=0.0)
+    assert_close(found, torch.tensor([[0.75, 0.25], [1 / 3, 2 / 3]]))
+
+
+def test_weights_are_clipped_to_the_floor() -> None:
+    variance = torch.tensor([[9.0, 1.0], [3.0, 2.0], [0.0, 0.0], [1.0, 10.0]])
+    share = variance / variance.sum(0)
+    found = fitted_weights(share, smoothing=0, floor=0.2)
+    expected = (share / share.sum(1, keepdim=True))[:, 0].nan_to_num(0.5).clamp(0.2, 0.8)
+    assert_close(found[:, 0], expected)
+    assert_close(found.sum(1), torch.ones(4))
+
+
+def test_three_rewards_keep_the_floor_and_the_sum() -> None:
+    shares = torch.rand(7, 3, generator=torch.Generator().manual_seed(0)) ** 8
+    found = fitted_weights(shares, smoothing=0, floor=0.2)
+    assert bool((found >= 0.2 - 1e-6).all())
+    assert_close(found.sum(1), torch.ones(7))
+
+
+def test_smoothing_blends_neighbours_and_renormalises_the_ends() -> None:
+    shares = torch.tensor([[1.0, 0.25], [0.0, 0.25], [0.0, 0.25], [0.0, 0.25]])
+    found = fitted_weights(shares, smoothing=1, floor=0.0)
+    first = torch.tensor([0.5 / 0.75, 0.25, 0.0, 0.0])
+    second = torch.full((4,), 0.25)
+    assert_close(found[:, 0], first / (first + second))
+
+
+def test_a_floor_that_leaves_no_room_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected 0 <= floor < 1/2, got 0\.5"):
+        fitted_weights(torch.ones(3, 2), floor=0.5)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -125,7 +125,7 @@ def test_what_a_kill_leaves_in_the_first_moment_is_still_free(tmp_path: Path, mo
 
     for _ in kills(monkeypatch, begin):
         calls += 1
-        assert study.is_empty() or study.facts() == {"seed": 1}
+        assert study.is_empty() or study.facts() == {"format": 1, "seed": 1}
     assert calls >= 3
     assert {p.name for p in study.path.iterdir()} == {".lock", "study.json"}, "drafts are swept away"
 
@@ -134,13 +134,83 @@ def test_a_claim_is_for_the_same_identity_only(tmp_path: Path) -> None:
     study = Study(tmp_path / "study")
     study.claim({"seed": 1, "sizes": (1, 2)})
     study.claim({"seed": 1, "sizes": (1, 2), "more": True})
-    with pytest.raises(UserError, match="holds a study with other sizes than this one"):
+    with pytest.raises(UserError, match=r"holds a study with other sizes than this one \(\[1, 2\], not \[1, 3\]\)"):
         study.claim({"sizes": [1, 3]})
-    assert study.facts() == {"seed": 1, "sizes": [1, 2], "more": True}
+    assert study.facts() == {"format": 1, "seed": 1, "sizes": [1, 2], "more": True}
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter").write_text("mine")
-    with pytest.raises(UserError, match="holds something already"):
+    with pytest.raises(UserError, match="holds something that is not a study; name another output"):
         Study(tmp_path / "thesis").claim({})
+    with pytest.raises(UserError, match="could not be written"), Study(tmp_path / "thesis" / "chapter").lock():
+        pass
+
+
+def test_what_nothing_depends_on_may_differ(tmp_path: Path) -> None:
+    study = Study(tmp_path / "study")
+    study.claim({"policy": {"use": "P", "offload": False}, "text": "x" * 200})
+    study.claim({"policy": {"use": "P", "offload": True}}, free=lambda name: name == "policy.offload")
+    assert study.facts()["policy"] == {"use": "P", "offload": True}
+    for policy in ({"use": "Q", "offload": True}, {"offload": True}, {"use": "P", "offload": True, "size": 2}):
+        with pytest.raises(UserError, match=r'other policy\.(use|size) than this one \("P"|null'):
+            study.claim({"policy": policy}, free=lambda name: name == "policy.offload")
+    with pytest.raises(UserError, match="with other text than this one; name another output"):
+        study.claim({"text": "y" * 200})
+
+
+def test_a_later_format_and_damaged_facts_are_refused(tmp_path: Path) -> None:
+    study = Study(tmp_path / "study")
+    study.claim({"seed": 1})
+    study.describe(format=2)
+    for use in (study.read_facts, lambda: study.claim({"seed": 1})):
+        with pytest.raises(UserError, match="has format 2, and this version reads up to 1; update"):
+            use()
+    study.info.write_text("{")
+    for use in (study.read_facts, lambda: study.claim({"seed": 1})):
+        with pytest.raises(UserError, match=r"study\.json' is missing or damaged"):
+            use()
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "finished"), (KeyboardInterrupt, "interrupted"), (ValueError, "failed")]
+)
+def test_work_says_how_it_ended(tmp_path: Path, error: type[BaseException] | None, status: str) -> None:
+    study = Study(tmp_path / "study")
+    with study.working({"seed": 1}, {"command": ["first"]}):
+        assert (study.is_locked(), study.status) == (True, "running")
+    with pytest.raises(error) if error else nullcontext(), study.working({"seed": 1}, {"command": ["second"]}):
+        assert study.facts()["finished"] is None
+        if error:
+            raise error
+    assert (study.is_locked(), study.status, study.facts()["command"]) == (False, status, ["first"])
+
+
+def test_processes_that_share_a_folder_wait_and_keep_each_others_drafts(tmp_path: Path) -> None:
+    study, order = Study(tmp_path / "study"), []
+    draft = study.path / ".image.png.0.partial"
+    with study.lock(briefly=True):
+        draft.write_text("another process is at it")
+        other = threading.Thread(target=lambda: order.append(_held_briefly(study.path)))
+        other.start()
+        other.join(timeout=1.2)  # longer than a process that is alone would wait
+        order.append("first")
+    other.join()
+    assert order == ["first", "second"]
+    assert draft.exists()
+    with study.lock():
+        assert not draft.exists()
+
+
+def _held_briefly(path: Path) -> str:
+    with Study(path).lock(briefly=True):
+        return "second"
+
+
+def test_the_rows_of_all_parts_are_read(tmp_path: Path) -> None:
+    study = Study(tmp_path)
+    study.append("scores/0.jsonl", {"task": "a", "score": float("nan")}, {"score": 1})
+    study.append("scores/1.jsonl", {"task": "b", "score": [1, float("inf")]})
+    assert study.rows("scores/*.jsonl", task=str) == [{"task": "a", "score": None}, {"task": "b", "score": [1, None]}]
+    assert study.rows("none/*.jsonl") == []
 
 
 @pytest.mark.parametrize("damage", [b'{"status": "runn', b"\xff", b"[]", b"[" * 9999])

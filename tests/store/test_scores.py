@@ -1,5 +1,7 @@
+import csv
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from customized_grpo.store.scores import (
     read_scores,
     since_first,
     write_scores,
+    write_table,
 )
 from store.tables import BASE, SUBJECTS, TASKS, table
 
@@ -27,10 +30,27 @@ def small(values: np.ndarray, subjects: tuple[str, ...]) -> Scores:
 # The table
 
 
+def test_a_table_of_images_is_a_file_for_other_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    scores = small(np.array([[[1.0], [2.0]], [[3.0], [math.nan]]]), ("x", "y"))
+    file = write_table(tmp_path / "scores", scores, [{"image": f"{n}.png"} for n in range(4)])
+    rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+    assert {row["prompt_text"] for row in rows} == {""}, "the metric called prompt does not hide the text"
+    assert [(r["task"], r["n"], r["prompt"], r["image"]) for r in rows] == [
+        ("t0", "0", "1.0", "0.png"), ("t0", "1", "3.0", "1.png"), ("t1", "0", "2.0", "2.png"), ("t1", "1", "", "3.png"),
+    ]  # fmt: skip
+
+
 def test_a_task_is_the_mean_of_its_scored_replicates() -> None:
     found = small(np.array([[[1.0], [math.nan], [2.0]], [[3.0], [math.nan], [math.nan]]]), ("x", "y", "z"))
     np.testing.assert_array_equal(found.per_task("prompt"), [2.0, math.nan, 2.0])
     assert np.isnan(found.per_task("other")).all()
+
+
+def test_some_tasks_are_selected() -> None:
+    chosen = table(3, BASE, 2 * BASE).select([False, True, False, True, False])
+    assert (chosen.tasks, chosen.subjects, chosen.iteration) == (("a-1", "b-1"), ("a", "b"), 3)
+    np.testing.assert_array_equal(chosen.column("identity"), [[0.4, 0.8]])
 
 
 def test_means_are_over_what_could_be_scored() -> None:

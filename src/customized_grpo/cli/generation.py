@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from customized_grpo.assemble import build_policy, build_rewards, held_out_examples, load_trained, open_run
+from customized_grpo.assemble import build_policy, build_rewards, held_out_examples, load_trained, open_policy
 from customized_grpo.cli.display import show_changes
-from customized_grpo.config import open_config
 from customized_grpo.data.decode import read_picture
 from customized_grpo.data.images import to_pil
 from customized_grpo.errors import UserError
@@ -84,12 +83,8 @@ def evaluate_command(
     trust_code: bool = False,
 ) -> None:
     """Evaluate the base model of a configuration, and a checkpoint of a run if one is given."""
-    if run is None:
-        folder, config = None, open_config(file, overrides, trust_code=trust_code)
-    elif file is not None:
-        raise UserError("Got both --run and a configuration file; give one of them. Overrides may follow --run.")
-    else:
-        folder, config = open_run(run, overrides, trust_code=trust_code)
+    source = open_policy(file, overrides, run=run, iteration=iteration, trust_code=trust_code)
+    config = source.config
     if output is not None and output.exists() and any(output.iterdir()):
         raise UserError(f"The folder '{output}' is not empty; choose another --output.")
     examples = held_out_examples(config)
@@ -107,8 +102,8 @@ def evaluate_command(
         return result.scores
 
     base = measure(0)
-    if folder is not None:
-        after = measure(load_trained(policy, folder, iteration))
+    if source.run is not None:
+        after = measure(load_trained(policy, source.run, source.iteration))
         show_changes(console, evaluations.changes(base, after), list(config.rewards))
     if output is not None:
         console.print(f"scores and images: {output}", highlight=False, soft_wrap=True)

@@ -115,14 +115,27 @@ def _standardize(
     values: Tensor, dtype: torch.dtype, eps: float = 1e-8, ddof: int = 1, eps_to: Placement = "std"
 ) -> Tensor:
     """`standardize` of float64 values that came of `dtype`: to its rounding, and back to it."""
+    deviation, count = _deviations(values, dtype), values.isfinite().sum(dim=1, keepdim=True)
+    variance = deviation.square().sum(dim=1, keepdim=True) / (count - ddof).clamp(min=1)
+    return torch.where(deviation == 0, 0.0, deviation / _std(variance, eps, eps_to)).to(dtype)
+
+
+def _deviations(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Difference of every value from the mean of its group.
+
+    Args:
+        values: shape (P, G, K) float64, NaN where not scored.
+        dtype: that the values were computed in.
+
+    Returns:
+        Shape (P, G, K); 0 where not scored, and for a group whose values differ by a few units in the last place.
+    """
     scored = values.isfinite()
-    count = scored.sum(dim=1, keepdim=True)
     low, differs = _lowest(values, dtype)
     # From the group's lowest value up, so that the mean of a narrow group far from 0 keeps its digits.
     above = torch.where(scored, values - low, 0.0)
-    deviation = above - above.sum(dim=1, keepdim=True) / count.clamp(min=1)
-    variance = torch.where(scored, deviation**2, 0.0).sum(dim=1, keepdim=True) / (count - ddof).clamp(min=1)
-    return torch.where(scored & differs, deviation / _std(variance, eps, eps_to), 0.0).to(dtype)
+    mean = above.sum(dim=1, keepdim=True) / scored.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.where(scored & differs, above - mean, 0.0)
 
 
 def _lowest(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -488,6 +501,29 @@ def conflict_statistics(z: Tensor, scored: Tensor | None = None) -> ConflictStat
     norm = ((u**2).sum(dim=1) * (v**2).sum(dim=1)).sqrt()
     correlation = torch.where(spread[:, 0], (u * v).sum(dim=1) / norm, torch.nan).nanmean()
     return ConflictStatistics(share(a * b < 0), share((a > 0) & (b > 0)), share((a < 0) & (b < 0)), correlation)
+
+
+def group_variance(rewards: Tensor) -> Tensor:
+    """Unbiased variance of each reward within each group. (P, G, K) to (P, K), float64.
+
+    Its mean over groups is the mean square within groups of a one-way analysis of variance. NaN for a group with fewer
+    than two scored images.
+    """
+    count = rewards.isfinite().sum(dim=1)
+    variance = _deviations(rewards.double(), rewards.dtype).square().sum(dim=1) / (count - 1).clamp(min=1)
+    return torch.where(count >= 2, variance, torch.nan)
+
+
+def group_correlation(rewards: Tensor) -> Tensor:
+    """Correlation of the first two rewards within each group. (P, G, K) to (P,), float64.
+
+    NaN for a group in which one of them does not vary.
+    """
+    pair = rewards[..., :2]
+    pair = pair.masked_fill(~pair.isfinite().all(dim=-1, keepdim=True), torch.nan)
+    a, b = _deviations(pair.double(), pair.dtype).unbind(dim=-1)
+    norm = (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()
+    return torch.where(norm > 0, (a * b).sum(dim=1) / norm, torch.nan)
 
 
 def check_shape(x: Tensor, axes: str) -> None:

@@ -97,6 +97,28 @@ def mean_interval(
     return interval(*bootstrap(values, clusters, generator, resamples=resamples), level=level)
 
 
+def gradient_cosine(gram: Tensor, counts: Tensor, *, across: bool = False) -> Tensor:
+    """Cosine of the summed gradients of rewards 0 and 1, for every resample of subjects.
+
+    Args:
+        gram: shape (U, K, U, K), inner products.
+        counts: shape (R, U), how often each subject is in a resample.
+        across: only from pairs of different subjects. Both gradients of one subject have the same noise, weighted by
+            two rewards; the cosine of noise alone would be the correlation of these rewards. Different subjects share
+            no noise, so their inner products estimate those of the expected gradients without bias.
+
+    Returns:
+        Shape (R,); NaN where a squared length is not positive. With `across` it may leave [-1, 1]: it is a ratio of
+        estimates.
+    """
+    blocks = gram[:, :2, :, :2].double()
+    if across:
+        blocks = blocks * (1 - torch.eye(len(gram), dtype=torch.float64))[:, None, :, None]
+    products = torch.einsum("ru,ukvl,rv->rkl", counts.double(), blocks, counts.double())
+    square = products[:, 0, 0].clamp(min=0) * products[:, 1, 1].clamp(min=0)
+    return torch.where(square > 0, products[:, 0, 1] / square.sqrt(), torch.nan)
+
+
 def paired_difference(
     values: Tensor,
     baseline: Tensor,

@@ -133,5 +133,45 @@ def by_loop_index(
     return schedule(permutation.to(progress) / num_inference_steps, **settings)
 
 
+def fitted_weights(shares: Tensor, *, smoothing: int = 1, floor: float = 0.2) -> Tensor:
+    """Time weights in proportion to the share of each reward that each step decides. Rows sum to 1.
+
+    1. Shares are smoothed over neighbouring steps, `smoothing` times with (1/4, 1/2, 1/4), renormalized at the ends.
+    2. weight[s, k] = share[s, k] / sum over rewards.
+    3. No weight is below `floor`: the parts of a row above the floor are scaled so that it sums to 1 again. With two
+       rewards this is a clip to [floor, 1 - floor].
+
+    Ours: the paper sets its weights by hand.
+
+    Args:
+        shares: shape (..., S, K). They sum to 1 over the steps, so no reward counts more for its units.
+
+    Returns:
+        Shape (..., S, K).
+
+    Raises:
+        ValueError: unless 0 <= floor < 1 / K.
+    """
+    num_rewards, share = shares.shape[-1], shares
+    if not 0 <= floor < 1 / num_rewards:
+        raise ValueError(f"expected 0 <= floor < 1/{num_rewards}, got {floor}.")
+    for _ in range(smoothing):
+        share = _smooth(share)
+    weight = share / share.sum(dim=-1, keepdim=True)
+    weight = torch.where(weight.isnan(), torch.where(share.isnan(), torch.nan, 1 / num_rewards), weight)
+    excess = (weight - floor).clamp(min=0)
+    return floor + (1 - num_rewards * floor) * excess / excess.sum(dim=-1, keepdim=True)
+
+
 def _row(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(tuple(values), dtype=like.dtype, device=like.device)
+
+
+def _smooth(share: Tensor) -> Tensor:
+    """(1/4, 1/2, 1/4) along the steps, divided by the weights that lie inside. (..., S, K)."""
+
+    def blend(x: Tensor) -> Tensor:
+        x = torch.nn.functional.pad(x, (0, 0, 1, 1))
+        return 0.25 * x[..., :-2, :] + 0.5 * x[..., 1:-1, :] + 0.25 * x[..., 2:, :]
+
+    return blend(share) / blend(torch.ones_like(share))

@@ -146,7 +146,7 @@ def append(path: Path, *records: Mapping[str, Any]) -> None:
     Raises:
         UserError: if the file cannot be written.
     """
-    text = b"".join(json.dumps({k: _finite(v) for k, v in row.items()}).encode() + b"\n" for row in records)
+    text = b"".join(json.dumps(plain(row)).encode() + b"\n" for row in records)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
@@ -160,7 +160,14 @@ def append(path: Path, *records: Mapping[str, Any]) -> None:
         raise cannot_write(path, error) from error
 
 
-def _finite(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Data for JSON: arrays and tensors become lists, and numbers that are not finite null."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

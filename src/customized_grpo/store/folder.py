@@ -3,8 +3,8 @@
 import errno
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -36,6 +36,8 @@ class Folder:
     """JSON file of the facts: identity, status, times. May be the marker."""
     COMMAND: ClassVar[str]
     """The command that makes such folders, and resumes them with --resume."""
+    FORMAT: ClassVar[int] = 1
+    """Version of the folder's files, noted by `claim`. Folders without a note are of version 1."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -87,43 +89,59 @@ class Folder:
                 f"it: {self.COMMAND} --resume {self.path}"
             )
 
-    def claim(self, identity: Mapping[str, Any]) -> None:
+    def check_own(self) -> None:
+        """Raise UserError if the folder holds something that is not of this kind."""
+        if not (self.path / self.MARKER).is_file() and not self.is_empty():
+            raise UserError(f"'{self.path}' holds something that is not a {self.KIND}; name another output.")
+
+    def claim(self, identity: Mapping[str, Any], *, free: Callable[[str], bool] = lambda name: False) -> None:
         """Write who the folder belongs to, or go on in it if it belongs to the same. Call it under `lock`.
 
         Args:
-            identity: what two processes that work on one record have in common, as JSON.
+            identity: what two processes that work on one record have in common, as JSON. A name that an older record
+                does not have is added to it.
+            free: whether a name such as "policy.offload" may differ, because nothing that is there depends on it.
 
         Raises:
-            UserError: if the folder holds something else, or a record of another identity.
+            UserError: if the folder holds something else, a damaged record, or a record of another identity.
         """
-        wanted, known = json.loads(json.dumps(identity, default=str)), self.facts()
-        if not (self.path / self.MARKER).is_file():
-            self.check_free()
-        for name, value in wanted.items():
-            if name in known and known[name] != value:
+        self.check_own()
+        wanted: dict[str, Any] = json.loads(json.dumps(identity, default=str))
+        known = self.read_facts() if (self.path / self.MARKER).is_file() else {}
+        for name, before, now in _changes({name: known[name] for name in wanted if name in known}, wanted):
+            if name.split(".")[0] in known and not free(name):
+                shown = f" ({before}, not {now})" if len(before + now) < 100 else ""
                 raise UserError(
-                    f"'{self.path}' holds a {self.KIND} with other {name} than this one; name another output."
+                    f"'{self.path}' holds a {self.KIND} with other {name} than this one{shown}; name another output."
                 )
-        self.describe(**wanted)
+        self.describe(format=self.FORMAT, **wanted)
 
     # ---- one process that writes
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, briefly: bool = False) -> Iterator[None]:
         """Keep other processes from writing here until the block ends. The lock dies with the process.
 
         On a file system without such locks, a file with the process's number and host stands for it.
 
+        Args:
+            briefly: for processes that share the folder and each hold the lock for a moment: wait for the others, and
+                leave what they are writing.
+
         Raises:
             UserError: if another process holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
-            held = self._acquire(timeout=1)  # a reader that looks whether it is free has it for an instant
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.cannot_write(self.path, error) from error
+        try:  # a reader that looks whether it is free has it for an instant
+            held = self._acquire(timeout=60 if briefly else 1)
         except Timeout:
             raise self._in_use() from None
         try:
-            self._sweep()
+            if not briefly:
+                self._sweep()
             yield
         finally:
             held.release()
@@ -169,6 +187,29 @@ class Folder:
             else:
                 draft.unlink(missing_ok=True)
 
+    @contextmanager
+    def working(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[None]:
+        """Lock and claim the folder, and note that it is running and in the end how the block ended.
+
+        Args:
+            identity: see `claim`.
+            about: facts of the first process, such as its command; those that are there already stay.
+
+        Raises:
+            UserError: as `lock` and `claim`.
+        """
+        self.check_own()
+        with self.lock():
+            self.claim(identity)
+            self.describe(**{**about, **self.facts(), "status": "running", "finished": None})
+            try:
+                yield
+            except BaseException as error:
+                with suppress(UserError):  # such as a full disk, which is the error already
+                    self.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+                raise
+            self.finish("finished")
+
     # ---- what happens in it
 
     def facts(self) -> dict[str, Any]:
@@ -178,6 +219,22 @@ class Folder:
         except (FileNotFoundError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
+
+    def read_facts(self) -> dict[str, Any]:
+        """`facts` for a reader that needs them.
+
+        Raises:
+            UserError: if they are missing or damaged, or written by a later version.
+        """
+        found = self.facts()
+        if not found:
+            raise UserError(f"'{self.info}' is missing or damaged; restore it, or name another {self.KIND}.")
+        if (version := found.get("format", 1)) > self.FORMAT:
+            raise UserError(
+                f"'{self.path}' has format {version}, and this version reads up to {self.FORMAT}; update "
+                f"customized-grpo."
+            )
+        return found
 
     def describe(self, **fields: Any) -> None:
         """Merge fields into the info file; a damaged one is kept beside it as INFO-damaged.json."""
@@ -203,13 +260,27 @@ class Folder:
         """Replace a file in one step. Raises UserError if it cannot be written."""
         return files.write(self.path / name, content)
 
-    def append(self, name: str, record: Mapping[str, Any]) -> None:
-        """Add a record to a file of JSON lines. Raises UserError if it cannot be written."""
-        files.append(self.path / name, record)
+    def append(self, name: str, *records: Mapping[str, Any]) -> None:
+        """Add records to a file of JSON lines. Raises UserError if it cannot be written."""
+        files.append(self.path / name, *records)
 
     def lines(self, name: str, **fields: type) -> Lines:
         """The records of a file of JSON lines, as `read_lines` does."""
         return files.read_lines(self.path / name, **fields)
+
+    def rows(self, pattern: str, **fields: type) -> list[dict[str, Any]]:
+        """The records of all files of JSON lines that match, without those that are damaged or lack a field."""
+        return [row for path in sorted(self.path.glob(pattern)) for row in files.read_lines(path, **fields).rows]
+
+
+def _changes(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
+    """(dotted name, value before, value now) of everything that differs, values as JSON."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:
+            inner = f"{name}.{key}" if name else str(key)
+            yield from _changes(before.get(key), now.get(key), inner)
+    elif before != now:
+        yield name, json.dumps(before), json.dumps(now)
 
 
 def _folder_by_time(home: Path) -> Path:

@@ -3,16 +3,17 @@
 A task is a subject with a prompt. Images of one subject are alike, so intervals resample subjects, not images.
 """
 
+import csv
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from customized_grpo.store.files import write
+from customized_grpo.store.files import replacing, write
 
 FORMAT = 1
 """Of the files that `write_scores` writes. Earlier files have no number and no kinds."""
@@ -60,6 +61,12 @@ class Scores:
         """(tasks,) mean over the scored replicates; NaN where there is none."""
         return finite_mean(self.column(metric), axis=0)
 
+    def select(self, chosen: Sequence[bool]) -> "Scores":
+        """Only the tasks that are chosen."""
+        keep = np.flatnonzero(np.asarray(chosen))
+        names = {n: tuple(getattr(self, n)[t] for t in keep) for n in ("tasks", "subjects", "kinds", "prompts")}
+        return replace(self, values=self.values[:, keep], **names)
+
     def means(self) -> dict[str, float]:
         """Mean of each metric over all images that it scored."""
         return {metric: float(finite_mean(self.column(metric))) for metric in self.metrics}
@@ -102,6 +109,40 @@ def write_scores(path: Path, scores: Scores) -> Path:
         "values": [[[v if math.isfinite(v) else None for v in row] for row in rep] for rep in scores.values.tolist()],
     }  # fmt: skip
     return write(path, json.dumps(content))
+
+
+def write_table(path: Path, scores: Scores, more: Sequence[Mapping[str, Any]]) -> Path:
+    """Write a row for each image to PATH.parquet, or to PATH.csv where pyarrow is not installed.
+
+    Args:
+        path: without a suffix.
+        scores: with a replicate for each image of a task.
+        more: further columns of each image, task by task.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    columns = list(zip(scores.tasks, scores.subjects, scores.prompts, scores.kinds, strict=True))
+    text = "prompt_text" if "prompt" in scores.metrics else "prompt"  # a metric may be called prompt
+    names = ("task", "subject", text, "prompt_kind")
+    rows = [
+        {**dict(zip(names, column, strict=True)), "n": n, **dict(zip(scores.metrics, values, strict=True))}
+        for t, column in enumerate(columns)
+        for n, values in enumerate(scores.values[:, t].tolist())
+    ]
+    rows = [{**row, **extra} for row, extra in zip(rows, more, strict=True)]
+    try:
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        with replacing(path.with_suffix(".csv")) as draft, draft.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows({k: "" if v != v else v for k, v in row.items()} for row in rows)
+        return path.with_suffix(".csv")
+    with replacing(path.with_suffix(".parquet")) as draft:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), draft)
+    return path.with_suffix(".parquet")
 
 
 def read_scores(path: Path) -> Scores:
@@ -167,6 +208,11 @@ class Estimate(NamedTuple):
     def plain(self) -> bool:
         """Whether it is a level, not a change: no sign and no colour."""
         return False
+
+
+def estimates(interval: Iterable[Any]) -> list[Estimate]:
+    """The elements of an `Interval` of vectors."""
+    return [Estimate(*bounds) for bounds in zip(*(vector.tolist() for vector in interval), strict=True)]
 
 
 class Change(NamedTuple):

@@ -15,7 +15,7 @@ from customized_grpo.structures import Conditioning, Example
 from customized_grpo.studies.probe import Probe, ProbeSettings
 
 SCALE = 100.0
-"""Latents per unit of picture, so that nothing is clipped."""
+"""Latents per unit of image, so that nothing is clipped."""
 STEPS = 5
 ETA = 0.5
 

@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_the_surrogate_on_the_same_samples() -> None:
     probe = linear.probe((-1.0, 0.7), examples=4, branches=5)
     step, values = 2, probe.measure((2,)).rewards
     found = probe.subject_gradients(step, values)
-    trajectory = probe.trajectories()[0]
+    trajectory = probe.trajectories[0]
     z = standardize(values)
     for subject in range(2):  # examples subject and subject + 2 are of this subject
         for k in range(2):
@@ -81,7 +81,7 @@ def test_the_gram_matrix_holds_inner_products() -> None:
     assert all(p.grad is None for p in probe.policy.trainable_parameters())
 
 
-def test_an_unscored_picture_is_nan_and_teaches_nothing() -> None:
+def test_an_unscored_image_is_nan_and_has_no_gradient() -> None:
     def fails_on_the_first(images, examples):
         scores = linear.late(images, examples)
         scores[0] = torch.nan

@@ -39,7 +39,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than measuring these."""
-    monkeypatch.setattr("customized_grpo.studies.probe.run.write_page", lambda folder, found: None)
+    monkeypatch.setattr("customized_grpo.studies.probe.run.show", lambda folder, found, console: None)
 
 
 def quiet() -> Console:
@@ -88,8 +88,9 @@ def test_the_page_says_the_verdict_and_needs_no_network(config: Path, tmp_path: 
 def test_the_terminal_shows_the_table_and_the_verdict(config: Path, tmp_path: Path, capsys) -> None:
     found = new_probe(Console(width=200), config, [], SMALL, output=tmp_path / "probe")
     shown = capsys.readouterr().out
-    assert "5 of 5  all steps together" in shown
-    assert f'"prompt is decided early, identity late": {found.verdict.answer}' in shown
+    assert "steps: 5 of 5" in shown
+    assert f"The probe {found.verdict.answer} “prompt is decided early, identity late”." in shown
+    assert "What each step decides" in shown
     assert "time_weights.json" in shown
 
 
@@ -128,7 +129,7 @@ def test_steps_of_another_policy_or_setting_are_not_mixed_in(tmp_path: Path) -> 
     run_probe(linear.probe((-2.0, 2.0)), folder)
     for other, what in (
         (linear.probe((-1.0, 2.0)), "weights"),
-        (linear.probe((-2.0, 2.0), branches=5), "settings"),
+        (linear.probe((-2.0, 2.0), branches=5), "settings.branches"),
         (linear.probe((-2.0, 2.0), subjects=3), "examples"),
         (linear.probe((-2.0, 2.0), rewards={"a": linear.early, "b": linear.late}), "rewards"),
     ):
@@ -155,7 +156,7 @@ def test_a_probe_that_ran_out_of_memory_goes_on_with_less(config: Path, tmp_path
     with pytest.raises(torch.OutOfMemoryError):
         resume_probe(quiet(), folder)
     assert batches == [16, 16]
-    for override in ("rollout.num_inference_steps=6", "rewards.prompt.use=probe.linear:late"):
+    for override in ("rollout.num_inference_steps=6", "rewards.prompt.use=studies.probe.linear:late"):
         with pytest.raises(UserError, match=f"has another {override.split('=')[0]}, which changes the result"):
             resume_probe(quiet(), folder, [override], 8)
     resume_probe(quiet(), folder, ["policy.offload=cpu"], 8, trust_code=True)
@@ -247,25 +248,22 @@ def test_what_is_no_probe_is_named(config: Path, tmp_path: Path) -> None:
         resume_probe(quiet(), tmp_path)
     with pytest.raises(UserError, match="There is no configuration file"):
         new_probe(quiet(), tmp_path / "none.yaml", [], SMALL)
-    with pytest.raises(UserError, match="Give --run or a configuration file"):
+    with pytest.raises(UserError, match="Got both --run and a configuration file"):
         new_probe(quiet(), config, [], SMALL, run=tmp_path)
     with pytest.raises(UserError, match="--iteration names a checkpoint of a run"):
         new_probe(quiet(), config, [], SMALL, iteration=3)
 
 
 @pytest.mark.usefixtures("no_page")
-def test_a_damaged_step_is_named(config: Path, tmp_path: Path) -> None:
+def test_a_damaged_step_is_measured_again(config: Path, tmp_path: Path) -> None:
     new_probe(quiet(), config, [], SMALL, output=tmp_path / "probe")
-    for damage in (
-        '{"steps": [2], "rew',
-        '{"steps": [2]}',
-        '{"steps": [2], "rewards": [1], "gram": null, "seconds": 0}',
-    ):
+    whole = numbers(tmp_path / "probe")
+    for damage in ('{"steps": [2], "rew', '{"steps": [2]}', "[]", ""):
         (tmp_path / "probe" / "steps" / "step-002.json").write_text(damage)
-        with pytest.raises(UserError, match=r"step-002\.json' is damaged; remove it"):
-            resume_probe(quiet(), tmp_path / "probe")
-    (tmp_path / "probe" / "steps" / "step-002.json").unlink()
-    resume_probe(quiet(), tmp_path / "probe")
+        with pytest.raises(UserError, match="not finished, 1 of 5 measurements are missing"):
+            write_report(tmp_path / "probe")
+        resume_probe(quiet(), tmp_path / "probe")
+        assert numbers(tmp_path / "probe") == whole
 
 
 # ---- the command line

@@ -1,15 +1,16 @@
-"""Branch a trajectory at one step at a time, and measure what the noise of that step does to the rewards.
+"""Branch a trajectory at one step at a time, and measure how the noise of that step changes the rewards.
 
 Notation: P examples, M branches, K rewards, T inference steps, S probed steps, U subjects, N latent tokens, C channels.
 
 All branches of an example share one deterministic trajectory up to step s. Step s is drawn M times, each time with
-fresh noise, and from there every branch goes on deterministically. What differs between the branches is the noise of
-step s alone, so their variance is what that step decides.
+fresh noise, and from there every branch goes on deterministically. The branches differ by the noise of step s alone, so
+their variance is what that step decides.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import torch
@@ -30,7 +31,7 @@ from customized_grpo.train.trajectory import Dynamics, trajectory
 
 
 class ProbeSettings(Settings):
-    """What is measured, on how much."""
+    """How much is measured."""
 
     examples: Annotated[int, Role.KEPT] = Field(default=24, ge=2)
     """P: (reference, prompt) pairs, drawn from the training data."""
@@ -41,15 +42,14 @@ class ProbeSettings(Settings):
     include_last: Annotated[bool, Role.KEPT] = False
     """Probe the step that ends at sigma 0 too; training leaves it out unless asked."""
     batch: Annotated[int, Role.RUNTIME] = Field(default=64, ge=1)
-    """Pictures sampled at once, rounded down to whole groups. It changes memory, and the result only by
-    rounding."""
+    """Images sampled at once, rounded down to whole groups. It affects memory, and the result only by rounding."""
     seed: Annotated[int, Role.KEPT] = 0
     """Seed for the noise and for the choice of examples."""
 
 
 @dataclass(frozen=True)
 class Branches:
-    """What came of the branches at one step, or at all probed steps together."""
+    """Rewards and gradients of the branches at one step, or at all probed steps together."""
 
     steps: tuple[int, ...]
     """The stochastic steps, ascending: one, or all that are probed."""
@@ -88,34 +88,17 @@ def choose(dataset: Sequence[Example], settings: ProbeSettings) -> list[Example]
     return [dataset[i] for i in sorted(order[: settings.examples].tolist())]
 
 
-def probed_steps(num_inference_steps: int, settings: ProbeSettings) -> tuple[int, ...]:
-    """The true indices of the steps that are branched at."""
-    return tuple(range(num_inference_steps if settings.include_last else num_inference_steps - 1))
-
-
 class Probe:
-    """Measures one policy on fixed examples. Every draw is a function of (seed, example, step, branch).
-
-    Args:
-        policy: in the state to be measured.
-        rewards: K >= 2, by name.
-        examples: P of them, with different ids.
-        dynamics: the stochastic step.
-        num_inference_steps: T.
+    """Measures one policy on P fixed examples by K rewards. Every draw is a function of (seed, example, step, branch).
 
     Raises:
         UserError: with fewer than two rewards or examples, or if two examples have one id.
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        rewards: Mapping[str, RewardFunction],
-        examples: Sequence[Example],
-        settings: ProbeSettings,
-        dynamics: Dynamics,
-        num_inference_steps: int,
-    ) -> None:
+        self, policy: Policy, rewards: Mapping[str, RewardFunction], examples: Sequence[Example],
+        settings: ProbeSettings, dynamics: Dynamics, num_inference_steps: int,
+    ) -> None:  # fmt: skip
         if len(rewards) < 2:
             raise UserError(f"The probe compares rewards, but there is only '{next(iter(rewards), None)}'; name two.")
         ids = [example.id for example in examples]
@@ -124,45 +107,38 @@ class Probe:
             raise UserError(f"The probe needs two different examples or more, got {', '.join(twice or ids) or 'none'}.")
         self.policy, self.rewards, self.examples, self.settings = policy, dict(rewards), tuple(examples), settings
         self.dynamics, self.num_inference_steps = dynamics, num_inference_steps
-        self.steps = probed_steps(num_inference_steps, settings)
+        self.steps = tuple(range(num_inference_steps - (0 if settings.include_last else 1)))
         self.subjects = tuple(dict.fromkeys(cluster(example) for example in examples))
-        self._trajectories: list[Trajectory] | None = None
+        self.rows = {example.id: row for row, example in enumerate(self.examples)}
 
     def measure(self, steps: tuple[int, ...]) -> Branches:
         """Branch every example with noise in `steps` only; with gradients if that is a single step."""
-        started = time.perf_counter()
+        started, branches = time.perf_counter(), self.settings.branches
         seed_global("probe", self.settings.seed, *steps)
-        place = {example.id: i for i, example in enumerate(self.examples)}
-        values = torch.empty(len(self.examples), self.settings.branches, len(self.rewards))
-        for shared in self.trajectories():
-            images = self.branch(shared, steps)
-            by_row = [example for example in shared.examples for _ in range(self.settings.branches)]
-            scores = score(images, by_row, self.rewards)
-            values[[place[example.id] for example in shared.examples]] = scores.view(
-                len(shared.examples), self.settings.branches, -1
-            )
-        gram = None
-        if self.settings.gradients and len(steps) == 1:
-            gram = _gram(self.subject_gradients(steps[0], values))
+        values = torch.empty(len(self.examples), branches, len(self.rewards))
+        for shared in self.trajectories:
+            by_row = [example for example in shared.examples for _ in range(branches)]
+            scores = score(self.branch(shared, steps), by_row, self.rewards)
+            values[[self.rows[e.id] for e in shared.examples]] = scores.view(len(shared.examples), branches, -1)
+        gradients = self.settings.gradients and len(steps) == 1
+        gram = _gram(self.subject_gradients(steps[0], values)) if gradients else None
         return Branches(steps, values, gram, time.perf_counter() - started)
 
+    @cached_property
     def trajectories(self) -> list[Trajectory]:
-        """The shared trajectories, computed once, in chunks of examples that are encoded together."""
-        if self._trajectories is None:
-            tasks = [(0, index) for index in range(len(self.examples))]
-            size = max(1, self.settings.batch // self.settings.branches)
-            chunks = batches(self.policy, self.examples, tasks, size)
-            self._trajectories = [self._trajectory([self.examples[i] for _, i in chunk]) for chunk in chunks]
-        return self._trajectories
+        """The shared trajectories, in chunks of examples that are encoded together."""
+        tasks = [(0, row) for row in range(len(self.examples))]
+        size = max(1, self.settings.batch // self.settings.branches)
+        chunks = batches(self.policy, self.examples, tasks, size)
+        return [self._trajectory([self.examples[row] for _, row in chunk]) for chunk in chunks]
 
     @torch.no_grad()
     def _trajectory(self, examples: list[Example]) -> Trajectory:
         policy, conditioning = self.policy, self.policy.encode(examples)
         sigmas = policy.sigmas(self.num_inference_steps, conditioning).to(policy.device)
         keys = [("probe initial", self.settings.seed, example.id) for example in examples]
-        latents = policy.initial_latents(
-            conditioning, normal(policy.latent_shape(conditioning), keys).to(policy.device)
-        )
+        noise = normal(policy.latent_shape(conditioning), keys).to(policy.device)
+        latents = policy.initial_latents(conditioning, noise)
         steps = trajectory(policy.velocity, conditioning, latents, sigmas[:-1])  # nothing branches after the last step
         kept = (latents, *(step.next_latents for step in steps))
         return Trajectory(tuple(examples), conditioning, sigmas, kept)
@@ -172,17 +148,16 @@ class Probe:
         """Images (P * M, 3, H, W) of trajectories that are stochastic in `steps` alone; row b is of example b // M."""
         first = min(steps)
         branched = trajectory(
-            self.policy.velocity,
-            shared.conditioning,
-            shared.latents[first],
-            shared.sigmas,
+            self.policy.velocity, shared.conditioning, shared.latents[first], shared.sigmas, start=first,
             dynamics=complete_dynamics(self.dynamics, shared.sigmas),
             noise=lambda index: self._noise(shared.examples, index, shared.latents[index]) if index in steps else None,
-            start=first,
-        )
+        )  # fmt: skip
         for step in branched:
-            if step.index in steps:
-                _check_noise(step.gaussian, step.index)
+            if step.index in steps and not bool((step.gaussian.std > 0).all()):
+                raise UserError(
+                    f"Step {step.index} has no noise under these dynamics, so nothing branches there; raise "
+                    f"noise_level, or leave the last step out."
+                )
         return self.policy.decode(step.next_latents, step.conditioning)
 
     def subject_gradients(self, step: int, values: Tensor) -> Tensor:
@@ -199,21 +174,19 @@ class Probe:
         Returns:
             Shape (U, K, D) float32 on the CPU, D trainable parameters: U * K * D * 4 bytes.
         """
-        z = standardize(values)
-        place = {example.id: i for i, example in enumerate(self.examples)}
-        parameters = self.policy.trainable_parameters()
+        z, parameters = standardize(values), self.policy.trainable_parameters()
         if not parameters:
             raise UserError("The policy has no trainable parameter, so no gradient; probe with --no-gradients.")
-        size = sum(p.numel() for p in parameters)
-        total = torch.zeros(len(self.subjects), len(self.rewards), size)
-        for shared in self.trajectories():
+        num_rewards = len(self.rewards)
+        total = torch.zeros(len(self.subjects), num_rewards, sum(p.numel() for p in parameters))
+        for shared in self.trajectories:
             for row, example in enumerate(shared.examples):
                 log_probs = self._log_probs(shared, row, step)
                 subject = self.subjects.index(cluster(example))
-                for k in range(len(self.rewards)):
-                    objective = (z[place[example.id], :, k].to(log_probs) * log_probs).mean()
+                for k in range(num_rewards):
+                    objective = (z[self.rows[example.id], :, k].to(log_probs) * log_probs).mean()
                     gradient = torch.autograd.grad(
-                        objective, parameters, retain_graph=k + 1 < len(self.rewards), materialize_grads=True
+                        objective, parameters, retain_graph=k + 1 < num_rewards, materialize_grads=True
                     )
                     total[subject, k] += torch.cat([g.flatten().float().cpu() for g in gradient])
         return total
@@ -246,26 +219,17 @@ def measure_all(
     """The branches at every probed step, and last those at all of them together.
 
     Args:
-        probe: what to measure.
-        known: finished before; they are not measured again.
-        on_finished: told of each one measured, to save it.
+        probe: to measure with.
+        known: measurements that are not repeated.
+        on_finished: called with each new measurement, to save it.
     """
-    found = []
-    for steps in [*((step,) for step in probe.steps), probe.steps]:
-        if known and steps in known:
-            found.append(known[steps])
-        else:
-            found.append(probe.measure(steps))
-            on_finished(found[-1])
-    return found
-
-
-def _check_noise(gaussian: sde.Gaussian, step: int) -> None:
-    if not bool((gaussian.std > 0).all()):
-        raise UserError(
-            f"Step {step} has no noise under these dynamics, so nothing branches there; "
-            f"raise noise_level, or leave the last step out."
-        )
+    found = dict(known or {})
+    wanted = [*((step,) for step in probe.steps), probe.steps]
+    for steps in wanted:
+        if steps not in found:
+            found[steps] = probe.measure(steps)
+            on_finished(found[steps])
+    return [found[steps] for steps in wanted]
 
 
 def _gram(gradients: Tensor) -> Tensor:
