@@ -33,6 +33,12 @@ def test_an_old_path_gives_the_moved_module_and_a_warning(old, new):
     assert expected.__spec__ is own
 
 
+def test_a_module_is_named_by_its_current_path():
+    assert moved.current("customized_grpo.compare.measures") == "customized_grpo.rewards.copying"
+    assert moved.current("customized_grpo.compare.grid") == "customized_grpo.studies.compare.grid"
+    assert [moved.current(name) for name in ("customized_grpo.store", "mine.types", "DinoReward")] == [None] * 3
+
+
 @pytest.mark.parametrize(("old", "new"), moved.MOVED.items())
 def test_every_new_path_exists(old, new):
     assert import_module(f"customized_grpo.{new}")

@@ -79,11 +79,7 @@ def open_config(path: str | Path | None, overrides: Sequence[str] = (), *, trust
     """
     config = load_config(path, overrides)
     if path is not None:
-        trust.require(
-            path, trust.items(config.specs()), trust_code=trust_code,
-            typed=[override.partition("=")[0].strip() for override in overrides],
-            written=lambda: trust.items(load_config(path).specs()),
-        )  # fmt: skip
+        trust.require_file(path, overrides, lambda words: load_config(path, words).specs(), trust_code=trust_code)
     return config
 
 

@@ -36,21 +36,26 @@ MOVED = {
 """Old to new name, without the package. Modules below a moved package move with it."""
 
 
+def current(module: str) -> str | None:
+    """The name that a module of this package has now, if it had another one before."""
+    parts = module.split(".")
+    for n in range(len(parts), 1, -1):
+        if parts[0] == PACKAGE and ".".join(parts[1:n]) in MOVED:
+            return ".".join([PACKAGE, MOVED[".".join(parts[1:n])], *parts[n:]])
+    return None
+
+
 class OldPaths(MetaPathFinder, Loader):
     """Finds a module of this package under the name that it had before."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        parts = fullname.split(".")
-        if parts[0] != PACKAGE or not any(".".join(parts[1:n]) in MOVED for n in range(2, len(parts) + 1)):
-            return None
-        return ModuleSpec(fullname, self)
+        return ModuleSpec(fullname, self) if current(fullname) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        parts = spec.name.split(".")[1:]
-        length = next(n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in MOVED)
-        new = ".".join([PACKAGE, MOVED[".".join(parts[:length])], *parts[length:]])
+        new = current(spec.name)
+        assert new is not None
         warnings.warn(f"{spec.name} has moved to {new}; the old path will be removed.", FutureWarning, stacklevel=2)
         module = import_module(new)
         spec.loader_state = module.__spec__

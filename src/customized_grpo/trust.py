@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -137,6 +137,25 @@ def require(
                 f"trust whoever wrote that file, add --trust-code (in Python, trust_code=True)."
             )
     remember(found)
+
+
+def require_file(
+    file: str | Path,
+    overrides: Sequence[str],
+    load: Callable[[Sequence[str]], Iterable[tuple[str, str, Spec]]],
+    *,
+    trust_code: bool = False,
+) -> None:
+    """`require` for a file under overrides, which the user typed and so trusts.
+
+    Args:
+        file: of settings.
+        overrides: such as `policy.path=FOLDER`.
+        load: overrides to the (setting, slot, spec) triples of the file under them.
+    """
+    typed = [override.partition("=")[0].strip() for override in overrides]
+    found = items(load(overrides))
+    require(file, found, trust_code=trust_code, typed=typed, written=lambda: items(load([])))
 
 
 def describe(found: Iterable[Item]) -> str:

@@ -26,12 +26,12 @@ TrustCode = Annotated[
 ]
 
 
-def split_settings(settings: list[str] | None) -> tuple[Path | None, list[str]]:
-    """The configuration file and the overrides among the arguments."""
+def split_settings(settings: list[str] | None, kind: str = "configuration file") -> tuple[Path | None, list[str]]:
+    """The configuration file (or another kind of file) and the overrides among the arguments."""
     words = list(settings or [])
     files = [word for word in words if "=" not in word]
     if len(files) > 1:
-        raise UserError(f"Give one configuration file, got {' and '.join(files)}; overrides look like section.name=1.")
+        raise UserError(f"Give one {kind}, got {' and '.join(files)}; overrides look like section.name=1.")
     return (Path(files[0]) if files else None), [word for word in words if "=" in word]
 
 

@@ -122,15 +122,15 @@ def write_table(path: Path, scores: Scores, more: Sequence[Mapping[str, Any]]) -
     Raises:
         UserError: if the file cannot be written.
     """
-    columns = list(zip(scores.tasks, scores.subjects, scores.prompts, scores.kinds, strict=True))
     text = "prompt_text" if "prompt" in scores.metrics else "prompt"  # a metric may be called prompt
-    names = ("task", "subject", text, "prompt_kind")
+    columns = zip(scores.tasks, scores.subjects, scores.kinds, scores.prompts, strict=True)
+    names = ("task", "subject", "prompt_kind", text, "n")
+    images = [(*column, n) for column in columns for n in range(len(scores.values))]
+    values = scores.values.swapaxes(0, 1).reshape(len(images), -1).tolist()
     rows = [
-        {**dict(zip(names, column, strict=True)), "n": n, **dict(zip(scores.metrics, values, strict=True))}
-        for t, column in enumerate(columns)
-        for n, values in enumerate(scores.values[:, t].tolist())
+        {**dict(zip(names, image, strict=True)), **extra, **dict(zip(scores.metrics, row, strict=True))}
+        for image, extra, row in zip(images, more, values, strict=True)
     ]
-    rows = [{**row, **extra} for row, extra in zip(rows, more, strict=True)]
     try:
         import pyarrow  # pyright: ignore[reportMissingImports]
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]

@@ -17,21 +17,13 @@ from rich.console import Console
 from customized_grpo.cli.bench import bench_command, read_settings
 from customized_grpo.config import Config, load_config
 from customized_grpo.errors import UserError
+from customized_grpo.policies.guidance import describe_guidance
 from customized_grpo.settings import Role, Spec
 from customized_grpo.settings.build import check_spec
 from customized_grpo.settings.identity import declared_roles
 from customized_grpo.settings.parse import describe_settings, parse_config
 from customized_grpo.studies.bench import PROTOCOLS, Bench, BenchFolder, BenchSettings, make_plan, read_bench
-from customized_grpo.studies.bench.analysis import (
-    above_oracle,
-    alarms,
-    breakdown,
-    levels,
-    oracle_levels,
-    paired,
-    published,
-)
-from customized_grpo.studies.bench.guidance import describe_guidance
+from customized_grpo.studies.bench.findings import above_real, copying, kinds, levels, paired, published, real_levels
 from customized_grpo.studies.bench.record import write_table
 from customized_grpo.studies.bench.report import columns, publications, scores
 from studies.bench.tiny import COLOURS, METRICS, dreambench
@@ -132,41 +124,41 @@ def test_parts_make_a_whole(place: Path, plain: Bench) -> None:
     np.testing.assert_array_equal(whole.scores.values, plain.scores.values)
 
 
-def test_the_oracle_leaves_the_photo_itself_out(plain: Bench) -> None:
-    scores = [score for subject, score in plain.oracle["dino"] if subject == "dog"]
+def test_real_images_are_not_compared_with_themselves(plain: Bench) -> None:
+    scores = [score for subject, score in plain.real["dino"] if subject == "dog"]
     # photos are 10 grey levels apart: mean distance to the others 15, 10 and 15
     np.testing.assert_allclose(scores, [1 - 15 / 255, 1 - 10 / 255, 1 - 15 / 255], atol=1e-6)
-    assert oracle_levels(plain)["dino"].value == pytest.approx(1 - 40 / 3 / 255, abs=1e-6)
-    assert plain.oracle["clip_t"] == ()  # nobody asked anything of a photo
+    assert real_levels(plain)["dino"].value == pytest.approx(1 - 40 / 3 / 255, abs=1e-6)
+    assert plain.real["clip_t"] == ()  # nobody asked anything of a photo
 
 
 def test_pasting_the_reference_raises_the_alarm(place: Path, plain: Bench) -> None:
     paste = run(place, place / "paste", f"config={place / 'paste.yaml'}")
-    difference, share = above_oracle(paste, "dino")
+    difference, share = above_real(paste, "dino")
     # (0 + 10 + 20) / 3 grey levels from the photos, the shown one among them, where true photos are 13.3 apart
     assert difference.value == pytest.approx((40 / 3 - 10) / 255, abs=2e-3)
     assert share == 1
-    serious = [alarm.text for alarm in alarms(paste) if alarm.serious]
+    serious = [remark.text for remark in copying(paste) if remark.serious]
     assert any(text.startswith("copy-paste? DINO") for text in serious)
     assert any("100% of the background" in text for text in serious)
-    assert not [alarm for alarm in alarms(plain) if alarm.serious]
+    assert not [remark for remark in copying(plain) if remark.serious]
 
 
 def test_kinds_are_told_apart(plain: Bench) -> None:
-    groups = {group.title: group for group in breakdown(plain)}
-    assert {title: group.tasks for title, group in groups.items()} == {
+    groups = dict(kinds(plain))
+    assert {title: sum(tasks) for title, tasks in groups.items()} == {
         "live": 3, "object": 4, "recontextualisation": 3, "accessory": 1, "property": 3,
     }  # fmt: skip
     dog = [task.subject == "dog" for task in plain.tasks]
-    assert groups["live"].levels["clip_t"].value == pytest.approx(plain.scores.column("clip_t")[:, dog].mean())
+    assert levels(plain, groups["live"])["clip_t"].value == pytest.approx(plain.scores.column("clip_t")[:, dog].mean())
 
 
-def test_runs_pair_picture_by_picture(place: Path, plain: Bench) -> None:
+def test_runs_pair_image_by_image(place: Path, plain: Bench) -> None:
     brighter = run(place, place / "bright", "policy.shift=0.1", against=[place / "plain"])
     change = paired(brighter, plain)["clip_t"]
     assert change.value == pytest.approx(np.mean(brighter.scores.values[:, :, 1] - plain.scores.values[:, :, 1]))
-    spread = levels(brighter)["clip_t"]
-    assert 0 < change.high - change.low < spread.high - spread.low  # pairing takes the subjects' own level out
+    alone = levels(brighter)["clip_t"]
+    assert 0 < change.high - change.low < alone.high - alone.low  # pairing takes the subjects' own level out
     assert "task by task" in (place / "bright" / "report.html").read_text(encoding="utf-8")
     assert brighter.folder.against() == [(place / "plain").resolve()]
 
@@ -178,11 +170,11 @@ def test_benches_that_do_not_pair_are_refused(place: Path, plain: Bench) -> None
 
 
 def test_another_bench_in_the_folder_is_refused(place: Path, plain: Bench) -> None:
-    with pytest.raises(UserError, match=r"holds another bench: its seed is 0, and this one's 7"):
+    with pytest.raises(UserError, match=r"holds a bench with other seed than this one \(0, not 7\)"):
         run(place, place / "plain", "seed=7")
     (place / "full").mkdir()
     (place / "full" / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="holds something that is no bench"):
+    with pytest.raises(UserError, match="holds something that is not a bench"):
         run(place, place / "full")
     assert [path.name for path in (place / "full").iterdir()] == ["thesis.tex"]
 
@@ -194,7 +186,7 @@ def test_what_has_not_been_used_may_be_mended(place: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         run(place, output, "policy={use: FluxKontextPolicy, path: nowhere}")
     assert run(place, output).scores.values.shape == (2, 7, 3)
-    with pytest.raises(UserError, match="holds another bench: its metric clip_t is"):
+    with pytest.raises(UserError, match=r"holds a bench with other metrics\.clip_t\.spec\.use than this one"):
         run(place, output, "metrics.clip_t={use: studies.bench.tiny:alike}")
     assert list(run(place, output, "metrics.clip_t=null").metrics) == ["dino", "background_copied"]
 
@@ -204,29 +196,53 @@ def test_a_bench_goes_on_with_less_memory(place: Path, plain: Bench, monkeypatch
     monkeypatch.setattr("studies.bench.tiny.bright.RUNTIME", ("device",), raising=False)
     output = Path(shutil.copytree(place / "plain", place / "less"))
     info = json.loads((output / "bench.json").read_text())
-    del info["identity"]["subjects"]  # as older benches are
+    del info["subjects"]  # as older benches are
     (output / "bench.json").write_text(json.dumps(info))
     less = run(place, output, "policy.shift=0.5", "metrics.clip_t.device=cpu", "batch=1", "score_batch=1")
     assert np.array_equal(less.scores.values, plain.scores.values)
-    assert less.info["identity"]["policy"]["shift"] == 0.5
+    assert less.info["policy"]["shift"] == 0.5
+
+
+def test_a_folder_of_the_earlier_format_is_read_and_resumed(place: Path, plain: Bench) -> None:
+    output = Path(shutil.copytree(place / "plain", place / "earlier"))
+    info = json.loads((output / "bench.json").read_text())
+    kept = {name for name, role in declared_roles(BenchSettings).items() if role is Role.KEPT} | {"run", "iteration"}
+    identity = {**{name: info.pop(name) for name in kept}, "tasks": len(info["tasks"])}
+    identity["metrics"]["background_copied"]["spec"]["use"] = "customized_grpo.compare.measures:BackgroundCopied"
+    (output / "tasks.json").write_text(json.dumps(info.pop("tasks")))
+    (output / "against.json").write_text(json.dumps([str(place / "plain")]))
+    (output / "bench.json").write_text(json.dumps({"identity": identity, "label": "plain base", **{
+        name: info[name] for name in ("about", "source", "rules", "departures", "command", "versions", "started")
+    }}))  # fmt: skip
+    earlier = read_bench(output)
+    assert np.array_equal(earlier.scores.values, plain.scores.values)
+    assert (earlier.label, earlier.tasks, earlier.folder.against()) == (plain.label, plain.tasks, [place / "plain"])
+    assert paired(earlier, plain)["background_copied"].value == 0
+    with pytest.raises(UserError, match="with other seed than this one"):
+        run(place, output, "seed=7")
+    assert np.array_equal(run(place, output).scores.values, plain.scores.values)
+    written = json.loads((output / "bench.json").read_text())
+    assert (written["format"], "identity" in written, len(written["tasks"])) == (2, False, 7)
 
 
 @pytest.mark.parametrize(("arguments", "pairs"), [({"batch_size": 1}, True), ({"path": "other"}, False)])
 def test_metrics_pair_if_their_scores_do(plain: Bench, arguments: dict, pairs: bool) -> None:
     def measured_by(**arguments: object) -> Bench:
         spec = Spec(**{"use": "DinoReward", **arguments})
-        return replace(plain, metrics={**plain.metrics, "dino": replace(plain.metrics["dino"], spec=spec)})
+        return replace(
+            plain, metrics={**plain.metrics, "dino": plain.metrics["dino"].model_copy(update={"spec": spec})}
+        )
 
     if pairs:
         assert "dino" in paired(measured_by(), measured_by(**arguments))
     else:
-        with pytest.raises(UserError, match="it measures dino otherwise"):
+        with pytest.raises(UserError, match="it measures dino with another metric"):
             paired(measured_by(), measured_by(**arguments))
 
 
 def test_the_identity_of_a_bench_is_what_is_not_runtime(plain: Bench) -> None:
     kept = {name for name, role in declared_roles(BenchSettings).items() if role is Role.KEPT}
-    assert plain.info["identity"].keys() == kept | {"run", "iteration", "tasks"}
+    assert kept | {"run", "iteration", "tasks"} <= plain.info.keys()
     assert {"batch", "score_batch", "data"}.isdisjoint(kept)
 
 
@@ -234,14 +250,14 @@ def test_the_identity_of_a_bench_is_what_is_not_runtime(plain: Bench) -> None:
     ("words", "sentence"),
     [
         (["dreambooht"], r"no protocol 'dreambooht'.*Did you mean 'dreambooth'\?"),
-        (["dreambooth"], "needs pictures: data=FOLDER"),
+        (["dreambooth"], "needs images: data=FOLDER"),
         (["dreambooth", "data=nowhere"], "There is no data folder 'nowhere'"),
         (["uno", "data=."], "needs its list of prompts and photos: prompts=FILE.json"),
         (["dreambench++", "data=."], "needs a judge: metrics.concept.model=NAME"),
         (["toyworld", "metrics.dinno=null"], "has no metric 'dinno'"),
         (["toyworld", "metrics.identity.pth=x"], "takes no setting 'pth'. Did you mean 'path'"),
         (["toyworld", "imags=3"], "There is no setting 'imags'. Did you mean 'images'"),
-        (["toyworld", "uno"], "one protocol or YAML file"),
+        (["toyworld", "uno"], "Give one protocol or YAML file, got toyworld and uno"),
         (["toyworld", "policy.shft=3"], "takes no setting 'shft'. Did you mean 'shift'"),
     ],
 )
@@ -251,10 +267,10 @@ def test_bad_input_is_one_sentence(words: list[str], sentence: str, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_subject_without_pictures_is_named(tmp_path: Path) -> None:
+def test_a_subject_without_images_is_named(tmp_path: Path) -> None:
     data = dreambench(tmp_path / "data")
-    for picture in (data / "dataset" / "vase").iterdir():
-        picture.unlink()
+    for image in (data / "dataset" / "vase").iterdir():
+        image.unlink()
     with pytest.raises(UserError, match="no images of vase"):
         bench_command(silent(), ["dreambooth", f"data={data}"], output=tmp_path / "out")
 
@@ -269,17 +285,17 @@ def test_the_page_on_benches_is_what_the_code_says() -> None:
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_a_plan(recipe: Path) -> None:
     plan = make_plan(read_settings([str(recipe)]), load_config())
-    assert not [text for text in plan.departures if "policy" not in text]
+    assert not [text for text in plan.departures() if "policy" not in text]
 
 
 def test_the_papers_settings_reach_the_policy() -> None:
     plan = make_plan(read_settings(["customized-grpo"]), load_config(RECIPES.parent / "uno-syncd.yaml"))
     policy = plan.config.policy.arguments
     assert (policy["resolution"], policy["guidance_scale"]) == (512, 4.0)
-    assert (plan.images, plan.num_inference_steps, plan.seed, plan.departures) == (1, 25, 3407, [])
+    assert (plan.images, plan.num_inference_steps, plan.seed, plan.departures()) == (1, 25, 3407, [])
     changed = make_plan(read_settings(["customized-grpo", "policy.resolution=1024", "images=2"]), plan.config)
     assert changed.config.policy.arguments["resolution"] == 1024
-    assert changed.departures == [
+    assert changed.departures() == [
         "policy.resolution is 1024; the protocol's is 512.", "images is 2; the protocol's is 1.",
     ]  # fmt: skip
 
@@ -310,16 +326,16 @@ def test_the_protocols_guidance_is_the_models_own_setting(
     arguments = plan.config.policy.arguments
     given = {name: arguments[name] for name in ("guidance_scale", "true_cfg_scale") if name in arguments}
     assert given == ({setting: 4.0} if setting else {})
-    assert plan.departures == ([] if setting else ["The model takes no guidance; the protocol's is 4."])
+    assert plan.departures() == ([] if setting else ["The model takes no guidance; the protocol's is 4."])
     assert describe_guidance(check_spec(plan.config.policy, "policy"), plan.config.policy) == said
 
 
 def test_another_encoder_departs_and_another_environment_does_not() -> None:
     other = make_plan(read_settings(["dreambooth", "metrics.dino.path=facebook/dinov2-base"]), load_config())
-    assert any("DINO is measured by" in text for text in other.departures)
+    assert any("DINO is measured by" in text for text in other.departures())
     remote = "metrics.hpsv3={use: RemoteReward, reward: {use: Hpsv3Reward}, python: p}"
     same = make_plan(read_settings(["customized-grpo", remote, "metrics.dino.device=cpu"]), load_config())
-    assert not [text for text in same.departures if "measured by" in text]
+    assert not [text for text in same.departures() if "measured by" in text]
 
 
 def test_published_numbers_have_sources() -> None:
@@ -327,18 +343,17 @@ def test_published_numbers_have_sources() -> None:
     assert rows["UNO"].scores == {"dino": 0.760, "clip_i": 0.835, "clip_t": 0.304}
     assert rows["Customized-GRPO"].scores == {"dino": 0.812, "hpsv3": 8.3}
     assert all(row.source and row.by and row.protocol in PROTOCOLS for row in rows.values())
-    assert all(row.scores.keys() <= row.titles.keys() for row in rows.values())
+    assert all(row.scores.keys() <= row.metrics.keys() for row in rows.values())
 
 
 def test_published_numbers_are_held_against_their_own_protocol_alone(plain: Bench) -> None:
     assert not any(row.title == "UNO" for row in scores(plain, []).rows)
     beside = {row.title: row.cells for row in publications(plain).rows}
-    assert beside["UNO"] == ("uno", "UNO's authors", "no: other protocol", 0.760, 0.304, "–")
-    assert beside["Customized-GRPO"][:3] == ("customized-grpo", "its authors", "no: other protocol")
+    assert beside["UNO"] == ["uno", "UNO's authors", "no: other protocol", 0.760, 0.304, "–"]
+    assert beside["Customized-GRPO"][:3] == ["customized-grpo", "its authors", "no: other protocol"]
 
     def said(departures: list[str]) -> str:
-        identity = {**plain.info["identity"], "protocol": "uno"}
-        bench = replace(plain, info={**plain.info, "identity": identity, "departures": departures})
+        bench = replace(plain, info={**plain.info, "protocol": "uno", "departures": departures})
         return {row.title: row.cells for row in publications(bench).rows}["UNO"][2]
 
     assert said(["seed is 3."]) == "no: departures"
@@ -346,10 +361,10 @@ def test_published_numbers_are_held_against_their_own_protocol_alone(plain: Benc
 
 
 def test_a_background_that_nothing_tells_has_no_column(plain: Bench) -> None:
-    assert columns(plain) == ["DINO", "CLIP-T", "background copied ↓"]
+    assert list(columns(plain).values()) == ["DINO", "CLIP-T", "background copied ↓"]
     values = plain.scores.values.copy()
     values[:, :, 2] = np.nan
-    assert columns(replace(plain, scores=replace(plain.scores, values=values))) == ["DINO", "CLIP-T"]
+    assert list(columns(replace(plain, scores=replace(plain.scores, values=values))).values()) == ["DINO", "CLIP-T"]
 
 
 def test_bench_json_tells_the_rules(plain: Bench) -> None:

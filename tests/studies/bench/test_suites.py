@@ -12,7 +12,7 @@ from rich.console import Console
 from customized_grpo.cli.bench import bench_command
 from customized_grpo.errors import UserError
 from customized_grpo.studies.bench import find_protocol
-from customized_grpo.studies.bench.suites import ToySuite, open_suite, prompt_kind
+from customized_grpo.studies.bench.suites import open_suite, prompt_kind, toy_suite
 from rewards.tiny import save_clip, save_dino
 from studies.bench.tiny import METRICS, dreambench, dreambench_plus
 
@@ -40,17 +40,17 @@ def test_dreambooth_compares_with_all_photos(data: Path) -> None:
         "live",
         "accessory",
     )
-    assert suite.shown(task).references[0].getpixel((0, 0)) == (200, 120, 40)
-    assert [r.getpixel((0, 0))[2] for r in suite.compared(task).references] == [40, 50, 60]
+    assert suite.example(task, True).references[0].getpixel((0, 0)) == (200, 120, 40)
+    assert [r.getpixel((0, 0))[2] for r in suite.example(task, False).references] == [40, 50, 60]
     first = next(iter(suite.real()))
-    assert [r.getpixel((0, 0))[2] for r in first.compared.references] == [50, 60]  # not with itself
-    assert first.shown is None  # nothing is left of what was shown
+    assert [r.getpixel((0, 0))[2] for r in first.others[False].references] == [50, 60]  # not with itself
+    assert first.others[True] is None  # nothing is left of what was shown
 
 
 def test_the_papers_protocol_compares_with_the_shown_photo(data: Path) -> None:
     suite = open_suite(find_protocol("customized-grpo"), data, None)
-    assert len(suite.compared(suite.tasks[0]).references) == 1
-    compared = [photo.compared is not None for photo in suite.real()]
+    assert len(suite.example(suite.tasks[0], False).references) == 1
+    compared = [photo.others[False] is not None for photo in suite.real()]
     assert compared == [False, True, True] * 3
 
 
@@ -60,17 +60,17 @@ def test_a_list_fixes_prompts_and_photos(data: Path, tmp_path: Path) -> None:
     )
     suite = open_suite(find_protocol("uno"), data, file)
     assert [task.id for task in suite.tasks] == ["vase-00", "vase-01"]
-    assert suite.shown(suite.tasks[0]).references[0].getpixel((0, 0)) == (50, 80, 220)
-    assert [photo.name for photo in suite.real() if photo.compared] == ["vase/00.png", "vase/01.png"]
+    assert suite.example(suite.tasks[0], True).references[0].getpixel((0, 0)) == (50, 80, 220)
+    assert [photo.name for photo in suite.real() if photo.others[False]] == ["vase/00.png", "vase/01.png"]
 
 
-def test_two_subjects_are_one_picture(data: Path, tmp_path: Path) -> None:
+def test_two_subjects_are_one_image(data: Path, tmp_path: Path) -> None:
     file = entries(tmp_path, ("a dog and a vase in the snow", ["./d/dog/00.png", "./d/vase/01.png"]))
     suite = open_suite(find_protocol("uno-multi"), data, file)
     (task,) = suite.tasks
     assert (task.subject, task.kind) == ("dog+vase", "mixed")
-    assert [r.getpixel((0, 0)) for r in suite.shown(task).references] == [(200, 120, 40), (40, 70, 210)]
-    compared = [(photo.name, len(photo.compared.references)) for photo in suite.real() if photo.compared]
+    assert [r.getpixel((0, 0)) for r in suite.example(task, True).references] == [(200, 120, 40), (40, 70, 210)]
+    compared = [(photo.name, len(photo.others[False].references)) for photo in suite.real() if photo.others[False]]
     assert compared == [("dog/01.png", 1), ("dog/02.png", 1), ("vase/00.png", 1), ("vase/02.png", 1)]
 
 
@@ -123,9 +123,12 @@ def test_dreambench_plus_is_read(tmp_path: Path) -> None:
 
 
 def test_the_toy_world_asks_each_creature_several_times() -> None:
-    suite = ToySuite(2, 3, seed=1)
+    suite = toy_suite(2, 3, seed=1)
     assert [task.subject for task in suite.tasks] == ["creature-000"] * 3 + ["creature-001"] * 3
-    assert suite.shown(suite.tasks[0]).references[0].tobytes() == suite.shown(suite.tasks[2]).references[0].tobytes()
+    assert (
+        suite.example(suite.tasks[0], True).references[0].tobytes()
+        == suite.example(suite.tasks[2], True).references[0].tobytes()
+    )
     assert len(list(suite.real())) == 6
 
 
@@ -155,7 +158,7 @@ def test_a_bench_of_the_toy_world(tmp_path: Path) -> None:
     assert bench is not None
     assert bench.scores.values.shape == (1, 4, 5)
     assert np.isfinite(bench.scores.values[:, :, :4]).all()
-    assert [score for _, score in bench.oracle["oracle_subject"]] == pytest.approx([1] * 4, abs=0.2)
+    assert [score for _, score in bench.real["oracle_subject"]] == pytest.approx([1] * 4, abs=0.2)
 
 
 @real
@@ -173,5 +176,5 @@ def test_a_bench_of_real_photos_with_encoders_of_the_right_kind(tmp_path: Path) 
     assert np.isfinite(bench.scores.values[:, :, :3]).all()
     assert np.isnan(bench.scores.values[:, :, 3]).all()  # DreamBench has no masks, and so no backgrounds
     photos = sum(len(list((REAL / "dataset" / name).glob("*.jpg"))) for name in ("backpack", "backpack_dog"))
-    assert len(bench.oracle["dino"]) == photos - 2  # all but the two that are shown
+    assert len(bench.real["dino"]) == photos - 2  # all but the two that are shown
     assert "no reference has a mask" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

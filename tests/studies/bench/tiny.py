@@ -1,4 +1,4 @@
-"""DreamBench in small, a policy and rewards for it, as the command names them: `bench.tiny:NAME`."""
+"""DreamBench in small, a policy and rewards for it, as the command names them: `studies.bench.tiny:NAME`."""
 
 import os
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ def alike(images: Tensor, examples: Sequence[Example]) -> Tensor:
     own = images.mean((2, 3))
     scores = []
     for row, example in zip(own, examples, strict=True):
-        references = torch.stack([to_tensor(picture).mean((1, 2)) for picture in example.references])
+        references = torch.stack([to_tensor(image).mean((1, 2)) for image in example.references])
         scores.append(1 - (references - row).abs().mean())
     return torch.stack(scores)
 

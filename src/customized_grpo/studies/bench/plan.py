@@ -1,18 +1,19 @@
-"""The settings of a bench, and what becomes of a protocol under them, departures included."""
+"""The settings of a bench, and the protocol under these settings, with the departures from it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from customized_grpo.assemble import PolicySource
 from customized_grpo.config import Config
 from customized_grpo.errors import UserError, nearest
+from customized_grpo.policies.guidance import describe_guidance, guidance_setting, takes
 from customized_grpo.settings import Role, Settings, Spec
 from customized_grpo.settings.build import check_spec
-from customized_grpo.settings.identity import runtime_arguments
-from customized_grpo.studies.bench.guidance import describe_guidance, guidance_setting, takes
+from customized_grpo.settings.identity import declared_roles, runtime_arguments
 from customized_grpo.studies.bench.protocols import COMMON_NOTES, Metric, Protocol, find_protocol
 from customized_grpo.studies.bench.suites import Suite
 
@@ -30,7 +31,7 @@ class BenchSettings(Settings):
     """Configuration of the policy to measure; default: the embedded default. Not used with a run."""
     policy: Annotated[dict[str, Any], Role.KEPT] = Field(default={})
     """Arguments of the policy, which override those of the configuration and the protocol."""
-    metrics: Annotated[dict[str, Any], Role.KEPT] = Field(default={})
+    metrics: Annotated[dict[str, dict[str, Any] | None], Role.KEPT] = Field(default={})
     """Changes to the metrics of the protocol by name: arguments, such as a local path, or null to remove a metric."""
     images: Annotated[int | None, Role.KEPT] = Field(default=None, ge=1)
     """Images per prompt; default: that of the protocol."""
@@ -50,7 +51,7 @@ class BenchSettings(Settings):
 
 @dataclass(frozen=True)
 class Plan:
-    """A protocol as it will be done."""
+    """A protocol with settings."""
 
     protocol: Protocol
     settings: BenchSettings
@@ -60,22 +61,60 @@ class Plan:
     images: int
     seed: int
     num_inference_steps: int
-    departures: list[str] = field(default_factory=list)
-    """What is not as the protocol says, one sentence each."""
+
+    def departures(self, suite: Suite | None = None) -> list[str]:
+        """The differences from the protocol, one sentence each; those in size only with the suite."""
+        protocol, policy = self.protocol, self.config.policy
+        found, target = list[str](), check_spec(policy, "policy")
+        if protocol.guidance is not None and guidance_setting(target, policy) is None:
+            found.append(f"The model takes no guidance; the protocol's is {protocol.guidance:g}.")
+        for name, value in _wanted(protocol, target, policy).items():
+            if name not in policy.arguments:
+                found.append(f"The policy takes no {name}; the protocol's is {value}.")
+            elif policy.arguments[name] != value:
+                found.append(f"policy.{name} is {policy.arguments[name]}; the protocol's is {value}.")
+        for name, metric in protocol.metrics.items():
+            if name not in self.metrics:
+                found.append(f"{metric.title} is left out.")
+            elif _essence(spec := self.metrics[name].spec) != _essence(metric.spec):
+                found.append(f"{metric.title} is measured by {_short(spec)}; the protocol's is {_short(metric.spec)}.")
+        for name in ("num_inference_steps", "images", "seed"):
+            if (wanted := getattr(protocol, name)) not in (None, getattr(self, name)):
+                found.append(f"{name} is {getattr(self, name)}; the protocol's is {wanted}.")
+        subjects = len({task.subject for task in suite.tasks}) if suite else protocol.subjects
+        if subjects != protocol.subjects:
+            found.append(f"{subjects} subjects; the protocol has {protocol.subjects}.")
+        if suite and len(suite.tasks) != subjects * protocol.prompts:
+            found.append(f"{len(suite.tasks)} prompts; the protocol has {protocol.prompts} for each subject.")
+        return found
 
     def rules(self, suite: Suite) -> list[str]:
-        """Exactly what is drawn and measured, one sentence each."""
+        """How images are generated and scored, one sentence each."""
         subjects = len({task.subject for task in suite.tasks})
-        found = [
+        policy = self.config.policy
+        return [
             f"{len(suite.tasks)} prompts for {subjects} subjects, {self.images} images each: "
             f"{len(suite.tasks) * self.images} images.",
-            f"{self.num_inference_steps} deterministic steps, noise of seed {self.seed}, {_short(self.config.policy)}.",
-            describe_guidance(check_spec(self.config.policy, "policy"), self.config.policy),
+            f"{self.num_inference_steps} deterministic steps, noise of seed {self.seed}, {_short(policy)}.",
+            describe_guidance(check_spec(policy, "policy"), policy),
             *(f"{m.title} ({m.role}): {_short(m.spec)}." for m in self.metrics.values()),
             *self.protocol.notes,
             *COMMON_NOTES,
         ]
-        return found
+
+    def identity(self, source: PolicySource, suite: Suite) -> dict[str, Any]:
+        """The settings and data that two processes of one bench have in common."""
+        planned = {
+            **vars(self.settings),
+            "policy": self.config.policy.model_dump(),
+            "images": self.images,
+            "seed": self.seed,
+            "num_inference_steps": self.num_inference_steps,
+            "metrics": {name: metric.model_dump() for name, metric in self.metrics.items()},
+        }
+        kept = {name: planned[name] for name, role in declared_roles(BenchSettings).items() if role is Role.KEPT}
+        run = str(source.run.path.resolve()) if source.run else None
+        return {**kept, "run": run, "iteration": source.iteration, "tasks": [vars(task) for task in suite.tasks]}
 
 
 def make_plan(settings: BenchSettings, config: Config) -> Plan:
@@ -85,107 +124,76 @@ def make_plan(settings: BenchSettings, config: Config) -> Plan:
         UserError: if a name does not exist, or a policy or metric does not take a setting.
     """
     protocol = find_protocol(settings.protocol)
-    departures: list[str] = []
-    policy = _policy(protocol, settings, config, departures)
-    metrics = _metrics(protocol, settings, departures)
-
-    def choose(name: str, wanted: Any) -> Any:
-        given = getattr(settings, name)
-        if given is not None and wanted is not None and given != wanted:
-            departures.append(f"{name} is {given}; the protocol's is {wanted}.")
-        return wanted if given is None else given
-
-    steps = choose("num_inference_steps", protocol.num_inference_steps) or config.rollout.num_inference_steps
     return Plan(
-        protocol, settings, config.model_copy(update={"policy": policy}), metrics,
-        choose("images", protocol.images), choose("seed", protocol.seed), steps, departures,
+        protocol, settings, config.model_copy(update={"policy": _policy(protocol, settings, config)}),
+        _metrics(protocol, settings),
+        images=settings.images or protocol.images,
+        seed=protocol.seed if settings.seed is None else settings.seed,
+        num_inference_steps=settings.num_inference_steps or protocol.num_inference_steps
+        or config.rollout.num_inference_steps,
     )  # fmt: skip
 
 
-def named(settings: BenchSettings, config: Config) -> list[tuple[str, str, Spec]]:
-    """(setting, slot, spec) of what the settings name by import path, without the rest of the configuration."""
-    protocol = find_protocol(settings.protocol)
-    found = [("policy", "policy", Spec(**{"use": config.policy.use, **settings.policy}))] if settings.policy else []
-    for name, metric in protocol.metrics.items():
-        if isinstance(change := settings.metrics.get(name), Mapping):
-            found.append((f"metrics.{name}", "metric", Spec(**{"use": metric.spec.use, **change})))
-    return found
+def specs(settings: BenchSettings, config: Config) -> list[tuple[str, str, Spec]]:
+    """(setting, slot, spec) of the imports that the settings name, without the rest of the configuration."""
+    metrics = find_protocol(settings.protocol).metrics
+    changed = {
+        name: {"use": metrics[name].spec.use, **some}
+        for name, some in settings.metrics.items()
+        if some and name in metrics
+    }
+    policy = [("policy", "policy", Spec(**{"use": config.policy.use, **settings.policy}))] if settings.policy else []
+    return policy + [(f"metrics.{name}", "metric", Spec(**spec)) for name, spec in changed.items()]
 
 
-def size_departures(plan: Plan, suite: Suite) -> list[str]:
-    """One sentence if there are not as many subjects or prompts as the protocol has."""
-    protocol, found = plan.protocol, []
-    subjects = {task.subject for task in suite.tasks}
-    if protocol.subjects is not None and len(subjects) != protocol.subjects:
-        found.append(f"{len(subjects)} subjects; the protocol has {protocol.subjects}.")
-    if protocol.prompts is not None and len(suite.tasks) != len(subjects) * protocol.prompts:
-        found.append(f"{len(suite.tasks)} prompts; the protocol has {protocol.prompts} for each subject.")
-    return found
-
-
-def _policy(protocol: Protocol, settings: BenchSettings, config: Config, departures: list[str]) -> Spec:
+def _policy(protocol: Protocol, settings: BenchSettings, config: Config) -> Spec:
     """The configuration's policy with the protocol's settings where it takes them, and the user's over both."""
-    target = check_spec(config.policy, "policy")
-    arguments, wanted = config.policy.arguments, dict(protocol.policy)
-    if protocol.guidance is not None:
-        asked = Spec(**{"use": config.policy.use, **arguments, **settings.policy})
-        if knob := guidance_setting(target, asked):
-            wanted[knob] = protocol.guidance
-        else:
-            departures.append(f"The model takes no guidance; the protocol's is {protocol.guidance:g}.")
-    for name, value in wanted.items():
-        if name in settings.policy:
-            if settings.policy[name] != value:
-                departures.append(f"policy.{name} is {settings.policy[name]}; the protocol's is {value}.")
-        elif not takes(target, name):
-            departures.append(f"The policy takes no {name}; the protocol's is {value}.")
-        else:
-            arguments[name] = value
-            if name == "resolution":
-                arguments.pop("width", None)
-                arguments.pop("height", None)
-    spec = Spec(**{"use": config.policy.use, **arguments, **settings.policy})
+    base, target = config.policy.model_dump(), check_spec(config.policy, "policy")
+    wanted = _wanted(protocol, target, Spec(**{**base, **settings.policy}))
+    wanted = {name: value for name, value in wanted.items() if takes(target, name) and name not in settings.policy}
+    if "resolution" in wanted:
+        base = {name: value for name, value in base.items() if name not in ("width", "height")}
+    spec = Spec(**{**base, **wanted, **settings.policy})
     check_spec(spec, "policy")
     return spec
 
 
-def _metrics(protocol: Protocol, settings: BenchSettings, departures: list[str]) -> dict[str, Metric]:
+def _wanted(protocol: Protocol, target: Any, spec: Spec) -> dict[str, Any]:
+    """The protocol's settings of a policy, its guidance by the name that the policy has for it."""
+    knob = guidance_setting(target, spec) if protocol.guidance is not None else None
+    return {**protocol.policy, **({knob: protocol.guidance} if knob else {})}
+
+
+def _metrics(protocol: Protocol, settings: BenchSettings) -> dict[str, Metric]:
+    """The metrics of the protocol with the changes of the settings, without those that are left out."""
     for name in settings.metrics:
         if name not in protocol.metrics:
-            known = ", ".join(protocol.metrics)
             raise UserError(
-                f"The protocol '{protocol.name}' has no metric '{name}'; it has {known}."
+                f"The protocol '{protocol.name}' has no metric '{name}'; it has {', '.join(protocol.metrics)}."
                 f"{nearest(name, protocol.metrics)}"
             )
     found = {}
     for name, metric in protocol.metrics.items():
         change = settings.metrics.get(name, {})
         if change is None:
-            departures.append(f"{metric.title} is left out.")
             continue
-        if not isinstance(change, Mapping):
-            raise UserError(
-                f"metrics.{name} is {change!r}; give arguments, such as metrics.{name}.path=FOLDER, or null."
-            )
         same = change.get("use", metric.spec.use) == metric.spec.use
         spec = Spec(**({**metric.spec.model_dump(), **change} if same else change))
-        if _essence(spec) != _essence(metric.spec):
-            departures.append(f"{metric.title} is measured by {_short(spec)}; the protocol's is {_short(metric.spec)}.")
         check_spec(spec, "metric")
         if spec.use == "VlmJudge" and "model" not in spec.arguments:
             raise UserError(
                 f"The protocol '{protocol.name}' needs a judge: metrics.{name}.model=NAME and "
                 f"metrics.{name}.url=URL of an OpenAI-compatible endpoint, or metrics.{name}=null to leave it out."
             )
-        found[name] = replace(metric, spec=spec)
+        found[name] = metric.model_copy(update={"spec": spec})
     if not found:
         raise UserError("Every metric is left out; keep at least one.")
     return found
 
 
 def _essence(spec: Spec) -> dict[str, Any]:
-    """What a score depends on, but for the model of a judge, which no protocol names. Of a reward in a process of its
-    own, that of the reward there, which is not imported here."""
+    """The part of a spec that scores depend on, without the model of a judge, which no protocol names. Of a reward in a
+    process of its own, that of the reward there, which is not imported here."""
     if spec.use.split(":")[-1] == "RemoteReward" and isinstance(spec.arguments.get("reward"), Mapping):
         spec = Spec(**spec.arguments["reward"])
     free = {"model", *runtime_arguments(spec, "metric", foreign=False)}
@@ -194,6 +202,5 @@ def _essence(spec: Spec) -> dict[str, Any]:
 
 def _short(spec: Spec) -> str:
     """A spec in a line: the name and its arguments."""
-    name = spec.use.split(":")[-1]
     arguments = ", ".join(f"{key}={value}" for key, value in spec.arguments.items())
-    return f"{name}({arguments})"
+    return f"{spec.use.split(':')[-1]}({arguments})"

@@ -1,11 +1,11 @@
-"""The tasks of a protocol: what a policy is shown, what its pictures are compared with, and the real photos."""
+"""The tasks of a protocol: what a policy is shown, what its images are compared with, and the real images."""
 
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -16,9 +16,6 @@ from customized_grpo.store import read_json, read_text
 from customized_grpo.structures import Example
 from customized_grpo.studies.bench.protocols import Protocol
 
-PROPERTIES = ("red", "purple", "shiny", "wet", "cube shaped")
-"""What DreamBench's prompts make of a subject."""
-
 
 @dataclass(frozen=True)
 class Task:
@@ -27,169 +24,147 @@ class Task:
     id: str
     prompt: str
     subject: str
-    """Whose picture it is: intervals resample subjects."""
+    """Intervals resample subjects."""
     kind: str
     """Of subject: live, object, mixed ..."""
     prompt_kind: str
     """recontextualisation, accessory, property ..."""
 
 
-@dataclass(frozen=True)
-class Real:
-    """A true picture, and what it is compared with."""
+class Real(NamedTuple):
+    """A real image, and the other photos of its subject."""
 
     subject: str
     name: str
     image: Image.Image
-    compared: Example | None
-    """The photos that pictures of this subject are compared with, without this one; None if none are left."""
-    shown: Example | None
-    """The photos that the policy sees, without this one; None if none are left."""
-
-
-class Suite(ABC):
-    """The tasks of a protocol and their pictures, read when they are asked for."""
-
-    tasks: list[Task]
-
-    @abstractmethod
-    def shown(self, task: Task) -> Example:
-        """What the policy sees; its id seeds the noise."""
-
-    @abstractmethod
-    def compared(self, task: Task) -> Example:
-        """What identity is measured against."""
-
-    @abstractmethod
-    def real(self) -> Iterable[Real]:
-        """The true pictures of all subjects."""
-
-    def keep(self, subjects: int) -> None:
-        """Only the first so many subjects, for a trial."""
-        kept = list(dict.fromkeys(task.subject for task in self.tasks))[:subjects]
-        self.tasks = [task for task in self.tasks if task.subject in kept]
+    others: Mapping[bool, Example | None]
+    """Those that images of this subject are compared with (False), and those that the policy sees (True), without this
+    one; None if none are left."""
 
 
 @dataclass(frozen=True)
-class Photo:
-    """A picture on disk, and its mask if there is one."""
+class Suite:
+    """The tasks of a protocol and their images, which are read when they are asked for."""
+
+    tasks: Sequence[Task]
+    example: Callable[[Task, bool], Example]
+    """A task with the photos that its images are compared with (False), or with those that the policy sees (True). The
+    id of the example seeds the noise."""
+    real: Callable[[], Iterable[Real]]
+    """The real images of all subjects."""
+
+
+class Photo(NamedTuple):
+    """An image on disk, and its mask if there is one."""
 
     path: Path
     mask: Path | None = None
 
 
-@dataclass(frozen=True)
-class Photos:
-    """The photos of one subject, or of several that are in one picture."""
+class Photos(NamedTuple):
+    """The photos of one subject."""
 
     noun: str
-    shown: tuple[Photo, ...]
-    compared: tuple[Photo, ...]
-    real: tuple[tuple[Photo, tuple[Photo, ...], tuple[Photo, ...]], ...]
-    """Per true photo: itself, the compared ones and the shown ones of the same subject."""
+    real: tuple[Photo, ...]
+    by_use: tuple[tuple[Photo, ...], tuple[Photo, ...]]
+    """Those that images are compared with, and those that the policy sees."""
 
 
-class PhotoSuite(Suite):
-    """Tasks about photos on disk.
+Found = tuple[list[Task], dict[str, list[Photos]]]
+"""Tasks, and the photos of their subjects, which are several where they are together in one image."""
 
-    Raises:
-        UserError: if there is no task.
-    """
 
-    def __init__(self, tasks: Sequence[Task], photos: dict[str, Photos]) -> None:
-        if not tasks:
-            raise UserError("The protocol's data holds no task; check the path.")
-        self.tasks, self.photos = list(tasks), photos
+def photo_suite(tasks: Sequence[Task], photos: dict[str, list[Photos]]) -> Suite:
+    """Tasks about photos on disk."""
 
-    def shown(self, task: Task) -> Example:
-        return self._example(task.id, task.prompt, task.subject, self.photos[task.subject].shown)
+    def with_photos(subject: str, chosen: Sequence[Photo], name: str = "", prompt: str = "") -> Example:
+        images, masks = zip(*map(_read, chosen), strict=True)
+        nouns = " and ".join(part.noun for part in photos[subject])
+        return Example(name, prompt, images, nouns, masks if any(masks) else ())
 
-    def compared(self, task: Task) -> Example:
-        return self._example(task.id, task.prompt, task.subject, self.photos[task.subject].compared)
+    def example(task: Task, shown: bool) -> Example:
+        chosen = [photo for part in photos[task.subject] for photo in part.by_use[shown]]
+        return with_photos(task.subject, chosen, task.id, task.prompt)
 
-    def real(self) -> Iterable[Real]:
-        for subject in dict.fromkeys(task.subject for task in self.tasks):
-            for photo, *against in self.photos[subject].real:
-                rest = [tuple(other for other in group if other.path != photo.path) for group in against]
-                compared, shown = (self._example("", "", subject, group) if group else None for group in rest)
+    def real() -> Iterator[Real]:
+        for subject in dict.fromkeys(task.subject for task in tasks):
+            for photo, by_use in [(photo, part.by_use) for part in photos[subject] for photo in part.real]:
+                groups = ([other for other in group if other.path != photo.path] for group in by_use)
+                others = [with_photos(subject, group) if group else None for group in groups]
                 name = f"{photo.path.parent.name}/{photo.path.name}"
-                yield Real(subject, name, _read(photo)[0], compared, shown)
+                yield Real(subject, name, _read(photo)[0], dict(zip((False, True), others, strict=True)))
 
-    def _example(self, name: str, prompt: str, subject: str, photos: Sequence[Photo]) -> Example:
-        read = [_read(photo) for photo in photos]
-        masks = tuple(mask for _, mask in read)
-        pictures = tuple(picture for picture, _ in read)
-        return Example(name, prompt, pictures, self.photos[subject].noun, masks if any(masks) else ())
+    return Suite(tasks, example, real)
 
 
 @lru_cache(maxsize=64)
 def _read(photo: Photo) -> tuple[Image.Image, Image.Image | None]:
-    picture, alpha = read_picture(photo.path)
-    return picture, read_mask(photo.mask, picture.size) if photo.mask else alpha
+    image, alpha = read_picture(photo.path)
+    return image, read_mask(photo.mask, image.size) if photo.mask else alpha
 
 
-class ToySuite(Suite):
+def toy_suite(subjects: int, prompts: int, seed: int) -> Suite:
     """Unseen creatures of the toy world."""
+    from customized_grpo.toyworld.dataset import ToyWorld
+    from customized_grpo.toyworld.draw import render
 
-    def __init__(self, subjects: int, prompts: int, seed: int) -> None:
-        from customized_grpo.toyworld.dataset import ToyWorld
+    examples = list(ToyWorld("eval", subjects * prompts, seed, per_subject=prompts))
+    known = {example.id: example for example in examples}
+    tasks = [
+        Task(e.id, e.prompt, f"creature-{n // prompts:03d}", e.subject, str(e.truth_scene.kind))
+        for n, e in enumerate(examples)
+    ]
 
-        self.world = ToyWorld("eval", subjects * prompts, seed, per_subject=prompts)
-        self.examples = {example.id: example for example in self.world}
-        self.tasks = [
-            Task(e.id, e.prompt, f"creature-{n // prompts:03d}", e.subject, str(e.truth_scene.kind))
-            for n, e in enumerate(self.examples.values())
-        ]
-
-    def shown(self, task: Task) -> Example:
-        return self.examples[task.id]
-
-    def compared(self, task: Task) -> Example:
-        return self.examples[task.id]
-
-    def real(self) -> Iterable[Real]:
-        from customized_grpo.toyworld.draw import render
-
-        for n, task in enumerate(self.tasks):
-            example = self.examples[task.id]
+    def real() -> Iterator[Real]:
+        for n, (task, example) in enumerate(zip(tasks, examples, strict=True)):
             drawn = Image.fromarray(render(example.truth_subject, example.truth_scene, n))
-            yield Real(task.subject, task.id, drawn, example, example)
+            yield Real(task.subject, task.id, drawn, {False: example, True: example})
+
+    return Suite(tasks, lambda task, shown: known[task.id], real)
 
 
-def open_suite(protocol: Protocol, data: Path | None, prompts: Path | None) -> Suite:
+def open_suite(
+    protocol: Protocol, data: Path | None = None, prompts: Path | None = None, subjects: int | None = None
+) -> Suite:
     """The tasks of a protocol.
 
     Args:
-        protocol: whose.
-        data: folder of its pictures.
+        protocol: with the tasks.
+        data: folder of its images.
         prompts: its list of prompts and photos, where it has one.
+        subjects: only the first so many subjects.
 
     Raises:
-        UserError: if something is missing, or is not what the protocol needs.
+        UserError: if something is missing, or does not fit the protocol.
     """
     if protocol.suite == "toyworld":
         if data is not None:
             raise UserError("The protocol 'toyworld' draws its own data; leave data out.")
-        return ToySuite(protocol.subjects or 40, protocol.prompts or 4, protocol.seed)
+        return toy_suite(min(subjects or protocol.subjects, protocol.subjects), protocol.prompts, protocol.seed)
     if data is None:
         what = "DreamBench++'s data" if protocol.suite == "dreambench++" else "a clone of github.com/google/dreambooth"
-        raise UserError(f"The protocol '{protocol.name}' needs pictures: data=FOLDER, {what}.")
+        raise UserError(f"The protocol '{protocol.name}' needs images: data=FOLDER, {what}.")
     data = data.expanduser()
     if not data.is_dir():
         raise UserError(f"There is no data folder '{data}'; check data=FOLDER.")
-    if protocol.suite == "dreambench++":
-        return dreambench_plus(data)
     if protocol.suite == "file" and prompts is None:
         raise UserError(
             f"The protocol '{protocol.name}' needs its list of prompts and photos: prompts=FILE.json, entries of "
             f"'prompt' and 'image_paths'."
         )
-    if prompts is not None:
-        return listed(data, prompts.expanduser(), protocol.references)
-    return dreambooth(data, against_all=protocol.name == "dreambooth")
+    if protocol.suite == "dreambench++":
+        tasks, photos = dreambench_plus(data)
+    elif prompts is not None:
+        tasks, photos = listed(data, prompts.expanduser(), protocol.references)
+    else:
+        tasks, photos = dreambooth(data, against_all=protocol.name == "dreambooth")
+    if not tasks:
+        raise UserError("The protocol's data holds no task; check the path.")
+    kept = list(dict.fromkeys(task.subject for task in tasks))[:subjects]
+    return photo_suite([task for task in tasks if task.subject in kept], photos)
 
 
-def dreambooth(data: Path, *, against_all: bool) -> PhotoSuite:
+def dreambooth(data: Path, *, against_all: bool) -> Found:
     """Every prompt of DreamBench for every subject; the policy sees the first photo.
 
     Args:
@@ -198,19 +173,17 @@ def dreambooth(data: Path, *, against_all: bool) -> PhotoSuite:
     """
     subjects, prompts = read_dreambench(data)
     tasks: list[Task] = []
-    photos: dict[str, Photos] = {}
+    photos: dict[str, list[Photos]] = {}
     for subject in subjects:
         kind = "live" if is_live(subject) else "object"
         own = _photos(subject)
-        compared = own if against_all else own[:1]
-        photos[subject.name] = Photos(subject.noun, own[:1], compared, tuple((p, compared, own[:1]) for p in own))
-        for number, template in enumerate(prompts[kind]):
-            prompt = template.replace("{subject}", subject.noun)
-            tasks.append(Task(f"{subject.name}-{number:02d}", prompt, subject.name, kind, prompt_kind(prompt)))
-    return PhotoSuite(tasks, photos)
+        photos[subject.name] = [Photos(subject.noun, own, (own if against_all else own[:1], own[:1]))]
+        asked = [template.replace("{subject}", subject.noun) for template in prompts[kind]]
+        tasks += [_task(subject.name, n, prompt, kind) for n, prompt in enumerate(asked)]
+    return tasks, photos
 
 
-def listed(data: Path, file: Path, references: int) -> PhotoSuite:
+def listed(data: Path, file: Path, references: int) -> Found:
     """The tasks of a JSON list of {"prompt", "image_paths"}, whose paths end in SUBJECT/PHOTO.
 
     Args:
@@ -220,47 +193,47 @@ def listed(data: Path, file: Path, references: int) -> PhotoSuite:
     """
     subjects = {subject.name: subject for subject in read_dreambench(data)[0]}
     tasks: list[Task] = []
-    photos: dict[str, Photos] = {}
+    photos: dict[str, list[Photos]] = {}
     for number, (prompt, paths) in enumerate(_entries(file, references)):
         parts = [_find(path, subjects, f"'{file}', entry {number}") for path in paths]
+        own = [Photos(subject.noun, _photos(subject), ((photo,), (photo,))) for subject, photo in parts]
         name = "+".join(subject.name for subject, _ in parts)
-        shown = tuple(photo for _, photo in parts)
-        if photos.setdefault(name, _together(parts)).shown != shown:
+        if photos.setdefault(name, own) != own:
             name = "+".join(f"{subject.name}-{photo.path.stem}" for subject, photo in parts)
-            photos[name] = _together(parts)
+            photos[name] = own
         live = {is_live(subject) for subject, _ in parts}
         kind = "mixed" if len(live) > 1 else "live" if live == {True} else "object"
-        place = sum(task.subject == name for task in tasks)
-        tasks.append(Task(f"{name}-{place:02d}", prompt, name, kind, prompt_kind(prompt)))
-    return PhotoSuite(tasks, photos)
+        tasks.append(_task(name, sum(task.subject == name for task in tasks), prompt, kind))
+    return tasks, photos
 
 
-def dreambench_plus(data: Path) -> PhotoSuite:
+def dreambench_plus(data: Path) -> Found:
     """DreamBench++: images/**/NAME.jpg, each with captions/**/NAME.txt: the noun, then a prompt on each line."""
     root = data / "data" if (data / "data" / "images").is_dir() else data
-    pictures = sorted((root / "images").rglob("*.jpg"))
-    if not pictures:
+    images = sorted((root / "images").rglob("*.jpg"))
+    if not images:
         raise UserError(f"'{data}' holds no images/**/*.jpg; give DreamBench++'s data folder.")
     tasks: list[Task] = []
-    photos: dict[str, Photos] = {}
-    for picture in pictures:
-        place = picture.relative_to(root / "images").with_suffix("")
+    photos: dict[str, list[Photos]] = {}
+    for image in images:
+        place = image.relative_to(root / "images").with_suffix("")
         captions = root / "captions" / place.with_suffix(".txt")
         if not captions.is_file():
-            raise UserError(f"There is no '{captions}' for '{picture}'; is the download complete?")
+            raise UserError(f"There is no '{captions}' for '{image}'; is the download complete?")
         noun, *prompts = [line.strip() for line in read_text(captions).split("\n") if line.strip()] or [""]
         if not prompts:
             raise UserError(f"'{captions}' must hold the noun and then a prompt a line; is the download complete?")
-        name, photo = "-".join(place.parts), Photo(picture)
-        photos[name] = Photos(noun, (photo,), (photo,), ())
+        name, photo = "-".join(place.parts), Photo(image)
+        photos[name] = [Photos(noun, (), ((photo,), (photo,)))]
         kind = place.parts[-2] if len(place.parts) > 1 else "object"
-        for number, prompt in enumerate(prompts):
-            tasks.append(Task(f"{name}-{number:02d}", prompt, name, kind, PLUS_KINDS[min(number, 8)]))
-    return PhotoSuite(tasks, photos)
+        tasks += [_task(name, n, prompt, kind, PLUS_KINDS[min(n, 8)]) for n, prompt in enumerate(prompts)]
+    return tasks, photos
 
 
 PLUS_KINDS = ("photorealistic",) * 4 + ("styled",) * 3 + ("imaginative",) * 2
 """Of DreamBench++'s nine prompts, by their place. Source: Peng et al. 2024, sec. 3."""
+PROPERTIES = ("red", "purple", "shiny", "wet", "cube shaped")
+"""That DreamBench's prompts give to a subject."""
 
 
 def prompt_kind(prompt: str) -> str:
@@ -270,14 +243,12 @@ def prompt_kind(prompt: str) -> str:
     return "accessory" if re.search(r"\bwearing\b|\boutfit\b", prompt) else "recontextualisation"
 
 
+def _task(subject: str, number: int, prompt: str, kind: str, of_prompt: str = "") -> Task:
+    return Task(f"{subject}-{number:02d}", prompt, subject, kind, of_prompt or prompt_kind(prompt))
+
+
 def _photos(subject: Subject) -> tuple[Photo, ...]:
-    return tuple(Photo(path, mask) for path, mask in zip(subject.pictures, subject.masks, strict=True))
-
-
-def _together(parts: Sequence[tuple[Subject, Photo]]) -> Photos:
-    shown = tuple(photo for _, photo in parts)
-    real = tuple((other, (photo,), (photo,)) for subject, photo in parts for other in _photos(subject))
-    return Photos(" and ".join(subject.noun for subject, _ in parts), shown, shown, real)
+    return tuple(map(Photo, subject.pictures, subject.masks))
 
 
 def _find(path: str, subjects: dict[str, Subject], where: str) -> tuple[Subject, Photo]:
@@ -289,7 +260,7 @@ def _find(path: str, subjects: dict[str, Subject], where: str) -> tuple[Subject,
     return subject, photo
 
 
-def _entries(file: Path, references: int) -> Iterable[tuple[str, list[str]]]:
+def _entries(file: Path, references: int) -> Iterator[tuple[str, list[str]]]:
     if not file.is_file():
         raise UserError(f"There is no list of prompts '{file}'; check prompts=FILE.json.")
     entries = read_json(file)

@@ -1,5 +1,5 @@
-"""Which setting of a policy is the guidance that a protocol states: models that are distilled with it embed it, others
-run with classifier-free guidance, and some are distilled to run without."""
+"""Which setting of a policy is its guidance: models that are distilled with guidance embed it, others run with
+classifier-free guidance, and some are distilled to run without."""
 
 import inspect
 import json
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies import PipelinePolicy
 from customized_grpo.policies.flux_model import FluxPolicy
+from customized_grpo.policies.pipeline import PipelinePolicy
 from customized_grpo.settings import Spec
 from customized_grpo.sources import locate
 
@@ -18,10 +18,10 @@ EMBEDDED, CLASSIFIER_FREE = "guidance_scale", "true_cfg_scale"
 def guidance_setting(target: Any, spec: Spec) -> str | None:
     """The name of the setting, or None if the model takes no guidance.
 
-    Nothing is fetched: the model's own configuration decides where it is on disk, else what its family is.
+    Nothing is fetched: the model's own configuration decides where it is on disk, else its family.
 
     Args:
-        target: what the spec names.
+        target: the class or function of the spec.
         spec: of a policy.
     """
     if not (inspect.isclass(target) and issubclass(target, PipelinePolicy)):
@@ -34,24 +34,23 @@ def guidance_setting(target: Any, spec: Spec) -> str | None:
 
 
 def describe_guidance(target: Any, spec: Spec) -> str:
-    """What is used, in a sentence."""
+    """The guidance that is used, in a sentence."""
     name = guidance_setting(target, spec)
     if name is None:
         return "Guidance: none, the model takes none."
     kind = "embedded in the model" if name == EMBEDDED else "classifier-free, two passes a step"
-    default = getattr(target, "GUIDANCE", None) if name == EMBEDDED else None
-    value = spec.arguments.get(name, default)
+    value = spec.arguments.get(name, getattr(target, "GUIDANCE", None) if name == EMBEDDED else None)
     return f"Guidance: {name} {'of the family' if value is None else f'{value:g}'}, {kind}."
 
 
 def takes(target: Any, name: str) -> bool:
-    """Whether a class, or what makes one of a folder, has the argument."""
+    """Whether a class, or its `from_pretrained`, has the argument."""
     makers = [target, getattr(target, "from_pretrained", target)]
     return any(name in inspect.signature(maker).parameters for maker in makers)
 
 
 def _config(path: str, name: str) -> dict[str, Any]:
-    """A JSON file of a model that is a folder here, or in the hub's cache; empty if it is not."""
+    """A JSON file of a model in a local folder or in the cache of the hub; empty if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
