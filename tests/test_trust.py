@@ -96,8 +96,6 @@ def needed(**rewards: Any) -> dict[str, str]:
         ["bench", "bench.yaml"],
         ["rewards", "check", "run/config.yaml"],
         ["compare", "--resume", "grid"],
-        ["compare", "--status", "grid"],
-        ["report", "grid"],
     ],
     ids=" ".join,
 )
@@ -116,6 +114,19 @@ def test_no_command_runs_what_a_folder_names(
     assert not (home / "MARK").exists()
     assert "evil" not in sys.modules
     assert not (home / "state").exists(), "nothing is trusted by being refused"
+
+
+def test_reading_a_comparison_runs_nothing_of_it(home: Path, cgrpo: Callable[..., tuple[Any, str]]) -> None:
+    fabricate(home / "out", {"naive_1to1": (0.1,) * 4}, seeds=[0])
+    for name in ("compare.yaml", "base/config.yaml", "cells/naive_1to1/seed-0/config.yaml"):
+        tree = yaml.safe_load((home / "out" / name).read_text())
+        tree.get("config", tree)["rollout"]["steps"] = {"use": "evil:boom"}
+        write(home / "out" / name, tree)
+    status, said = cgrpo("compare", "--status", home / "out")
+    assert (status, "1 finished" in said) == (0, True), said
+    assert cgrpo("report", home / "out")[0] == 0
+    assert not (home / "MARK").exists()
+    assert "evil" not in sys.modules
 
 
 def test_config_check_imports_nothing_but_checks_what_is_ours(
@@ -163,7 +174,6 @@ SETTINGS_ONLY = {
     "assemble": "compared with what `open_config` gave",
     "cli/probe": "compared with what `open_config` gave",
     "studies/compare/cells": "compared with the grid",
-    "studies/compare/results": "compared with the grid",
     "cli/compare": "a grid that the user names",
     "studies/compare/grid": "`open_grid` itself",
 }
@@ -260,7 +270,7 @@ def command_of_a_cell(root: Path) -> list[str]:
     from customized_grpo.studies.compare.cells import cells
     from customized_grpo.studies.compare.cells import command as words
 
-    return words(cells(open_grid(root), root)[0], State("stopped"))
+    return words(cells(open_grid(root), root)[1], State("stopped"))
 
 
 def test_what_is_typed_is_trusted_and_the_rest_of_the_file_is_not(home: Path) -> None:

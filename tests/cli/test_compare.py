@@ -48,7 +48,7 @@ def test_the_status_shows_every_cell(tmp_path: Path, console: Console) -> None:
     text = console.export_text()
     assert "‖ 2/4" in text
     assert "customized/seed-1: failed, error: the judge hung up" in text
-    assert "base evaluated; 1 stopped, 1 failed, 2 finished" in text
+    assert "base finished; 1 stopped, 1 failed, 2 finished" in text
     assert "about 3 s of one worker left" in text
 
 
@@ -69,7 +69,7 @@ def test_what_did_not_finish_is_an_error_after_the_report(
 def test_arguments_that_do_not_go_together(tmp_path: Path, console: Console) -> None:
     with pytest.raises(UserError, match="Name a grid"):
         run_grid(console, None)
-    with pytest.raises(UserError, match="leave the file and --output out"):
+    with pytest.raises(UserError, match="remove the file and --output"):
         run_grid(console, tmp_path / "grid.yaml", resume=tmp_path)
     with pytest.raises(UserError, match="not a comparison"):
         show_status(console, tmp_path)

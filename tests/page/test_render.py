@@ -30,10 +30,12 @@ from customized_grpo.page import (
     Remarks,
     Row,
     Section,
+    Share,
     Table,
     Text,
     publish,
     show,
+    table,
     to_html,
     to_markdown,
     writing,
@@ -97,6 +99,7 @@ def test_every_output_says_what_the_page_says():
 
 def test_an_interval_stands_with_its_value():
     assert "| a name | +0.100 [+0.050, +0.200] | 0.500 [0.400, 0.600] |  | text |" in to_markdown(page())
+    assert "Which? Undecided. a name gain +0.100" in terminal(page())
     html = to_html(page())
     assert '<span class="rose">▲ +0.100</span><span class="range">+0.050 to +0.200</span>' in html
     assert '<span class="fell">▲ +0.100</span>' in html  # less is better
@@ -145,3 +148,10 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"The report cannot be written into .*file"), writing(tmp_path / "file"):
         publish(page(), tmp_path / "file")
+
+
+def test_shares_are_in_percent_and_named_rows_are_bold():
+    made = table([("a", {"share": Share(0.5, 0.25, 1.0)}), ("b", {"share": Share(NAN, NAN, NAN)})], bold=["b"])
+    assert [row.strong for row in made.rows] == [False, True]
+    markdown = to_markdown(Page("Test", "t", "h", sections=[Section("s", [made])]))
+    assert markdown.splitlines()[-2:] == ["| a | 50 % [25 %, 100 %] |", "| b | \N{EN DASH} |"]

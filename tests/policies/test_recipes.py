@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from customized_grpo.policies.lora import LoraSettings
 from customized_grpo.policies.uno import add_uno
 from customized_grpo.settings import Spec
 from customized_grpo.settings.build import bind, check_spec
+from customized_grpo.settings.parse import to_yaml
 from customized_grpo.studies.bench import read_bench
 from customized_grpo.studies.compare import cells
 from customized_grpo.studies.compare.grid import load_grid
@@ -237,19 +237,15 @@ def test_its_methods_train_and_are_compared(file, tmp_path, monkeypatch):
                 encoders[key] = build({"only": spec}, slot)["only"]
         return {name: encoders[spec.model_dump_json()] for name, spec in specs.items()}
 
-    def run_here(words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        from_the_command_line(*words[3:])
-        return subprocess.CompletedProcess(words, 0)
-
     def run_cells(todo: list[cells.Cell], **options: Any) -> dict[str, cells.State]:
         for cell in todo:
-            run_here(cells.command(cell, cells.state(cell)))
+            from_the_command_line(*cells.command(cell, cells.state(cell))[3:])
+            cell.run.config.write_text(to_yaml(cell.config))
         return {cell.name: cells.state(cell) for cell in todo}
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(assemble, "build_rewards", build_once)
     monkeypatch.setattr("customized_grpo.studies.report.write_report", lambda run, status: None)
-    monkeypatch.setattr(cells, "subprocess", SimpleNamespace(run=run_here, STDOUT=subprocess.STDOUT))
     monkeypatch.setattr(command, "run_cells", run_cells)
     changes = {
         "policy": {"use": "fakes:LinearPolicy"},

@@ -22,7 +22,6 @@ from customized_grpo.page import formats, plots
 from customized_grpo.settings.parse import parse_config
 from customized_grpo.store.run import RunFolder, read_run
 from customized_grpo.store.scores import Estimate, Scores, change, write_scores
-from customized_grpo.studies.compare import plots as compare_plots
 from customized_grpo.studies.report import write_report
 from customized_grpo.studies.report.remarks import remarks
 from customized_grpo.studies.report.run import contents, headline, reward_changes, stages
@@ -177,17 +176,12 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
 
 
 def test_names_of_methods_are_drawn_as_they_are(tmp_path: Path) -> None:
-    at, style = Estimate(0.5, 0.4, 0.6), compare_plots.Style(strong=True)
-    points = [compare_plots.Point(name, at, at, np.array([[0, 0], [1, 1]]), style) for name in HOSTILE[:2]]
-    lines = [compare_plots.Curve(name, [at, at], style) for name in HOSTILE[:2]]
+    at = Estimate(0.5, 0.4, 0.6)
+    tracks = [plots.Track(name, [at, at], [at, at]) for name in HOSTILE[:2]]
     figures = {
-        "plane": compare_plots.plane(points, (0, 0), xlabel=HOSTILE[0], ylabel=HOSTILE[1]),
-        "curves": compare_plots.curves([0, 1], lines, ylabel="score"),
-        "forest": compare_plots.forest([compare_plots.Bar(name, at, style) for name in HOSTILE[:2]], xlabel="gain"),
-        "bars": compare_plots.conflict_bars([(name, 0.5, 0.3, 0.2) for name in HOSTILE[:2]]),
-        "lines": plots.lines(
-            [0.0, 0.5], [plots.Line(f" {name}", [at, at]) for name in HOSTILE[:2]], xlabel="progress", ylabel="share"
-        ),
+        "plane": plots.plane(tracks, (0, 0), xlabel=HOSTILE[0], ylabel=HOSTILE[1]),
+        "lines": plots.lines([0, 1], [plots.Line(name, [at, at]) for name in HOSTILE[:2]], xlabel="x", ylabel="y"),
+        "forest": plots.forest([(name, at) for name in HOSTILE[:2]], xlabel="gain"),
     }
     for name, figure in figures.items():
         drawn = unescape(plots.save(figure, tmp_path, f"{name}-{HOSTILE[0]}/..").read_text())

@@ -15,6 +15,7 @@ from customized_grpo.data.images import to_pil
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import normal
+from customized_grpo.store.run import RunFolder
 from customized_grpo.store.scores import Scores, write_scores
 from customized_grpo.structures import Example
 from customized_grpo.train import evaluation as evaluations
@@ -85,7 +86,7 @@ def evaluate_command(
     """Evaluate the base model of a configuration, and a checkpoint of a run if one is given."""
     source = open_policy(file, overrides, run=run, iteration=iteration, trust_code=trust_code)
     config = source.config
-    if output is not None and output.exists() and any(output.iterdir()):
+    if output is not None and not RunFolder(output).is_empty():
         raise UserError(f"The folder '{output}' is not empty; choose another --output.")
     examples = held_out_examples(config)
     if not examples:

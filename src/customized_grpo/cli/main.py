@@ -4,7 +4,6 @@ import errno
 import os
 import sys
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -216,15 +215,12 @@ def config(
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a run, a probe, a comparison or a benchmark.")],
-    trust_code: TrustCode = False,
 ) -> None:
     """Rebuild the report of a folder: report.html and report.md (of a probe, probe.html and probe.md)."""
     if (folder / "probe.json").is_file():
         from customized_grpo.studies.probe import write_report
     elif (folder / "compare.yaml").is_file():
         from customized_grpo.studies.compare.page import write_report
-
-        write_report = partial(write_report, trust_code=trust_code)
     elif (folder / "bench.json").is_file():
         from customized_grpo.studies.bench.report import write_report
     else:
@@ -271,7 +267,6 @@ def compare(
     status: Annotated[Path | None, typer.Option("--status", help="Only show the progress of this comparison.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs; default: one per GPU, or core.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per run; default: cores / workers.")] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="Schedule the runs with Ray (customized-grpo[ray]).")] = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Train methods x seeds and compare them on held-out subjects. Re-run to resume."""
@@ -279,11 +274,11 @@ def compare(
 
     quiet_libraries()
     if status is not None:
-        show_status(console, status, trust_code=trust_code)
+        show_status(console, status)
         return
     file, overrides = split_settings(settings)
     run_grid(
-        console, file, overrides, output=output, resume=resume, workers=workers, threads=threads, ray=ray,
+        console, file, overrides, output=output, resume=resume, workers=workers, threads=threads,
         trust_code=trust_code,
     )  # fmt: skip
 

@@ -26,6 +26,7 @@ from customized_grpo.page.blocks import (
     Remarks,
     Row,
     Section,
+    Share,
     Table,
     Text,
 )  # fmt: skip
@@ -60,6 +61,7 @@ __all__ = [
     "Remarks",
     "Row",
     "Section",
+    "Share",
     "Shown",
     "Table",
     "Text",

@@ -17,6 +17,10 @@ class Plain(Estimate):
         return True
 
 
+class Share(Plain):
+    """A share or probability between 0 and 1, in percent."""
+
+
 class Flipped(Estimate):
     """A change of which less is better."""
 

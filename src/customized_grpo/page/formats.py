@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from customized_grpo.page.blocks import Estimate
+from customized_grpo.page.blocks import Estimate, Share
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
@@ -71,5 +71,5 @@ def parts(cell: Any) -> tuple[str, str]:
         return number(cell), ""
     if not math.isfinite(cell.value):
         return DASH, ""
-    write = number if cell.plain else signed
+    write = percent if isinstance(cell, Share) else number if cell.plain else signed
     return write(cell.value), f"{write(cell.low)} to {write(cell.high)}" if math.isfinite(cell.low) else ""

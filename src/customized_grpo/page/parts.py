@@ -1,7 +1,7 @@
 """Parts that several pages have in common."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from customized_grpo.page.blocks import Block, Cell, Code, Details, Facts, Remark, Row, Table, Text
@@ -11,7 +11,12 @@ FEW_SUBJECTS = 10
 
 
 def table(
-    rows: Sequence[tuple[str, Mapping[str, Cell]]], *, first: str = "method", title: str = "", strong: int = 0
+    rows: Sequence[tuple[str, Mapping[str, Cell]]],
+    *,
+    first: str = "method",
+    title: str = "",
+    strong: int = 0,
+    bold: Collection[str] = (),
 ) -> Table:
     """A table from the cells of each row by their heading; a dash where a row has no cell.
 
@@ -20,9 +25,13 @@ def table(
         first: heading of the row titles.
         title: of the table.
         strong: how many of the first rows are in bold.
+        bold: titles of other rows in bold.
     """
     columns = list(dict.fromkeys(heading for _, cells in rows for heading in cells))
-    found = [Row(name, [cells.get(c, DASH) for c in columns], n < strong) for n, (name, cells) in enumerate(rows)]
+    found = [
+        Row(name, [cells.get(c, DASH) for c in columns], n < strong or name in bold)
+        for n, (name, cells) in enumerate(rows)
+    ]
     return Table(columns, found, first, title)
 
 

@@ -6,6 +6,7 @@ Colours are Okabe and Ito's, which people with any colour vision can tell apart;
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,39 +90,129 @@ def training_curve(
     return figure
 
 
-def trade_off(path: Sequence[tuple[int, Estimate, Estimate]], *, xlabel: str, ylabel: str) -> Figure:
-    """Where training went in the plane of two metrics: one point an evaluation, intervals at the last.
+@dataclass(frozen=True)
+class Track:
+    """Where training went in the plane of two metrics: an estimate of each at every evaluation."""
 
-    Above and to the right of the dashed lines both are better than at the start.
+    name: str
+    x: Sequence[Estimate]
+    y: Sequence[Estimate]
+    colour: str = BLUE
+    marker: str = "o"
+    strong: bool = True
+    """Drawn in front, with its name in bold."""
+
+    @property
+    def end(self) -> tuple[float, float]:
+        return self.x[-1].value, self.y[-1].value
+
+
+def plane(
+    tracks: Sequence[Track],
+    origin: tuple[float, float],
+    *,
+    xlabel: str,
+    ylabel: str,
+    start: str = "base",
+    line: Sequence[str] = (),
+) -> Figure:
+    """Where training ends in the plane of two metrics, with intervals, the path there, and the Pareto front.
+
+    Above and to the right of the dashed lines both are better than at the start. Intervals of few seeds can be many
+    times as long as the distance between methods: such bars run out of the plot.
 
     Args:
-        path: (iteration, interval in x, interval in y), ascending.
+        tracks: one for each method.
+        origin: where all of them start.
+        xlabel, ylabel: of the axes.
+        start: name of the origin.
+        line: names of the two tracks to draw a straight line through the ends of, if any.
     """
-    figure, axes = canvas(5.0, 3.8)
-    x = np.array([across.value for _, across, _ in path])
-    y = np.array([up.value for _, _, up in path])
-    axes.axvline(float(x[0]), color=FAINT, lw=1, ls=(0, (4, 3)))
-    axes.axhline(float(y[0]), color=FAINT, lw=1, ls=(0, (4, 3)))
-    axes.plot(x, y, "-o", color=FAINT, lw=1.3, ms=4, zorder=3)
-    iteration, across, up = path[-1]
-    axes.errorbar(
-        x[-1:],
-        y[-1:],
-        xerr=whiskers([across]),
-        yerr=whiskers([up]),
-        fmt="none",
-        color=BLUE,
-        capsize=3,
-        lw=1.4,
-        zorder=4,
-    )
-    axes.plot(x[:1], y[:1], "s", ms=8, color=INK, zorder=5, label=f"iteration {path[0][0]}")
-    axes.plot(x[-1:], y[-1:], "o", ms=8, color=BLUE, zorder=5, label=f"iteration {iteration}")
+    figure, axes = canvas(6.4, max(4.2, 0.24 * sum(map(_height, tracks)) + 0.8))
+    axes.axvline(origin[0], color=FAINT, lw=1, ls=(0, (4, 3)))
+    axes.axhline(origin[1], color=FAINT, lw=1, ls=(0, (4, 3)))
+    for track in sorted(tracks, key=lambda t: t.strong):
+        order, x, y = 4 if track.strong else 3, track.x[-1], track.y[-1]
+        path = ([e.value for e in track.x], [e.value for e in track.y])
+        axes.plot(*path, ".-", ms=3, color=track.colour, lw=1.2, alpha=0.6, zorder=order - 1)
+        axes.errorbar(
+            [x.value], [y.value], xerr=whiskers([x]), yerr=whiskers([y]), fmt="none", ecolor=track.colour,
+            elinewidth=1.5 if track.strong else 0.8, capsize=2.5, zorder=order,
+        )  # fmt: skip
+        axes.plot(
+            [x.value], [y.value], track.marker, color=track.colour, ms=8 if track.strong else 5.5, mec="white", mew=0.8,
+            zorder=order + 1,
+        )  # fmt: skip
+    axes.plot([origin[0]], [origin[1]], "s", ms=8, color=INK, zorder=6)
+    axes.annotate(start, origin, (-7, -7), textcoords="offset points", ha="right", va="top", color=INK)
+    _front(axes, tracks)
+    ends = [track.end for track in tracks if track.name in line]
+    if len(set(ends)) == 2:
+        axes.axline(*ends, color=INK, lw=0.8, ls=(0, (8, 4)), alpha=0.6, zorder=1)
+    _name_ends(axes, tracks)
     axes.set_xlabel(f"{xlabel}  \N{RIGHTWARDS ARROW} better")
     axes.set_ylabel(f"{ylabel}  \N{RIGHTWARDS ARROW} better")
     axes.grid(axis="x", color=GRID, lw=0.8)
-    axes.margins(0.12)
-    legend(axes)
+    axes.set_xlim(_limits([t.x for t in tracks], origin[0]))
+    axes.set_ylim(_limits([t.y for t in tracks], origin[1]))
+    return figure
+
+
+def _limits(paths: Sequence[Sequence[Estimate]], origin: float) -> tuple[float, float]:
+    """An axis with all that is passed, and with the intervals at the ends as far as they leave that readable."""
+    passed = [origin, *(estimate.value for path in paths for estimate in path)]
+    low, high = float(np.nanmin(passed)), float(np.nanmax(passed))
+    room = max(high - low, 1e-3) / 2
+    bounds = [bound for path in paths for bound in (path[-1].low, path[-1].high) if np.isfinite(bound)]
+    low, high = max(min([low, *bounds]), low - room), min(max([high, *bounds]), high + room)
+    margin = 0.08 * max(high - low, 1e-3)
+    return low - margin, high + margin
+
+
+def _front(axes: Axes, tracks: Sequence[Track]) -> None:
+    """The stairs that no track ends beyond."""
+    corners: list[tuple[float, float]] = []
+    for x, y in sorted((track.end for track in tracks), reverse=True):
+        if not corners or y > corners[-1][1]:
+            corners.append((x, y))
+    if len(corners) > 1:
+        axes.step(*zip(*corners, strict=True), where="post", color=INK, lw=0.9, ls=":", zorder=2)
+
+
+def _height(track: Track) -> float:
+    """Of a name, with the room between two, in lines."""
+    return 0.3 + 0.7 * len(textwrap.wrap(track.name, 17) or [""])
+
+
+def _name_ends(axes: Axes, tracks: Sequence[Track]) -> None:
+    """Names in a column beside the plot, each tied to the end of its track, so that none covers another."""
+    ordered = sorted(tracks, key=lambda t: t.end[1])
+    heights = np.array([_height(track) for track in ordered])
+    places = (np.cumsum(heights) - heights / 2) / heights.sum()
+    for track, place in zip(ordered, places, strict=True):
+        axes.annotate(
+            textwrap.fill(track.name, 17), track.end, (1.04, place), xycoords="data", textcoords="axes fraction",
+            va="center", fontsize=10, fontweight="bold" if track.strong else "normal",
+            color=track.colour if track.strong else INK, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": track.colour, "lw": 0.7, "shrinkB": 3, "alpha": 0.7},
+        )  # fmt: skip
+
+
+def forest(bars: Sequence[tuple[str, Estimate]], *, xlabel: str) -> Figure:
+    """Named differences with their intervals, largest at the top; filled where the interval is clear of zero."""
+    figure, axes = canvas(5.6, 0.32 * len(bars) + 1.1)
+    ordered = sorted(bars, key=lambda bar: bar[1].value)
+    for row, (_, found) in enumerate(ordered):
+        colour = {"rose": BLUE, "fell": VERMILLION, "unclear": FAINT}[found.verdict]
+        filled = "white" if found.verdict == "unclear" else colour
+        axes.errorbar([found.value], [row], xerr=whiskers([found]), fmt="none", ecolor=colour, capsize=3, lw=1.6)
+        axes.plot([found.value], [row], "o", ms=6.5, color=colour, mfc=filled, mew=1.5)
+    axes.axvline(0, color="black", lw=1)
+    axes.set_yticks(range(len(bars)), [name for name, _ in ordered])
+    axes.set_ylim(-0.7, len(bars) - 0.3)
+    axes.set_xlabel(xlabel)
+    axes.grid(visible=False)
+    axes.grid(axis="x", color=GRID, lw=0.8)
     return figure
 
 
@@ -240,11 +331,12 @@ def lines(
         value, low, high = np.array(line.levels, dtype=float).T
         if not np.isfinite(value).any():
             continue
+        label = re.sub("^_", " _", line.name)  # a legend hides "_name"
         if not line.marker:
-            axes.plot(x, value, color=line.colour, lw=1.1, ls=(0, (4, 3)), label=line.name)
+            axes.plot(x, value, color=line.colour, lw=1.1, ls=(0, (4, 3)), label=label)
             continue
         axes.fill_between(x, low, high, color=line.colour, alpha=0.16, lw=0)
-        axes.plot(x, value, color=line.colour, marker=line.marker, ms=5, lw=1.8, label=line.name)
+        axes.plot(x, value, color=line.colour, marker=line.marker, ms=5, lw=1.8, label=label)
     if limits:
         axes.set_ylim(*limits)
     axes.set_xlabel(xlabel)

@@ -92,9 +92,7 @@ def _markdown(block: Block) -> Iterator[str]:
         case b.Cards():
             yield from (f"* {formats.words(card.title)}: {_card(card)}" for card in block.cards)
         case b.Findings():
-            for found in block.findings:
-                numbers = "; ".join(f"{label} {_text(value)}" for label, value in found.numbers)
-                yield f"* **{found.question}** {found.verdict}. {found.text} {numbers}".rstrip()
+            yield from (f"* **{found.question}** {_answer(found)}" for found in block.findings)
         case b.Facts():
             yield from (f"* {name}: {value}" for name, value in block.items if value)
         case b.Table():
@@ -121,6 +119,11 @@ def _text(cell: Any) -> str:
         return ""
     value, interval = formats.parts(cell)
     return f"{value} [{interval.replace(' to ', ', ')}]" if interval else value
+
+
+def _answer(found: b.Finding) -> str:
+    numbers = "; ".join(f"{label} {_text(value)}" for label, value in found.numbers)
+    return f"{found.verdict}. {found.text} {numbers}".rstrip()
 
 
 def _card(card: b.Card) -> str:
@@ -174,7 +177,7 @@ def show_block(console: Any, block: Block) -> None:
                 console.print(f"{name:<{width}}  {value}", markup=False, highlight=False, soft_wrap=True)
         case b.Findings():
             for found in block.findings:
-                console.print(f"{found.question} {found.verdict}. {found.text}", markup=False, highlight=False)
+                console.print(f"{found.question} {_answer(found)}", markup=False, highlight=False)
         case _:
             pass
 

@@ -64,11 +64,11 @@ class PoseCopied:
 
 
 class Diversity:
-    """How far the pictures of one task lie apart: the mean distance from a picture to the others of its task.
+    """How far the images of one task lie apart: the mean distance from an image to the others of its task.
 
     The distance is the root mean square difference of pixels in [0, 1], or with an encoder 1 - the cosine of the
-    embeddings. Pictures of one task are the rows of a batch with the same example: generations of a group in training,
-    replicates in evaluation. NaN for a picture without another.
+    embeddings. Images of one task are the rows of a batch with the same example: generations of a group in training,
+    replicates in evaluation. NaN for an image without another.
 
     Args:
         path: the encoder, as in `DinoReward`; None compares pixels.
@@ -127,7 +127,7 @@ def _most_alike(
 
 
 def _layers(reference: Image, mask: Image | None, size: torch.Size) -> Tensor:
-    """(4, H, W): the reference's colours and mask at the picture's size; a mask of NaN where there is none."""
+    """(4, H, W): the reference's colours and mask at the image's size; a mask of NaN where there is none."""
     wide = (size[1], size[0])
     colours = to_tensor(reference.convert("RGB").resize(wide, Resampling.LANCZOS))
     if mask is None:

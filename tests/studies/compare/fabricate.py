@@ -10,7 +10,7 @@ from PIL import Image
 from customized_grpo.settings.parse import parse_config, to_yaml
 from customized_grpo.store import write
 from customized_grpo.studies.compare.cells import open_folder
-from customized_grpo.studies.compare.grid import Cell, Grid, base_config
+from customized_grpo.studies.compare.grid import Cell, Grid
 from studies.compare.tiny import CONFIG
 
 METRICS = ("prompt", "identity", "oracle_prompt", "oracle_subject")
@@ -29,11 +29,11 @@ def make_grid(gains: Gains, seeds=(0, 1, 2), **more) -> Grid:
 def fabricate(root: Path, gains: Gains, *, seeds=(0, 1, 2), tasks: int = 24, noise: float = 0.02, **more) -> Grid:
     """A whole comparison whose gains are known up to noise; every two tasks share a subject."""
     grid = make_grid(gains, seeds, **more)
-    made = open_folder(grid, root)
+    base_policy, *made = open_folder(grid, root)
     random = np.random.default_rng(0)
     base = np.array(BASE_LEVELS) + random.normal(0, 0.1, (2, tasks, 4))
-    write_evaluation(root / "base" / "iteration-000000.json", 0, base)
-    write(root / "base" / "config.yaml", to_yaml(base_config(grid, root)))
+    write_evaluation(base_policy.evaluation, 0, base)
+    write(base_policy.run.config, to_yaml(base_policy.config))
     write_pictures(root / "base" / "cells", 0)
     for cell in made:
         write_cell(cell, base, np.array(gains[cell.method]), random, noise)
@@ -41,13 +41,13 @@ def fabricate(root: Path, gains: Gains, *, seeds=(0, 1, 2), tasks: int = 24, noi
 
 
 def write_cell(cell: Cell, base: np.ndarray, gain: np.ndarray, random: np.random.Generator, noise: float) -> None:
-    cell.folder.mkdir(parents=True)
-    (cell.folder / "config.yaml").write_text(to_yaml(cell.config))
+    cell.run.path.mkdir(parents=True)
+    (cell.run.path / "config.yaml").write_text(to_yaml(cell.config))
     info = {
         "status": "finished", "command": ["cgrpo", "train", cell.name], "versions": {"torch": "2.0"},
         "hardware": "1 CPU core", "summary": {"model": "Tiny", "rewards": REWARDS},
     }  # fmt: skip
-    (cell.folder / "run.json").write_text(json.dumps(info))
+    (cell.run.path / "run.json").write_text(json.dumps(info))
     rows = [
         {
             "iteration": n, "samples": 8 * n, "conflict/share": 0.55 + 0.02 * (n % 2), "conflict/both_positive": 0.25,
@@ -55,19 +55,19 @@ def write_cell(cell: Cell, base: np.ndarray, gain: np.ndarray, random: np.random
         }
         for n in range(1, 5)
     ]  # fmt: skip
-    (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (cell.run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     luck = random.normal(0, noise, 4)  # of the seed: the same for all tasks
-    write_evaluation(cell.folder / "evaluations" / "iteration-000000.json", 0, base)
+    write_evaluation(cell.run.path / "evaluations" / "iteration-000000.json", 0, base)
     for n in ITERATIONS:
         reached = n / ITERATIONS[-1]
         values = base + reached * (gain + luck) + random.normal(0, noise, base.shape)
-        write_evaluation(cell.folder / "evaluations" / f"iteration-{n:06d}.json", n, values)
-    write_pictures(cell.folder / "samples" / "cells", ITERATIONS[-1])
+        write_evaluation(cell.run.path / "evaluations" / f"iteration-{n:06d}.json", n, values)
+    write_pictures(cell.run.path / "samples" / "cells", ITERATIONS[-1])
 
 
 def write_evaluation(path: Path, iteration: int, values: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    tasks = [{"id": f"t{n}", "subject": f"s{n // 2}", "prompt": f"prompt {n}"} for n in range(values.shape[1])]
+    tasks = [{"id": f"t{n}", "subject": f"s{n // 2}", "prompt": f"prompt {n} <b>"} for n in range(values.shape[1])]
     cleaned = [[[None if v != v else float(v) for v in row] for row in replicate] for replicate in values]
     payload = {
         "iteration": iteration, "metrics": METRICS, "rewards": REWARDS, "tasks": tasks, "values": cleaned,

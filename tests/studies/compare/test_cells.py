@@ -14,9 +14,10 @@ from customized_grpo.config import load_config
 from customized_grpo.errors import UserError
 from customized_grpo.settings.parse import parse_config, to_yaml
 from customized_grpo.studies.compare import cells as running
-from customized_grpo.studies.compare.cells import State, measure_base, open_folder, run_cells, state
-from customized_grpo.studies.compare.grid import Cell, Grid, base_evaluation, trust_needed
+from customized_grpo.studies.compare.cells import State, open_folder, run_cells, state
+from customized_grpo.studies.compare.grid import Cell, Grid, cells, trust_needed
 from customized_grpo.studies.compare.methods import merged
+from studies.compare.fabricate import fabricate
 from studies.compare.tiny import CONFIG
 
 TESTS = str(Path(__file__).parents[2])
@@ -33,67 +34,130 @@ def grid(methods=("naive_1to1", "customized"), seeds=(0,), **config) -> Grid:
 
 def train_here(cell: Cell, resume: bool = False) -> None:
     """What a cell's process does, without the process."""
-    run, config = open_run(cell.folder) if resume else (None, cell.config)
+    run, config = open_run(cell.run.path) if resume else (None, cell.config)
     build_trainer(config).train(resume=run, config_yaml=to_yaml(config))
 
 
-def base_here(root: Path) -> None:
+def base_here(grid: Grid, root: Path) -> Path:
+    """What the process of the base policy does, without the process."""
     from rich.console import Console
 
     from customized_grpo.cli.generation import evaluate_command
 
-    (root / "base.yaml").write_text(to_yaml(parse_config(CONFIG, type(load_config()))))
-    evaluate_command(Console(quiet=True), root / "base.yaml", [], None, None, root / "base", trust_code=True)
+    base = cells(grid, root)[0]
+    root.mkdir(exist_ok=True)
+    file = root / "base.yaml"
+    file.write_text(to_yaml(base.config))
+    evaluate_command(Console(quiet=True), file, [], None, None, base.run.path, trust_code=True)
+    base.run.config.write_text(to_yaml(base.config))
+    return base.evaluation
 
 
-def test_a_grid_killed_in_the_middle_goes_on_and_redoes_nothing(tmp_path: Path) -> None:
-    """With real processes: finish one cell, kill the other hard, go on."""
-    root = tmp_path / "out"
+def test_a_killed_cell_resumes_and_a_finished_one_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With real processes: kill a cell hard, resume it."""
+    root, started = tmp_path / "out", []
     slow = grid(policy={"use": "studies.compare.tiny:SlowPolicy"}, training={"iterations": 6})
-    made = open_folder(slow, root)
-    assert [state(cell).status for cell in made] == ["waiting", "waiting"]
-    base = measure_base(slow, root)
+    base, *made = open_folder(slow, root)
+    assert [state(cell).status for cell in (base, *made)] == ["waiting"] * 3
+    base_here(slow, root)
     train_here(made[0])
+    start = running._start
+    monkeypatch.setattr(
+        running, "_start", lambda *args, **options: started.append(start(*args, **options)) or started[-1]
+    )
     said: list[str] = []
-    process = running._start_next([made[1]], {}, said.append)
-    assert process is not None
-    while not any((made[1].folder / "checkpoints").glob("iteration-*")):
-        assert not process.finished(), made[1].log.read_text()
+    thread = threading.Thread(target=run_cells, args=([made[1]],), kwargs={"say": said.append})
+    thread.start()
+    while not any(made[1].run.checkpoints.glob("iteration-*")):
+        assert thread.is_alive(), made[1].log.read_text()
         time.sleep(0.05)
     assert state(made[1]).status == "running"
-    assert running._start_next([made[1]], {}, said.append) is None, "a cell is run by one process at a time"
-    os.kill(process.process.pid, signal.SIGKILL)
-    process.process.wait()
+    started[0].send_signal(signal.SIGKILL)
+    thread.join()
+    assert said[1].startswith("customized/seed-0: failed (after iteration")
     assert state(made[1]).status == "stopped"
-    first = {path: path.stat().st_mtime_ns for path in made[0].folder.rglob("*")}
+    first = {path: path.stat().st_mtime_ns for path in made[0].run.path.rglob("*")}
     ended = run_cells(made, say=said.append)
     assert [(s.status, s.iteration) for s in ended.values()] == [("finished", 6)] * 2
-    assert said[1].startswith("customized/seed-0: goes on after iteration")
-    assert first == {path: path.stat().st_mtime_ns for path in made[0].folder.rglob("*")}
+    assert said[2].startswith("customized/seed-0: resumed after iteration")
+    assert first == {path: path.stat().st_mtime_ns for path in made[0].run.path.rglob("*")}
     for cell in made:
-        assert (cell.folder / "evaluations" / base.name).read_text() == base.read_text()
+        assert cell.run.evaluation(0).read_text() == base.evaluation.read_text()
+
+
+def test_a_cell_is_locked_as_long_as_its_process_lives(tmp_path: Path) -> None:
+    """Also if the grid that started it was killed, and while it loads its model, before the run folder exists."""
+    _, cell = open_folder(grid(methods=["tdw"]), tmp_path / "out")
+    with running._locked(cell.log) as log:
+        assert log is not None
+        process = running._start([sys.executable, "-c", "import time; time.sleep(60)"], log)
+    assert state(cell) == State("running")
+    assert running._run(cell, {}, threading.Event(), print) is None
+    process.kill()
+    process.wait()
+    assert state(cell) == State("waiting")
+
+
+def test_the_base_is_complete_when_its_process_has_ended_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "out"
+    base, _ = open_folder(grid(methods=["tdw"]), root)
+    words = running.command(base, State("waiting"))
+    assert words[3:7] == ["eval", "--output", str(base.run.path), "--trust-code"]
+    assert load_config(words[7]) == base.config
+    scores = base_here(grid(methods=["tdw"]), tmp_path / "elsewhere").read_text()
+    script = (
+        "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.parent.mkdir(exist_ok=True); p.write_text(sys.argv[2])"
+    )
+    for end, status in (("sys.exit(1)", "damaged"), ("pass", "finished")):
+        words = [sys.executable, "-c", f"{script}; {end}", str(base.evaluation), scores]
+        monkeypatch.setattr(running, "command", lambda cell, found, words=words: words)
+        assert run_cells([base])["base"].status == status
+    assert [p.name for p in root.glob(".base-damaged-*")] == [".base-damaged-1"]
+
+
+def test_two_commands_share_the_cells_of_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each cell is run once, and both commands wait until all are finished."""
+    gains = {"naive_1to1": (0.1,) * 4, "customized": (0.1,) * 4}
+    fabricate(tmp_path / "done", gains, seeds=[0, 1])
+    _, *made = open_folder(grid(list(gains), (0, 1)), tmp_path / "out")
+    script = "import shutil, sys, time; time.sleep(0.3); shutil.copytree(*sys.argv[1:])"  # fails if it is there
+
+    def copy(cell: Cell, found: State) -> list[str]:
+        return [sys.executable, "-c", script, str(tmp_path / "done" / "cells" / cell.name), str(cell.run.path)]
+
+    monkeypatch.setattr(running, "command", copy)
+    ended: list[dict[str, State]] = []
+    threads = [threading.Thread(target=lambda: ended.append(run_cells(made, workers=2))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [{s.status for s in states.values()} for states in ended] == [{"finished"}] * 2
+    assert all(cell.log.read_text().count("copytree") == 1 for cell in made)
 
 
 def test_a_cell_that_crashes_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = open_folder(grid(methods=["sars", "tdw"]), tmp_path / "out")
+    _, *made = open_folder(grid(methods=["sars", "tdw"]), tmp_path / "out")
     words = {"sars": "raise SystemExit('the crash of a test')", "tdw": "print('fine')"}
     monkeypatch.setattr(running, "command", lambda cell, found: [sys.executable, "-c", words[cell.method]])
     said: list[str] = []
     ended = run_cells(made, workers=1, say=said.append)
     assert [s.status for s in ended.values()] == ["failed", "waiting"]
-    assert said[1].startswith("sars/seed-0: failed after iteration 0 (the crash of a test); the log is")
-    assert said[2] == "tdw/seed-0: begins"
+    assert said[1].startswith("sars/seed-0: failed, the crash of a test; the log is")
+    assert said[2] == "tdw/seed-0: started"
     assert "the crash of a test" in made[0].log.read_text()
     assert "fine" in made[1].log.read_text()
 
 
 def test_a_stopped_grid_stops_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = open_folder(grid(methods=["sars", "tdw"]), tmp_path / "out")
+    _, *made = open_folder(grid(methods=["sars", "tdw"]), tmp_path / "out")
     script = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit('saved')); time.sleep(30)"
     monkeypatch.setattr(running, "command", lambda cell, found: [sys.executable, "-c", script])
 
     def interrupt_soon(text: str) -> None:
-        if text.endswith("begins"):
+        if text.endswith("started"):
             threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     with pytest.raises(KeyboardInterrupt):
@@ -103,10 +167,10 @@ def test_a_stopped_grid_stops_its_cells(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_what_is_half_written_is_kept_and_begun_anew(tmp_path: Path) -> None:
     root = tmp_path / "out"
-    cell = open_folder(grid(methods=["tdw"]), root)[0]
-    cell.folder.mkdir(parents=True)
+    _, cell = open_folder(grid(methods=["tdw"]), root)
+    cell.run.path.mkdir(parents=True)
     assert state(cell) == State("waiting")
-    (cell.folder / "metrics.jsonl").write_text("{}\n")
+    (cell.run.path / "metrics.jsonl").write_text("{}\n")
     assert state(cell) == State("damaged", note="it has no config.yaml")
     assert running.set_aside(cell).joinpath("metrics.jsonl").read_text() == "{}\n"
     assert state(cell).status == "waiting"
@@ -114,11 +178,11 @@ def test_what_is_half_written_is_kept_and_begun_anew(tmp_path: Path) -> None:
 
 def test_a_finished_run_without_its_last_evaluation_is_damaged(tmp_path: Path) -> None:
     root = tmp_path / "out"
-    cell = open_folder(grid(methods=["tdw"]), root)[0]
-    base_here(root)
+    _, cell = open_folder(grid(methods=["tdw"]), root)
+    base_here(grid(methods=["tdw"]), root)
     train_here(cell)
     assert state(cell).status == "finished"
-    last = cell.folder / "evaluations" / "iteration-000004.json"
+    last = cell.run.path / "evaluations" / "iteration-000004.json"
     last.write_text(last.read_text()[:30])
     found = state(cell)
     assert found.status == "damaged"
@@ -127,13 +191,13 @@ def test_a_finished_run_without_its_last_evaluation_is_damaged(tmp_path: Path) -
 
 def test_a_run_of_another_configuration_is_not_mixed_in(tmp_path: Path) -> None:
     root = tmp_path / "out"
-    cell = open_folder(grid(methods=["tdw"]), root)[0]
-    base_here(root)
+    _, cell = open_folder(grid(methods=["tdw"]), root)
+    base_here(grid(methods=["tdw"]), root)
     train_here(cell)
     with pytest.raises(UserError, match=r"is not of this grid: training.iterations 4 -> 8"):
         open_folder(grid(methods=["tdw"], training={"iterations": 8}), root)
-    assert json.loads((cell.folder / "run.json").read_text())["status"] == "finished"
-    more = open_folder(grid(methods=["tdw", "sars"], seeds=(0, 1)), root)
+    assert json.loads((cell.run.path / "run.json").read_text())["status"] == "finished"
+    _, *more = open_folder(grid(methods=["tdw", "sars"], seeds=(0, 1)), root)
     assert [state(cell).status for cell in more] == ["finished", "waiting", "waiting", "waiting"]
 
 
@@ -141,8 +205,8 @@ def test_a_grid_that_ran_out_of_memory_goes_on_with_less(tmp_path: Path) -> None
     """Settings that do not change the result may change, and the cells that were begun get them too."""
     root, hungry = tmp_path / "out", {"use": "studies.compare.tiny:HungryPolicy"}
     methods = ["tdw", "sars"]
-    cell = open_folder(grid(methods, policy=hungry), root)[0]
-    base_here(root)
+    _, cell, _ = open_folder(grid(methods, policy=hungry), root)
+    base_here(grid(methods, policy=hungry), root)
     with pytest.raises(UserError, match=r"micro_batch.*gradient_checkpointing"):
         train_here(cell)
     for policy, training in (({**hungry, "scale": 2.0}, {}), (hungry, {"optimizer": {"use": "AdamW", "lr": 1.0}})):
@@ -150,27 +214,27 @@ def test_a_grid_that_ran_out_of_memory_goes_on_with_less(tmp_path: Path) -> None
             open_folder(grid(methods, policy=policy, training=training), root)
     less = {"policy": {**hungry, "gradient_checkpointing": True}, "training": {"micro_batch": 2}}
     lowered = grid(methods, **less, evaluation={"batch": 3})
-    for found in trust_needed(lowered, root):  # as the command does
+    for found in trust_needed(cells(lowered, root)):  # as the command does
         trust.remember(found)
-    begun, waiting = open_folder(lowered, root)
+    _, begun, waiting = open_folder(lowered, root)
     assert state(begun).status == "failed"
     words = running.command(begun, state(begun))
-    assert words[5:7] == ["--resume", str(begun.folder)]
-    run, config = resume_run(begun.folder, words[7:])
+    assert words[5:7] == ["--resume", str(begun.run.path)]
+    run, config = resume_run(begun.run.path, words[7:])
     assert (config.policy, config.training, config.evaluation) == (
         begun.config.policy, begun.config.training, begun.config.evaluation,
     )  # fmt: skip
     build_trainer(config).train(resume=run, config_yaml=to_yaml(config))
     assert state(begun).status == "finished"
     assert len(running.command(begun, state(begun))) == 7, "nothing is left to change"
-    assert running.command(waiting, state(waiting))[5].endswith("sars-seed-0.yaml")
-    again = open_folder(grid(methods, policy=hungry), root)[0]
+    assert running.command(waiting, state(waiting))[-1].endswith("sars-seed-0.yaml")
+    _, again, _ = open_folder(grid(methods, policy=hungry), root)
     assert state(again).status == "finished", "a finished cell is the same whatever memory it took"
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="not a comparison"):
+    with pytest.raises(UserError, match="holds something already"):
         open_folder(grid(), tmp_path)
 
 
@@ -186,26 +250,13 @@ def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [s["CUDA_VISIBLE_DEVICES"] for s in running._slots(20, None, None)] == ["0", "1"]
 
 
-def test_ray_is_asked_for_only_where_it_is_installed(tmp_path: Path) -> None:
-    made = open_folder(grid(methods=["tdw"]), tmp_path / "out")
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        with pytest.raises(UserError, match="Ray is not installed"):
-            running.run_cells_on_ray(made)
-        return
-    base_here(tmp_path / "out")
-    ended = running.run_cells_on_ray(made, say=lambda text: None)
-    assert ended["tdw/seed-0"].status == "finished"
-
-
 def test_the_base_is_evaluated_as_any_run_would(tmp_path: Path) -> None:
     root = tmp_path / "out"
-    cell = open_folder(grid(methods=["tdw"]), root)[0]
-    base_here(root)
+    _, cell = open_folder(grid(methods=["tdw"]), root)
+    base = base_here(grid(methods=["tdw"]), root)
     own = cell.config.model_copy(
         update={"output": tmp_path / "alone", "evaluation": cell.config.evaluation.model_copy(update={"base": None})}
     )
     build_trainer(own).train()
     alone = tmp_path / "alone" / "evaluations" / "iteration-000000.json"
-    assert json.loads(alone.read_text()) == json.loads(base_evaluation(root).read_text())
+    assert json.loads(alone.read_text()) == json.loads(base.read_text())

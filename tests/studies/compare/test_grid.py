@@ -23,8 +23,8 @@ from studies.compare.tiny import CONFIG
 
 
 def runnable(grid: Grid, root: Path) -> list[Cell]:
-    made = cells(grid, root)
-    check_runnable(made)
+    base, *made = cells(grid, root)
+    check_runnable([base, *made])
     return made
 
 
@@ -37,16 +37,16 @@ def write(tmp_path: Path, **tree) -> Path:
 def test_every_known_method_resolves_and_spends_the_same(tmp_path: Path) -> None:
     methods = [name for name in known_methods() if name != "fitted"]
     grid = load_grid(write(tmp_path, methods=methods, seeds=[0]))
-    made = cells(grid, tmp_path / "out")
+    _, *made = cells(grid, tmp_path / "out")
     assert [cell.method for cell in made] == [name for name in methods if name != "base"]
     for cell in made:
         check_names(cell.config)
-        assert budget(cell.config) == (4 * 2 * 4, 4 * 2)
+        assert budget(cell.config) == f"{4 * 2 * 4} images, {4 * 2} gradient steps"
 
 
 def test_methods_differ_in_the_method_alone(tmp_path: Path) -> None:
     grid = load_grid(write(tmp_path, methods=["naive_1to1", "customized"], seeds=[3]))
-    naive, customized = cells(grid, tmp_path)
+    _, naive, customized = cells(grid, tmp_path)
     changed = {line.split()[0] for line in differences(customized.config, naive.config)}
     assert all(key.startswith("method.") for key in changed)
     assert naive.config.method.advantage.use == "raw_sum"
@@ -62,7 +62,7 @@ def test_naive_favours_the_prompt_in_1to1_5() -> None:
 def test_cells_come_seed_by_seed(tmp_path: Path) -> None:
     grid = load_grid(write(tmp_path, methods=["base", "tdw", "sars"], seeds=[0, 1]))
     names = [cell.name for cell in cells(grid, tmp_path)]
-    assert names == ["tdw/seed-0", "sars/seed-0", "tdw/seed-1", "sars/seed-1"]
+    assert names == ["base", "tdw/seed-0", "sars/seed-0", "tdw/seed-1", "sars/seed-1"]
 
 
 def test_own_methods_are_new_or_change_known_ones(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_own_methods_are_new_or_change_known_ones(tmp_path: Path) -> None:
         "tdw": {"config": {"method": {"clip_range": 0.01}}},
     }
     grid = load_grid(write(tmp_path, methods=["loud", "tdw"], own_methods=own, seeds=[0]))
-    loud, tdw = cells(grid, tmp_path)
+    _, loud, tdw = cells(grid, tmp_path)
     assert loud.config.method.advantage.arguments == {"gamma": 0.9}
     assert tdw.config.method.clip_range == 0.01
     assert tdw.config.method.advantage.use == "weighted_sum"
@@ -90,7 +90,7 @@ def test_merging_replaces_what_is_named_anew() -> None:
         ({"seeds": [0, 1, 1]}, "seeds lists 1 twice"),
         ({"methods": ["tdw", "tdw"]}, "methods lists tdw twice"),
         ({"candidate": "custmized"}, "customized"),
-        ({"line": ["zsum_1to1", "zsum_1to1"]}, "line names zsum_1to1 twice"),
+        ({"line": ["zsum_1to1", "zsum_1to1"]}, "line lists zsum_1to1 twice"),
         ({"seeds": []}, "seeds is empty"),
         ({"seed": [0]}, "There is no setting 'seed'. Did you mean 'seeds'"),
         ({"config": {**CONFIG, "seed": 3}}, "config.seed is set by the grid"),
@@ -99,7 +99,7 @@ def test_merging_replaces_what_is_named_anew() -> None:
         ({"methods": ["x"], "own_methods": {"x": {"config": {"method": {"advantage": "sarz"}}}}}, "method 'x'.*'sarz'"),
         (
             {"methods": ["tdw", "long"], "own_methods": {"long": {"config": {"training": {"iterations": 8}}}}},
-            "'long/seed-0' 64 pictures and 16 gradient steps; give every method the same budget",
+            "'long/seed-0' 64 images, 16 gradient steps; give every method the same budget",
         ),
         (
             {
@@ -118,14 +118,14 @@ def test_a_wrong_grid_gets_one_sentence(tmp_path: Path, tree: dict, sentence: st
 def test_an_argument_without_default_is_asked_for(tmp_path: Path) -> None:
     own = {"mine": {"config": {"method": {"time_weights": {"use": "tabulated", "grid": [0.0]}}}}}
     grid = load_grid(write(tmp_path, methods=["mine"], own_methods=own, seeds=[0]))
-    with pytest.raises(UserError, match="'mine': tabulated needs 'weights'"):
+    with pytest.raises(UserError, match=r"'mine': tabulated.* missing 1 required .*'weights'; correct it"):
         runnable(grid, tmp_path)
 
 
 def test_another_seed_of_the_evaluation_noise_does_not_pair() -> None:
     one, two = (parse_config(merged(CONFIG, {"evaluation": {"seed": seed}}), Config) for seed in (0, 1))
     with pytest.raises(UserError, match="differ in evaluation"):
-        check_comparable({"a": one, "b": two})
+        check_comparable(Cell("a", 0, one, Path()), Cell("b", 0, two, Path()))
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_what_does_not_change_the_result_may_differ(change: dict, pairs: bool) -
     two = parse_config(merged(tree, change), Config)
     assert (differences(one, two) == []) == pairs
     if pairs:
-        check_comparable({"a": one, "b": two})
+        check_comparable(Cell("a", 0, one, Path()), Cell("b", 0, two, Path()))
     else:
-        with pytest.raises(UserError, match="'a' and 'b' differ in"):
-            check_comparable({"a": one, "b": two})
+        with pytest.raises(UserError, match="'a/seed-0' and 'b/seed-0' differ in"):
+            check_comparable(Cell("a", 0, one, Path()), Cell("b", 0, two, Path()))
 
 
 def test_code_of_others_is_asked_only_if_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_the_recipes_are_grids_whose_cells_compare(name: str, tmp_path: Path) ->
 def test_fitted_needs_the_file_of_a_probe(tmp_path: Path) -> None:
     from customized_grpo.train.fitted import save_time_weights
 
-    with pytest.raises(UserError, match=r"'fitted': from_file needs 'path'; set method.time_weights.path"):
+    with pytest.raises(UserError, match=r"'fitted': from_file.* missing 1 required .*'path'; correct it"):
         runnable(load_grid(write(tmp_path, methods=["fitted"], seeds=[0])), tmp_path)
     file = tmp_path / "time_weights.json"
     save_time_weights(
@@ -201,11 +201,11 @@ def test_fitted_needs_the_file_of_a_probe(tmp_path: Path) -> None:
     assert cell.config.method.time_weights.arguments == {"path": str(file)}
     assert cell.config.method.advantage.use == "sars"
     file.unlink()
-    with pytest.raises(UserError, match=r"'fitted': method.time_weights 'from_file'.*time_weights.json"):
+    with pytest.raises(UserError, match=r"'fitted': There is no file of time weights .*time_weights.json"):
         runnable(load_grid(write(tmp_path, methods=["fitted"], own_methods=own, seeds=[0])), tmp_path)
 
 
 def test_one_weight_per_reward(tmp_path: Path) -> None:
     own = {"odd": {"config": {"method": {"time_weights": {"use": "constant", "weights": [1.0]}}}}}
-    with pytest.raises(UserError, match=r"'odd': method.time_weights 'constant' gives .2, 1. .* there are 2 rewards"):
+    with pytest.raises(UserError, match=r"'odd': method.time_weights gives .* for 1 steps and 2 rewards"):
         runnable(load_grid(write(tmp_path, methods=["odd"], own_methods=own, seeds=[0])), tmp_path)

@@ -1,5 +1,3 @@
-import json
-import math
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,10 +7,7 @@ from rich.console import Console
 
 from customized_grpo.cli.probe import new_probe
 from customized_grpo.errors import UserError
-from customized_grpo.studies.compare import plots
-from customized_grpo.studies.compare.analysis import Analysis
-from customized_grpo.studies.compare.page import choose_styles, conflict_plots, write_report
-from customized_grpo.studies.compare.results import read_comparison
+from customized_grpo.studies.compare.page import write_report
 from studies.compare.fabricate import fabricate
 from studies.probe.test_run import CONFIG as PROBED
 
@@ -51,10 +46,10 @@ def test_the_report_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     assert "32 images, 8 gradient steps" in text
     assert "Only 3 seeds" in text
     assert "&lt;b&gt;" in text, "prompts are escaped"
-    for name in ("plane-rewards", "plane-checks", "curve-prompt", "worst-rewards-naive_1to1", "conflict"):
+    for name in ("plane-rewards", "plane-checks", "curve-prompt", "worst-rewards-naive_1to1"):
         assert (root / "plots" / f"{name}.svg").is_file()
         assert (root / "plots" / f"{name}.png").is_file()
-    assert (root / "plots" / "pictures.png").is_file()
+    assert (root / "plots" / "images.png").is_file()
     tables = (root / "report.md").read_text(encoding="utf-8")
     assert tables.startswith("# Comparison: out\n\n**Does Customized beat naive 1:1 on held-out subjects?** Yes. ")
     assert "Change since the base policy: prompt \N{MINUS SIGN}0.0" in tables
@@ -81,27 +76,6 @@ def test_the_report_shows_the_probe_that_the_grid_names(tmp_path: Path) -> None:
         write_report(root)
 
 
-def test_an_undefined_correlation_is_left_out_of_the_mean_over_seeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, drawn = tmp_path / "out", {}
-    fabricate(root, {"customized": (0.1,) * 4}, seeds=[0, 1])
-    for seed, correlations in enumerate([[-0.2, None, None, -0.2], [-0.4, -0.4, None, -0.4]]):
-        file = root / "cells" / "customized" / f"seed-{seed}" / "metrics.jsonl"
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-        rows = [{**row, "conflict/correlation": value} for row, value in zip(rows, correlations, strict=True)]
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    draw = plots.curves
-    monkeypatch.setattr(
-        plots, "curves", lambda at, lines, *, ylabel: drawn.update({ylabel: lines}) or draw(at, lines, ylabel=ylabel)
-    )
-    analysis = Analysis(read_comparison(root))
-    conflict_plots(analysis, choose_styles(analysis))
-    (line,) = drawn["correlation within groups"]
-    values = [level.value for level in line.levels]
-    assert values == pytest.approx([-0.3, -0.4, math.nan, -0.3], nan_ok=True)
-
-
 def test_columns_that_some_grids_need(tmp_path: Path) -> None:
     root = tmp_path / "out"
     fabricate(root, GAINS, line=("naive_1to1", "naive_1to1.5"))
@@ -122,7 +96,7 @@ def test_an_unfinished_grid_is_reported_as_such(tmp_path: Path) -> None:
     text = write_report(root).read_text(encoding="utf-8")
     assert "2 of 3 runs finished" in text
     assert "Not yet known." in text
-    assert "Customized/seed-0 is damaged (it has no config.yaml) and left out." in text
+    assert "Customized/seed-0 (it has no config.yaml) is damaged and left out." in text
     assert "Only one seed" in text
 
 
@@ -133,8 +107,8 @@ def test_runs_left_out_for_one_reason_share_a_sentence(tmp_path: Path) -> None:
         shutil.rmtree(root / "cells" / "customized" / f"seed-{seed}")
     (root / "cells" / "other" / "seed-0").mkdir(parents=True)
     text = write_report(root).read_text(encoding="utf-8")
-    assert "2 runs have not begun and are left out: customized/seed-1, customized/seed-2." in text
-    assert "ells/other/seed-0 is not in the grid and is left out." in text
+    assert "Customized/seed-1 and customized/seed-2 are waiting and left out." in text
+    assert "Other/seed-0 is not in the grid and left out." in text
 
 
 def test_a_folder_without_a_comparison_gets_one_sentence(tmp_path: Path) -> None:

@@ -45,23 +45,17 @@ def find_method(name: str, own: Mapping[str, Method]) -> Method:
             f"There is no method '{name}'.{nearest(name, [*known, *own])} Known are {', '.join([*known, *own])}; "
             f"define your own under own_methods."
         )
-    if name not in own:
-        return known[name]
-    before, mine = known.get(name, Method(title=name)), own[name]
+    before, mine = known.get(name, Method(title=name)), own.get(name, Method())
     return Method(
-        title=mine.title or before.title,
-        about=mine.about or before.about,
-        config=merged(before.config, mine.config),
+        title=mine.title or before.title, about=mine.about or before.about, config=merged(before.config, mine.config)
     )
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """`above` on top of `below`, section by section; a name or a mapping with `use` replaces what is below it."""
-    result = dict(below)
+    result = {**below, **above}
     for key, value in above.items():
-        under = result.get(key)
+        under = below.get(key)
         if isinstance(value, Mapping) and isinstance(under, Mapping) and "use" not in value:
             result[key] = merged(under, value)
-        else:
-            result[key] = value
     return result

@@ -1,461 +1,360 @@
 """The report of a comparison: the question and the answer first, then everything that they rest on."""
 
-import json
-import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from customized_grpo import page
-from customized_grpo.page.formats import duration, percent, words
-from customized_grpo.page.plots import running_mean
-from customized_grpo.store.scores import Estimate, finite_mean
-from customized_grpo.studies.compare import plots
-from customized_grpo.studies.compare.analysis import Analysis, Balance
+from customized_grpo.page.formats import duration, listed, percent, words
+from customized_grpo.page.plots import BLUE, GREEN, ORANGE, VERMILLION, Line, Track
+from customized_grpo.store.scores import Scores
+from customized_grpo.studies.compare.analysis import Comparison
 from customized_grpo.studies.compare.findings import findings, headline
-from customized_grpo.studies.compare.grid import base_config, budget
+from customized_grpo.studies.compare.grid import GridFolder
 from customized_grpo.studies.compare.methods import BASE, find_method
-from customized_grpo.studies.compare.pictures import pictures
-from customized_grpo.studies.compare.plots import Bar, Curve, Point, Style
-from customized_grpo.studies.compare.results import Comparison, read_comparison
 
+OF = {"rewards": "", "checks": " (proxies)"}
+"""What the name of a pair adds to a heading."""
 CONFLICT = {"share": "conflict", "both_positive": "both better", "both_negative": "both worse"}
-PAPER_CONFLICT = (0.502, 0.268, 0.230)
-"""Customized-GRPO, section on conflict: shares of samples in conflict, both positive, both negative."""
+PAPER = {"conflict": 0.502, "both better": 0.268, "both worse": 0.230}
+"""Customized-GRPO, section on conflict: shares of training samples."""
+STRONG = ((BLUE, "D", True), (VERMILLION, "o", True), (ORANGE, "s", True), (GREEN, "^", True))
+"""Colour and marker of the methods that stand out; the others are grey."""
+WEAK = tuple(("#9A9A9A", marker, False) for marker in "ovP<X>p*h")
 
 
-def write_report(folder: Path, *, trust_code: bool = False) -> Path:
+def write_report(folder: Path) -> Path:
     """Write FOLDER/report.html, self-contained, the same as report.md, its plots as SVG and PNG into FOLDER/plots.
 
     Works on a grid that is not finished: the page says which cells it leaves out.
 
-    Args:
-        folder: what `cgrpo compare` wrote.
-        trust_code: run the step plans that the folder names, to count gradient steps.
-
     Raises:
-        UserError: if the folder is no comparison, nothing is finished, or it holds runs that do not compare.
+        UserError: as `Comparison`, or if the folder cannot be written.
     """
-    comparison = read_comparison(Path(folder), trust_code=trust_code)
-    with page.writing(comparison.folder):
-        return page.publish(contents(comparison), comparison.folder)
+    a = Comparison(folder)
+    with page.writing(folder):
+        return page.publish(contents(a), folder)
 
 
-def contents(comparison: Comparison) -> page.Page:
+def contents(a: Comparison) -> page.Page:
     """The page of a comparison. Writes the plots."""
-    analysis = Analysis(comparison)
-    styles = choose_styles(analysis)
-    found = headline(analysis)
-    sections = [
-        page.Section("The trade-off", front_blocks(analysis, styles), name="Trade-off"),
-        page.Section("Images", image_blocks(analysis)),
-        page.Section("Paired differences", difference_blocks(analysis, styles), name="Differences"),
-        page.Section("Over training", [page.Figures(curves(analysis, styles))], name="Curves"),
-        page.Section("Untrained metrics", [other_metrics(analysis), page.Text(OTHERS, "note")]),
-        page.Section("Conflict between the rewards", conflict_blocks(analysis, styles), name="Conflict"),
-        *probe_section(comparison),
-        page.Section("The runs", run_blocks(analysis)),
-    ]
+    styles, found = choose_styles(a), headline(a)
+    done = sum(state.status == "finished" for state in a.states.values())
     return page.Page(
         kind="Comparison",
-        title=comparison.folder.resolve().name,
-        badges=[progress(comparison)],
+        title=a.folder.resolve().name,
+        badges=[f"{done} of {len(a.states)} runs finished"],
         question=found.question,
         headline=f"{found.verdict}.",
         lead=found.text,
-        summary=[
-            page.Findings(findings(analysis)),
-            page.Text(explanation(analysis), "note"),
-            page.Remarks(remarks(analysis)),
+        summary=[page.Findings(findings(a)), page.Text(explanation(a), "note"), page.Remarks(list(remarks(a)))],
+        sections=[
+            page.Section("The trade-off", trade_off(a, styles), name="Trade-off"),
+            page.Section("Images", images(a)),
+            page.Section("Paired differences", differences(a), name="Differences"),
+            page.Section(
+                "Over training", [page.Figures([curve(a, metric, styles) for metric in a.metrics])], name="Curves"
+            ),
+            page.Section("Untrained metrics", untrained(a)),
+            page.Section("Conflict between the rewards", conflict(a), name="Conflict"),
+            *probe(a),
+            page.Section("The runs", runs(a)),
         ],
-        sections=sections,
         footer="Plots are beside this page in plots/ as SVG and PNG. docs/compare.md explains every number.",
     )
 
 
-OTHERS = (
-    "Change since the base policy, whose level is in the first row. Hacking gap: the gain of a reward minus the "
-    "gain of its held-out proxy, in standard deviations; above zero, the reward rose more than its proxy."
-)
-
-
-def explanation(analysis: Analysis) -> str:
+def explanation(a: Comparison) -> str:
     """What the numbers of the page mean."""
-    tasks, seeds = len(analysis.comparison.base.tasks), analysis.num_seeds
+    seeds = f"{a.num_seeds} seed{'s' * (a.num_seeds != 1)}"
     return (
-        f"A gain is the change since the base policy, on {tasks} held-out tasks of {analysis.num_subjects} subjects "
-        "with the same noise for all. Where two metrics are combined, a gain is in standard deviations of the "
-        "metric over the base policy's tasks. The worst-reward gain is the smaller of the two gains: what a "
-        f"balanced method raises. In brackets 95 % intervals, bootstrapped over {seeds} seed{'s' * (seeds != 1)} "
-        "and over subjects. “Yes” and “no” are said only of intervals that exclude zero."
+        f"A gain is the change since the base policy, on {len(a.base.tasks)} held-out tasks of {a.num_subjects} "
+        "subjects with the same noise for all. Where two metrics are combined, a gain is in standard deviations of the "
+        "metric over the base policy's tasks. The worst-reward gain is the smaller of the two gains: what a balanced "
+        f"method raises. In brackets 95 % intervals, bootstrapped over {seeds} and over subjects. “Yes” and “no” are "
+        "said only of intervals that exclude zero."
     )
 
 
-def front_blocks(analysis: Analysis, styles: dict[str, Style]) -> list[page.Block]:
-    """The plane of the rewards, and every method in a row."""
-    line = [analysis.comparison.title(m) for m in analysis.line or ()]
-    blocks: list[page.Block] = []
-    if drawn := planes(analysis, styles):
-        text = (
-            "Up and to the right is better; the lines are the paths there from the base policy, the bars 95 % "
-            "intervals of the gain. Dotted: the Pareto front."
-        )
-        text += f" Slanted dashes: the line through {line[0]} and {line[1]}." if line else ""
-        blocks += [page.Text(text), page.Figures(drawn)]
+def remarks(a: Comparison) -> Iterator[page.Remark]:
+    """What the reader should know before trusting the page."""
+    if a.num_seeds < 2:
+        text = "Only one seed: the intervals cover other subjects, not another training run, which can differ."
+        yield page.Remark(text, True)
+    elif a.num_seeds < 5:
+        text = f"Only {a.num_seeds} seeds: intervals are widened for it, so only large differences are clear."
+        yield page.Remark(text)
+    yield from page.few_subjects(a.num_subjects)
+    yield from map(page.Remark, a.problems)
+    for method, metric, missing, total in a.unscored():
+        name = "the base policy" if method == BASE else a.title(method)
+        left = "nothing is left of it" if missing == total else "they are left out"
+        text = f"{words(metric)} could not score {missing:,} of {total:,} held-out images of {name}; {left}."
+        yield page.Remark(text, metric in a.rewards)
+    for method, finished in a.runs.items():
+        if absent := [str(seed) for seed in a.grid.seeds if seed not in finished]:
+            yield page.Remark(f"{a.title(method)} lacks seed {', '.join(absent)}; its mean is over the rest.", True)
+
+
+def choose_styles(a: Comparison) -> dict[str, tuple[str, str, bool]]:
+    """Colour, marker and whether it stands out: the candidate, the baseline, the rest of the line, the best other."""
+    found = dict(zip(dict.fromkeys([*reversed(a.references), *a.line]), STRONG[:-1], strict=False))
+    rest = [m for m in a.methods if m not in found]
+    if a.pairs and rest:
+        gains = {m: a.worst_gain(a.pairs["rewards"], m).value for m in rest}
+        found[max(rest, key=lambda m: np.nan_to_num(gains[m], nan=-np.inf))] = STRONG[-1]
+    grey = [m for m in a.methods if m not in found]
+    return found | {m: WEAK[n % len(WEAK)] for n, m in enumerate(grey)}
+
+
+def _table(
+    a: Comparison, cells: Callable[[str], Mapping[str, page.Cell]], skip: str = "", title: str = ""
+) -> page.Table:
+    """A row for each method, of its cells by their heading."""
+    rows = [(a.title(m), cells(m)) for m in a.methods if m != skip]
+    return page.table(rows, bold=[a.title(m) for m in a.references], title=title)
+
+
+def trade_off(a: Comparison, styles: Mapping[str, Any]) -> list[page.Block]:
+    """The plane of the rewards and that of their proxies, and every method in a row."""
+    line = listed([a.title(m) for m in a.line]) if a.line else ""
+    text = (
+        "Up and to the right is better; the lines are the paths there from the base policy, the bars 95 % intervals of "
+        "the gain. Dotted: the Pareto front."
+    )
     note = (
-        "Rewards: gain in their own units. Worst-reward gain in standard deviations. Hypervolume: the area above "
-        "the base policy that the evaluations over training dominate, in squared standard deviations. On the front: "
-        "share of resamples in which no other method is better in both; ● the methods on the front as measured."
+        "Rewards: gain in their own units. Worst-reward gain in standard deviations. Hypervolume: the area above the "
+        "base policy that the evaluations over training dominate, in squared standard deviations. On the front: share "
+        "of resamples in which no other method is better in both; ● the methods on the front as measured."
     )
     if line:
+        text += f" Slanted dashes: the line through {line}."
         note += (
-            f" Beyond the line: distance from the straight line through {line[0]} and {line[1]}, which differ in "
-            "constant weights alone, towards more of both, in standard deviations. On it, a method does what other "
-            "weights would have done."
+            f" Beyond the line: distance from the straight line through {line}, which differ in constant weights "
+            "alone, towards more of both, in standard deviations. On it, a method does what other weights would have "
+            "done."
         )
-    return [*blocks, summary(analysis), page.Text(note, "note")]
+    drawn = list(planes(a, styles))
+    return [*([page.Text(text), page.Figures(drawn)] if drawn else []), summary(a), page.Text(note, "note")]
 
 
-def image_blocks(analysis: Analysis) -> list[page.Block]:
-    shown, rule = pictures(analysis)
-    if not shown.rows:
+def planes(a: Comparison, styles: Mapping[str, Any]) -> Iterator[page.Figure]:
+    """Where the methods end in the plane of the rewards, and in that of their held-out proxies."""
+    for name, pair in a.pairs.items():
+        y, x = ({m: [a.level(k, m, i) for i in a.iterations] for m in a.methods} for k in pair)
+        tracks = [Track(a.title(m), x[m], y[m], *styles[m]) for m in a.methods]
+        tracks = [track for track in tracks if np.isfinite(track.end).all()]
+        origin = (a.base_level[pair[1]], a.base_level[pair[0]])
+        if tracks and np.isfinite(origin).all():
+            figure = page.plots.plane(
+                tracks, origin, xlabel=words(pair[1]), ylabel=words(pair[0]), line=[a.title(m) for m in a.line]
+            )
+            title = "Trained rewards" if name == "rewards" else "Not trained on"
+            yield page.embed_plot(figure, a.folder, f"plane-{name}", title=title)
+
+
+def summary(a: Comparison) -> page.Table:
+    """Every method in a row: its gains, the smaller of them, and its place in the trade-off; seeds if they differ."""
+    counts = {m: len(finished) for m, finished in a.runs.items()}
+    fronts = {name: a.front(pair) for name, pair in a.pairs.items()}
+
+    def cells(m: str) -> dict[str, page.Cell]:
+        found: dict[str, page.Cell] = {"seeds": str(counts[m])} if len(set(counts.values())) > 1 else {}
+        found |= {words(reward): a.gain(reward, m) for reward in a.rewards}
+        for name, pair in a.pairs.items():
+            on, share = fronts[name][m]
+            found[f"worst-reward gain{OF[name]}"] = a.worst_gain(pair, m)
+            found[f"hypervolume{OF[name]}"] = page.Plain(*a.hypervolume(pair, m))
+            found[f"on the front{OF[name]}"] = f"{percent(share)}{' ●' * on}"
+            if a.line:
+                found[f"beyond the line{OF[name]}"] = a.beyond(pair, m)
+        return found
+
+    return _table(a, cells)
+
+
+def images(a: Comparison) -> list[page.Block]:
+    """The same tasks and noise drawn by every method, evenly spaced in the ranking of how much the candidate helped."""
+    shown = [m for m in dict.fromkeys([a.grid.baseline, *a.line, a.grid.candidate]) if m in a.methods]
+    seed = next((seed for seed in a.grid.seeds if shown and all(seed in a.runs[m] for m in shown)), None)
+    last, sources = a.iterations[-1], [(a.folder / BASE / "cells", 0, a.base)]
+    if seed is not None:
+        sources += [(a.runs[m][seed].folder / "samples/cells", last, a.scores(m, seed, last)) for m in shown]
+
+    def files(task: int) -> list[tuple[Path, list[str]]]:
+        drawn = [(f / f"{task:03d}-iteration-{i:06d}.png", _marks(a, scores, task)) for f, i, scores in sources]
+        return [(sources[0][0] / f"{task:03d}-reference.png", []), *drawn]
+
+    pictured = [n for n in range(len(a.base.tasks)) if shown and all(path.is_file() for path, _ in files(n))]
+    order, rule = _ranked(a, pictured)
+    places = page.evenly(len(order), a.grid.pictures)
+    rows = [page.Shown(a.base.prompts[order[n]], f"rank {n + 1} of {len(order)}", files(order[n])) for n in places]
+    if not rows or seed is None:
         return [page.Text("No images that all methods share.", "soft")]
     note = "Under an image: what share the held-out proxies find right. ✓ all, ◐ in part, ✗ none."
-    return [page.Text(rule), shown, page.Text(note, "note")]
+    grid = page.image_grid(["reference", BASE, *map(a.title, shown)], rows, a.folder)
+    return [page.Text(f"{rule} Images of training seed {seed}, first noise."), grid, page.Text(note, "note")]
 
 
-def difference_blocks(analysis: Analysis, styles: dict[str, Style]) -> list[page.Block]:
+def _ranked(a: Comparison, pictured: list[int]) -> tuple[list[int], str]:
+    """The tasks from where the candidate helped least, compared with the baseline, to where it helped most."""
+    if len(a.references) < 2 or not a.pairs:
+        return pictured, "The first tasks of the held-out data."
+    baseline, candidate = map(a.title, a.references)
+    gains = a.standardized(a.references, a.pairs["rewards"]).mean(dim=-1)
+    helped = (gains[..., 1] - gains[..., 0]).nanmean(dim=0).tolist()
+    rule = (
+        f"Chosen by rule, not by hand: all pictured tasks are ranked by how much better {candidate} scores than "
+        f"{baseline} (mean of both rewards, in standard deviations, over seeds), and shown at even steps from the "
+        "worst to the best."
+    )
+    return sorted((n for n in pictured if np.isfinite(helped[n])), key=helped.__getitem__), rule
+
+
+def _marks(a: Comparison, scores: Scores, task: int) -> list[str]:
+    """What the held-out proxies say of one image."""
+    found = []
+    for reward, proxy in a.proxies.items():
+        value = float(scores.column(proxy)[0, task])
+        sign = "✓" if value > 0.995 else "✗" if value < 0.005 else "◐" if value >= 0.005 else "–"
+        found.append(f"{sign} {words(reward)} {percent(value)}")
+    return found
+
+
+def differences(a: Comparison) -> list[page.Block]:
+    """Each method minus the baseline, and minus the candidate."""
     note = (
         "Seed by seed and task by task. P(better): the probability that a random seed of the method beats a random "
-        "seed of the other on a random task. Seeds in favour: seeds with the larger worst-reward gain in the "
-        "rewards."
+        "seed of the other on a random task. Seeds in favour: seeds with the larger worst-reward gain in the rewards."
     )
-    tables = [table for m in analysis.references if (table := differences(analysis, m)).rows]
-    drawn = forests(analysis, styles)
-    return [*([page.Figures(drawn)] if drawn else []), *tables, page.Text(note, "note")]
+    drawn = [figure for m in a.references for figure in forests(a, m)]
+    tables = [difference_table(a, m) for m in a.references if len(a.methods) > 1]
+    return [page.Figures(drawn), *tables, page.Text(note, "note")]
 
 
-def conflict_blocks(analysis: Analysis, styles: dict[str, Style]) -> list[page.Block]:
-    table = conflict(analysis)
-    if not table.rows:
+def forests(a: Comparison, reference: str) -> Iterator[page.Figure]:
+    """The worst-reward gain of every method minus that of the reference."""
+    for name, pair in a.pairs.items():
+        bars = [(a.title(m), a.worst_gain(pair, m, reference)) for m in a.methods if m != reference]
+        bars = [(title, estimate) for title, estimate in bars if np.isfinite(estimate.value)]
+        if bars:
+            label = f"worst-reward gain minus that of {a.title(reference)}, in standard deviations"
+            title = f"Worst-reward gain{OF[name]}, against {a.title(reference)}"
+            figure = page.plots.forest(bars, xlabel=label)
+            yield page.embed_plot(figure, a.folder, f"worst-{name}-{reference}", title=title)
+
+
+def difference_table(a: Comparison, reference: str) -> page.Table:
+    """Every method minus the reference, seed by seed and task by task."""
+
+    def cells(m: str) -> dict[str, page.Cell]:
+        found: dict[str, page.Cell] = {words(k): a.difference(k, m, reference) for k in a.judged}
+        found |= {f"worst-reward gain{OF[name]}": a.worst_gain(pair, m, reference) for name, pair in a.pairs.items()}
+        if a.line:
+            found |= {f"beyond{OF[name]}": a.beyond(pair, m, reference) for name, pair in a.pairs.items()}
+        for reward in a.rewards:
+            found[f"P({words(reward)} better)"] = page.Share(*a.probability_of_improvement(reward, m, reference))
+        if a.pairs:
+            found["seeds in favour"] = "{} of {}".format(*a.seeds_in_favour(a.pairs["rewards"], m, reference))
+        return found
+
+    title = f"Each method minus {a.title(reference)}, on the same seeds, tasks and noise"
+    return _table(a, cells, skip=reference, title=title)
+
+
+def curve(a: Comparison, metric: str, styles: Mapping[str, Any]) -> page.Figure:
+    """A metric over training, for every method; those that do not stand out share one entry of the legend."""
+    drawn = []
+    for m, (colour, marker, strong) in sorted(styles.items(), key=lambda style: style[1][2]):
+        name = a.title(m) if strong else "" if drawn else "the others"
+        levels = [a.level(metric, m, i) for i in a.iterations]
+        drawn.append(Line(name, levels, colour, marker) if strong else Line(name, levels))
+    figure = page.plots.lines(a.iterations, drawn, xlabel="iteration", ylabel=words(metric))
+    page.plots.iteration_axis(figure.axes[0], a.iterations)
+    title = words(metric) + " (not trained on)" * (metric not in a.rewards)
+    return page.embed_plot(figure, a.folder, f"curve-{metric}", title=title)
+
+
+def untrained(a: Comparison) -> list[page.Block]:
+    """Everything that was measured and not trained on, as change since the base policy; and the hacking gaps."""
+    note = (
+        "Change since the base policy, whose level is in the first row. Hacking gap: the gain of a reward minus the "
+        "gain of its held-out proxy, in standard deviations; above zero, the reward rose more than its proxy."
+    )
+    less = a.grid.lower_is_better
+    heading = {k: f"{words(k)}{' (less is better)' * (k in less)}" for k in a.metrics if k not in a.rewards}
+
+    def cells(m: str) -> dict[str, page.Cell]:
+        gains = {k: a.gain(k, m) for k in heading}
+        found = {heading[k]: page.Flipped(*gain) if k in less else gain for k, gain in gains.items()}
+        return found | {f"hacking gap, {words(r)}": page.Flipped(*a.hacking_gap(r, m)) for r in a.proxies}
+
+    table = _table(a, cells)
+    base = page.Row("base (level)", [*(a.base_level[k] for k in heading), *("" for _ in a.proxies)])
+    return [replace(table, rows=[base, *table.rows]), page.Text(note, "note")]
+
+
+def conflict(a: Comparison) -> list[page.Block]:
+    """Shares of training samples on which the rewards agree, and their correlation."""
+
+    def cells(m: str) -> dict[str, page.Cell]:
+        shares = {heading: page.Share(*np.clip(a.conflict(key, m), 0, 1).tolist()) for key, heading in CONFLICT.items()}
+        bar = page.Bar(float(np.nan_to_num(shares["conflict"].value)))
+        return {**shares, "correlation": page.Plain(*a.conflict("correlation", m)), "": bar}
+
+    logged = [(a.title(m), cells(m)) for m in a.methods if np.isfinite(a.conflict("share", m).value)]
+    if not logged:
         return [page.Text("Conflict needs two rewards and a logged iteration.", "soft")]
-    return [page.Figures(conflict_plots(analysis, styles)), table]
+    paper = {heading: page.Share(value, np.nan, np.nan) for heading, value in PAPER.items()}
+    rows = [*logged, ("the paper", paper | {"": page.Bar(PAPER["conflict"])})]
+    text = "Mean over training and seeds. Unrelated rewards are in conflict on half of the samples."
+    return [page.Text(text), page.table(rows, bold=[a.title(m) for m in a.references])]
 
 
-def run_blocks(analysis: Analysis) -> list[page.Block]:
-    comparison = analysis.comparison
-    methods = [
-        (comparison.title(m), f"{find_method(m, comparison.grid.own_methods).about} ({m})") for m in comparison.methods
-    ]
-    grid = (comparison.folder / "compare.yaml").read_text(encoding="utf-8")
-    return [
-        page.Facts(facts(analysis)),
-        page.Text("Methods:"),
-        page.Facts(methods),
-        page.Details("Command lines", [page.Code(commands(comparison))]),
-        page.Details("Grid (compare.yaml, can be run again)", [page.Code(grid)]),
-        page.Details("Versions", [page.Facts(versions(comparison))]),
-    ]
-
-
-def progress(comparison: Comparison) -> str:
-    done = sum(state.status == "finished" for state in comparison.states.values())
-    return f"{done} of {len(comparison.states)} runs finished"
-
-
-def choose_styles(analysis: Analysis) -> dict[str, Style]:
-    """Colour for the candidate, the baseline, the other naive weights and the best of the rest; grey for the others."""
-    named = (analysis.grid.candidate, analysis.grid.baseline, "naive_1to1.5")
-    found = {m: s for m, s in zip(named, plots.HIGHLIGHTS, strict=False) if m in analysis.methods}
-    rest = [m for m in analysis.methods if m not in found]
-    if analysis.balances and rest:
-        lesser = {m: np.nan_to_num(analysis.lesser_gain(m, analysis.balances[0]).value, nan=-np.inf) for m in rest}
-        found[max(rest, key=lambda m: lesser[m])] = plots.HIGHLIGHTS[-1]
-    grey = [m for m in analysis.methods if m not in found]
-    return found | {m: plots.OTHERS[n % len(plots.OTHERS)] for n, m in enumerate(grey)}
-
-
-# ---- plots
-
-
-def planes(analysis: Analysis, styles: dict[str, Style]) -> list[page.Figure]:
-    """Where the methods end in the plane of the rewards, and in that of their held-out proxies."""
-    title, found = analysis.comparison.title, []
-    line = [title(m) for m in analysis.line or ()]
-    for balance in analysis.balances:
-        up, across = balance.metrics
-        points = []
-        for m in analysis.methods:
-            x, y = (analysis.level(m, metric) for metric in (across, up))
-            path = [[analysis.level(m, k, i).value for k in (across, up)] for i in analysis.iterations]
-            if np.isfinite([x.value, y.value]).all():
-                points.append(Point(title(m), x, y, np.array(path), styles[m]))
-        base = (analysis.base_level(across).value, analysis.base_level(up).value)
-        if not points or not np.isfinite(base).all():
-            continue
-        figure = plots.plane(points, base, line, xlabel=words(across), ylabel=words(up))
-        name = "Trained rewards" if balance.name == "rewards" else "Not trained on"
-        found.append(page.embed_plot(figure, analysis.comparison.folder, f"plane-{balance.name}", title=name))
-    return found
-
-
-def curves(analysis: Analysis, styles: dict[str, Style]) -> list[page.Figure]:
-    """Every metric over training, for every method."""
-    title, found = analysis.comparison.title, []
-    for metric in analysis.metrics:
-        lines = [
-            Curve(title(m), [analysis.level(m, metric, i) for i in analysis.iterations], styles[m])
-            for m in analysis.methods
-        ]
-        figure = plots.curves(analysis.iterations, lines, ylabel=words(metric))
-        name = words(metric) + ("" if metric in analysis.comparison.rewards else " (not trained on)")
-        found.append(page.embed_plot(figure, analysis.comparison.folder, f"curve-{metric}", title=name))
-    return found
-
-
-def forests(analysis: Analysis, styles: dict[str, Style]) -> list[page.Figure]:
-    """The worst-reward gain of every method minus that of the baseline."""
-    title, found = analysis.comparison.title, []
-    for reference in analysis.references:
-        others = [m for m in analysis.methods if m != reference]
-        for balance in analysis.balances if others else []:
-            bars = [Bar(title(m), analysis.lesser_gain_difference(m, reference, balance), styles[m]) for m in others]
-            bars = [bar for bar in bars if np.isfinite(bar.estimate.value)]
-            if not bars:
-                continue
-            of = "rewards" if balance.name == "rewards" else "held-out proxies"
-            figure = plots.forest(
-                bars, xlabel=f"worst-reward gain minus that of {title(reference)}, in standard deviations"
-            )
-            name = f"Worst-reward gain in the {of}, against {title(reference)}"
-            found.append(
-                page.embed_plot(figure, analysis.comparison.folder, f"worst-{balance.name}-{reference}", title=name)
-            )
-    return found
-
-
-def conflict_plots(analysis: Analysis, styles: dict[str, Style]) -> list[page.Figure]:
-    """Shares of samples in conflict for every method, and the correlation of the rewards over training."""
-    title, folder, found = analysis.comparison.title, analysis.comparison.folder, []
-    shares: list[tuple[str, float, float, float]] = []
-    for m in analysis.methods:
-        conflict, positive, negative = (analysis.conflict(m, key).value for key in CONFLICT)
-        shares.append((title(m), conflict, positive, negative))
-    if any(np.isfinite(row[1]) for row in shares):
-        figure = plots.conflict_bars([*shares, ("the paper", *PAPER_CONFLICT)])
-        found.append(page.embed_plot(figure, folder, "conflict", title="Do the rewards agree on a sample?"))
-    lines, length = [], 0
-    for m in analysis.methods:
-        series = [run.series("conflict/correlation") for run in analysis.comparison.runs[m].values()]
-        length = min(map(len, series)) if not length else min(length, *map(len, series))
-        lines.append((m, series))
-    if length and any(np.isfinite(s).any() for _, series in lines for s in series):
-        window = max(1, length // 8)
-        drawn = []
-        for m, series in lines:
-            smooth = running_mean(finite_mean(np.stack([s[:length] for s in series]), axis=0), window)
-            drawn.append(Curve(title(m), [Estimate(float(v), np.nan, np.nan) for v in smooth], styles[m]))
-        figure = plots.curves(range(1, length + 1), drawn, ylabel="correlation within groups")
-        found.append(page.embed_plot(figure, folder, "conflict-correlation", title="Correlation of the rewards"))
-    return found
-
-
-def probe_section(comparison: Comparison) -> list[page.Section]:
-    """What the probe that the grid names found, with its plots; nothing where it names none."""
-    if comparison.grid.probe is None:
+def probe(a: Comparison) -> list[page.Section]:
+    """What the probe that the grid names found, with its plots; nothing if it names none."""
+    if a.grid.probe is None:
         return []
     from customized_grpo.studies.probe.record import ProbeFolder
     from customized_grpo.studies.probe.report import analyse, conflict_plots, weights_plot, when_plots
 
-    folder = ProbeFolder.existing(comparison.grid.probe)
-    found, target = analyse(folder), comparison.folder
+    found = analyse(ProbeFolder.existing(a.grid.probe))
     text = f"Measured on the base policy, before any of these runs: {found.verdict.answer}. {found.verdict.sentence}"
-    drawn = [*when_plots(target, found), *conflict_plots(target, found), weights_plot(target, found)]
+    drawn = [*when_plots(a.folder, found), *conflict_plots(a.folder, found), weights_plot(a.folder, found)]
     return [page.Section("When is each reward decided?", [page.Text(text), page.Figures(drawn)], name="Probe")]
 
 
-# ---- tables
-
-
-def summary(analysis: Analysis) -> page.Table:
-    """Every method in a row: its gains, the smaller of them, what its trade-off is worth; seeds where they differ."""
-    rewards = analysis.comparison.rewards
-    counts = {m: len(seeds) for m, seeds in analysis.comparison.runs.items()}
-    unequal = len(set(counts.values())) > 1
-    columns = ["seeds"] * unequal + [words(reward) for reward in rewards]
-    fronts = {balance.name: analysis.front(balance) for balance in analysis.balances}
-    for balance in analysis.balances:
-        of = "" if balance.name == "rewards" else " (proxies)"
-        columns += [f"worst-reward gain{of}", f"hypervolume{of}", f"on the front{of}"]
-        columns += [f"beyond the line{of}"] * bool(analysis.line)
-    rows = []
-    for m in analysis.methods:
-        cells: list[Any] = [str(counts[m])] * unequal + [analysis.gain(m, reward) for reward in rewards]
-        for balance in analysis.balances:
-            cells += [analysis.lesser_gain(m, balance), _plain(analysis.hypervolume(m, balance))]
-            cells.append(f"{percent(fronts[balance.name][1][m])}{' ●' if m in fronts[balance.name][0] else ''}")
-            cells += [analysis.beyond(m, balance)] * bool(analysis.line)
-        rows.append(_row(analysis, m, cells))
-    return page.Table(columns, rows)
-
-
-def differences(analysis: Analysis, reference: str) -> page.Table:
-    """Every method less `reference`, seed by seed and task by task."""
-    metrics = [*analysis.comparison.rewards]
-    for balance in analysis.balances[1:]:
-        metrics += balance.metrics
-    columns = [words(metric) for metric in metrics]
-    columns += ["worst-reward gain", "worst-reward gain (proxies)"][: len(analysis.balances)]
-    if analysis.line:
-        columns += ["beyond", "beyond (proxies)"][: len(analysis.balances)]
-    columns += [f"P({words(reward)} better)" for reward in analysis.comparison.rewards]
-    if analysis.balances:
-        columns.append("seeds in favour")
-    rows = []
-    for m in (m for m in analysis.methods if m != reference):
-        cells: list[Any] = [analysis.difference(m, reference, metric) for metric in metrics]
-        cells += [analysis.lesser_gain_difference(m, reference, balance) for balance in analysis.balances]
-        if analysis.line:
-            cells += [analysis.beyond(m, balance, reference) for balance in analysis.balances]
-        for reward in analysis.comparison.rewards:
-            cells.append(_share(analysis.probability_of_improvement(m, reference, reward)))
-        if analysis.balances:
-            cells.append("{} of {}".format(*analysis.seeds_in_favour(m, reference, analysis.balances[0])))
-        rows.append(_row(analysis, m, cells))
-    title = f"Each method minus {analysis.comparison.title(reference)}, on the same seeds, tasks and noise"
-    return page.Table(columns, rows, title=title)
-
-
-def other_metrics(analysis: Analysis) -> page.Table:
-    """Everything that was measured and not trained on, as change since the base; and the hacking gaps."""
-    others = [metric for metric in analysis.metrics if metric not in analysis.comparison.rewards]
-    twins = [r for r in analysis.comparison.rewards if analysis.grid.checks.get(r, "") in analysis.metrics]
-    less = analysis.grid.lower_is_better
-    columns = [f"{words(metric)}{' (less is better)' if metric in less else ''}" for metric in others]
-    columns += [f"hacking gap, {words(reward)}" for reward in twins]
-    rows = [page.Row("base (level)", (*(analysis.base_level(k).value for k in others), *("" for _ in twins)))]
-    for m in analysis.methods:
-        cells = [
-            analysis.gain(m, metric) if metric not in less else page.Flipped(*analysis.gain(m, metric))
-            for metric in others
-        ]
-        cells += [page.Flipped(*analysis.hacking_gap(m, reward)) for reward in twins]
-        rows.append(_row(analysis, m, cells))
-    return page.Table(columns, rows)
-
-
-def conflict(analysis: Analysis) -> page.Table:
-    """Conflict over training, mean over iterations and seeds."""
-    keys = {**CONFLICT, "correlation": "correlation"}
-    rows = [
-        _row(analysis, m, [_plain(analysis.conflict(m, key)) for key in keys])
-        for m in analysis.methods
-        if np.isfinite(analysis.conflict(m, "share").value)
-    ]
-    if rows:
-        rows.append(page.Row("the paper", (*PAPER_CONFLICT, "")))
-    return page.Table(tuple(keys.values()), rows)
-
-
-def _plain(estimate: Estimate) -> page.Plain:
-    return page.Plain(*estimate)
-
-
-def _share(estimate: Estimate) -> str:
-    """A probability and its interval."""
-    if not np.isfinite(estimate.value):
-        return "\N{EN DASH}"
-    value, low, high = map(percent, estimate)
-    return value if not np.isfinite(estimate.low) else f"{value} ({low.removesuffix(' %')} to {high})"
-
-
-def _row(analysis: Analysis, method: str, cells: Sequence[Any]) -> page.Row:
-    strong = method in (analysis.grid.candidate, analysis.grid.baseline)
-    return page.Row(analysis.comparison.title(method), cells, strong)
-
-
-# ---- what to know before trusting it
-
-
-def remarks(analysis: Analysis) -> list[page.Remark]:
-    """Everything worth a sentence, serious or not."""
-    comparison, found = analysis.comparison, []
-    if analysis.num_seeds < 2:
-        found.append(
-            page.Remark(
-                "Only one seed: the intervals cover other subjects, not another training run, which can differ.", True
-            )
-        )
-    elif analysis.num_seeds < 5:
-        found.append(
-            page.Remark(
-                f"Only {analysis.num_seeds} seeds: intervals are widened for it, so only large differences are clear."
-            )
-        )
-    if analysis.num_subjects < 10:
-        found.append(page.Remark(f"Only {analysis.num_subjects} held-out subjects: intervals over so few are rough."))
-    found += [page.Remark(problem, "not pair" in problem) for problem in comparison.problems]
-    for method, metric, missing, total in analysis.unscored():
-        name = "the base policy" if method == BASE else comparison.title(method)
-        text = f"{words(metric)} could not score {missing:,} of {total:,} held-out images of {name}; "
-        text += "nothing is left of it." if missing == total else "they are left out."
-        found.append(page.Remark(text, metric in comparison.rewards))
-    for m, runs in comparison.runs.items():
-        absent = [seed for seed in comparison.grid.seeds if seed not in runs]
-        if absent:
-            found.append(
-                page.Remark(
-                    f"{comparison.title(m)} lacks seed {', '.join(map(str, absent))}; its mean is over the rest.", True
-                )
-            )
-    return found
-
-
-def facts(analysis: Analysis) -> list[tuple[str, str]]:
-    """The comparison in a few lines."""
-    comparison = analysis.comparison
-    runs = [run for seeds in comparison.runs.values() for run in seeds.values()]
-    config = base_config(comparison.grid, comparison.folder)
-    spent = budget(config)
-    seconds = [float(sum(np.nansum(run.series(key)) for key in _timed(run))) for run in runs]
-    return [
-        ("model", str(runs[0].summary.get("model", config.policy.use))),
-        ("rewards", ", ".join(comparison.rewards)),
-        ("budget of every run", f"{spent.samples:,} images, {spent.gradient_steps:,} gradient steps"),
-        ("seeds", ", ".join(map(str, comparison.grid.seeds))),
-        (
-            "held-out",
-            f"{len(comparison.base.tasks)} tasks of {analysis.num_subjects} subjects, "
-            f"{len(comparison.base.values)} fixed noises each, deterministic sampling",
-        ),
+def runs(a: Comparison) -> list[page.Block]:
+    """Where the numbers come from."""
+    folder, finished = GridFolder(a.folder), [run for seeds in a.runs.values() for run in seeds.values()]
+    seconds = [sum(v for row in run.rows for k, v in row.items() if k.startswith("seconds/") and v) for run in finished]
+    samples = finished[0].series("samples")
+    held_out = f"{len(a.base.tasks)} tasks of {a.num_subjects} subjects, {len(a.base.values)} fixed noises each"
+    facts = [
+        ("model", finished[0].summary.get("model")),
+        ("rewards", ", ".join(a.rewards)),
+        ("budget of every run", folder.facts().get("budget", f"{samples[-1]:,.0f} images")),
+        ("seeds", ", ".join(map(str, a.grid.seeds))),
+        ("held-out", f"{held_out}, deterministic sampling"),
         ("time", f"{duration(float(np.mean(seconds)))} a run, {duration(sum(seconds))} in all"),
-        ("hardware", ", ".join(sorted({str(run.info.get("hardware", "?")) for run in runs}))),
     ]
+    infos = [run.info for run in finished]
+    versions = [dict(info.get("versions") or {}) for info in infos]
+    origin = {
+        **folder.facts(),
+        "hardware": _each_once(info.get("hardware", "?") for info in infos),
+        "versions": {name: _each_once(v.get(name, "?") for v in versions) for some in versions for name in some},
+    }
+    methods = [(a.title(m), f"{find_method(m, a.grid.own_methods).about} ({m})") for m in a.methods]
+    grid = (folder.path / folder.MARKER).read_text(encoding="utf-8")
+    return [
+        *page.origin(origin, facts), page.Text("Methods:"), page.Facts(methods),
+        page.Details("Grid (compare.yaml, can be run again)", [page.Code(grid)]),
+    ]  # fmt: skip
 
 
-def _timed(run: Any) -> list[str]:
-    return sorted({key for row in run.rows for key in row if key.startswith("seconds/")})
-
-
-def commands(comparison: Comparison) -> str:
-    """How the comparison and its runs were made."""
-    info = comparison.folder / "compare.json"
-    own = json.loads(info.read_text(encoding="utf-8")).get("command", []) if info.is_file() else []
-    every = [own, *(run.info.get("command") or [] for runs in comparison.runs.values() for run in runs.values())]
-    return "\n".join(shlex.join(["cgrpo", *map(str, words[1:])]) for words in every if words)
-
-
-def versions(comparison: Comparison) -> list[tuple[str, str]]:
-    """Package versions, all that occurred."""
-    found: dict[str, list[str]] = {}
-    for runs in comparison.runs.values():
-        for run in runs.values():
-            for name, version in dict(run.info.get("versions") or {}).items():
-                if str(version) not in found.setdefault(str(name), []):
-                    found[str(name)].append(str(version))
-    return [(name, " and ".join(seen)) for name, seen in found.items()]
-
-
-__all__ = ["Balance", "contents", "write_report"]
+def _each_once(values: Iterable[Any]) -> str:
+    return " and ".join(dict.fromkeys(map(str, values)))

@@ -243,13 +243,16 @@ def reward_plots(record: RunRecord) -> list[page.Figure]:
         held_out = (f"{number(x.value)} at iteration {at}" for at, x in zip(evaluated, levels, strict=True))
         alt = f"{title} over training; held out: {', '.join(held_out) or 'not evaluated'}"
         found.append(page.embed_plot(figure, record.folder, f"reward-{metric}", title=title, alt=alt))
-    if len(record.rewards) == 2 and len(record.evaluations) > 1:
-        across, up = record.rewards[1], record.rewards[0]
-        axes = (since_first(record.evaluations, metric) for metric in (across, up))
-        path = list(zip(evaluated, *axes, strict=True))
-        path = [point for point in path if np.isfinite([point[1].value, point[2].value]).all()]
-        if len(path) > 1:
-            figure = page.plots.trade_off(path, xlabel=words(across), ylabel=words(up))
+    if len(record.rewards) == 2:
+        up, across = record.rewards
+        path = zip(evaluated, *(since_first(record.evaluations, metric) for metric in (across, up)), strict=True)
+        shown = [point for point in path if np.isfinite([point[1].value, point[2].value]).all()]
+        if len(shown) > 1:
+            at, x, y = zip(*shown, strict=True)
+            track = page.plots.Track(f"iteration {at[-1]}", x, y)
+            figure = page.plots.plane(
+                [track], (x[0].value, y[0].value), start=f"iteration {at[0]}", xlabel=words(across), ylabel=words(up)
+            )
             found.append(page.embed_plot(figure, record.folder, "trade-off", title="Trade-off between the two rewards"))
     return found
 
