@@ -151,17 +151,25 @@ def test_a_cell_that_crashes_leaves_the_others_alone(tmp_path: Path, monkeypatch
     assert "fine" in made[1].log.read_text()
 
 
-def test_a_stopped_grid_stops_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_grid_stops_its_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     _, *made = open_folder(grid(methods=["sars", "tdw"]), tmp_path / "out")
-    script = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit('saved')); time.sleep(30)"
+    script = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *a: sys.exit('saved'))"
+    script += "; print('loaded', flush=True); time.sleep(30)"
     monkeypatch.setattr(running, "command", lambda cell, found: [sys.executable, "-c", script])
 
-    def interrupt_soon(text: str) -> None:
+    def interrupt() -> None:
+        while not made[0].log.read_text().endswith("loaded\n"):
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    def say(text: str) -> None:
         if text.endswith("started"):
-            threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+            threading.Thread(target=interrupt).start()
 
     with pytest.raises(KeyboardInterrupt):
-        run_cells(made, workers=1, say=interrupt_soon)
+        run_cells(made, workers=1, say=say)
+    assert running.last_line(made[0].log) == "saved"
     assert not made[1].log.exists()
 
 
