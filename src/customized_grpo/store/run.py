@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from customized_grpo.errors import UserError
 from customized_grpo.store import files
 from customized_grpo.store.files import Lines
 from customized_grpo.store.folder import Folder
 from customized_grpo.store.scores import Scores, read_scores, to_number
+from customized_grpo.store.yaml_text import dump_yaml, parse_yaml
 
 
 class RunFolder(Folder):
@@ -38,15 +38,15 @@ class RunFolder(Folder):
 
         What held until `iteration` stays as config-until-NNNNNN.yaml. Where the folder lies is no change.
         """
-        text = self.config.read_text(encoding="utf-8")
-        before = yaml.safe_load(text)
-        after = {**before, **yaml.safe_load(config_yaml)}
+        text = files.read_text(self.config)
+        before = parse_yaml(text, f"'{self.config}'") or {}
+        after = {**before, **parse_yaml(config_yaml, "The configuration")}
         if {**after, "output": None} == {**before, "output": None}:
             return
         kept = f"config-until-{iteration:06d}.yaml"
         if not (self.path / kept).exists():
             self.write(kept, text)
-        self.write(self.MARKER, yaml.safe_dump(after, sort_keys=False, width=100))
+        self.write(self.MARKER, dump_yaml(after))
 
     def log(self, record: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl; numbers that are not finite become null."""
@@ -152,8 +152,8 @@ class RunRecord:
     @property
     def planned_iterations(self) -> int | None:
         try:
-            config = yaml.safe_load(self.config)
-        except yaml.YAMLError:
+            config = parse_yaml(self.config, "config.yaml")
+        except UserError:
             return None
         planned = _mapping(_mapping(config).get("training")).get("iterations")
         return planned if isinstance(planned, int) else None
@@ -197,7 +197,7 @@ def _read_info(path: Path, problems: list[str]) -> dict[str, Any]:
     text = _read_text(path, problems)
     try:
         return _mapping(json.loads(text)) if text else {}
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         problems.append(f"{path.name} is damaged: it is not JSON.")
         return {}
 

@@ -5,11 +5,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.settings import Settings
+from customized_grpo.store.yaml_text import parse_yaml
 
 BASE = "base"
 """The method that trains nothing."""
@@ -30,7 +30,7 @@ class Method(Settings):
 def known_methods() -> dict[str, Method]:
     """The methods of methods.yaml, in its order."""
     text = files("customized_grpo.studies.compare").joinpath("methods.yaml").read_text(encoding="utf-8")
-    return {name: Method(**{"title": name, **content}) for name, content in yaml.safe_load(text).items()}
+    return {name: Method(**{"title": name, **content}) for name, content in parse_yaml(text, "methods.yaml").items()}
 
 
 def find_method(name: str, own: Mapping[str, Method]) -> Method:
