@@ -14,6 +14,11 @@ def printable(text: str, encoding: str = "utf-8") -> str:
     return safe.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def is_text(word: str) -> bool:
+    """Whether every character can be written to a file; halves of surrogate pairs cannot."""
+    return not any("\ud800" <= c <= "\udfff" for c in word)
+
+
 class UserError(ValueError):
     """An error that the user can fix: one sentence with what was seen, what was expected and what to do."""
 
@@ -35,5 +40,7 @@ class TrainingError(RuntimeError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' for the closest of `known`, or an empty string."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    known = list(known)
+    alike = [other for other in known if other.lower() == name.lower() and other != name]
+    match = alike or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""

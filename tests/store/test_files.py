@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from customized_grpo.errors import UserError
-from customized_grpo.store import append, parse_json, read_json, read_lines, read_text, replacing, write
+from customized_grpo.store import (
+    append,
+    check_place,
+    is_file,
+    parse_json,
+    read_json,
+    read_lines,
+    read_text,
+    replacing,
+    write,
+)
+from customized_grpo.store.files import MAX_NAME
 from store.kills import kills
 
 
@@ -31,6 +42,34 @@ def test_a_kill_at_any_call_leaves_the_old_file_or_the_new_one(
         file.unlink(missing_ok=new)
     assert calls >= 2
     assert file.read_text() == "new" * 1000
+
+
+def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("file/below", "file/far/below"):
+        with pytest.raises(UserError, match=r"below' cannot be made, because '.*file' is a file; name another output"):
+            check_place(tmp_path / name)
+        for new in (False, True):
+            with pytest.raises(UserError, match=r"below' could not be written"):
+                write(tmp_path / name, "text", new=new)
+    check_place(tmp_path / "not" / "there" / "yet")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_place_that_may_not_be_written_to_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(UserError, match=r"new' cannot be made, because '.*' may not be written to"):
+        check_place(tmp_path / "new")
+
+
+def test_a_name_that_is_too_long_for_a_draft_is_refused(tmp_path: Path) -> None:
+    check_place(tmp_path / ("n" * MAX_NAME))
+    write(tmp_path / ("n" * MAX_NAME), "text")
+    with pytest.raises(UserError, match=r"The name 'n{40}...' is too long"):
+        check_place(tmp_path / ("n" * (MAX_NAME + 1)))
+    with pytest.raises(UserError, match="could not be written"):
+        check_place(tmp_path / ("n" * 300) / "below")
+    assert not is_file(tmp_path / ("n" * 300))
 
 
 def test_what_fails_in_the_block_leaves_the_file_as_it_was(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_new_folder_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Study.create(tmp_path / "used")
     with pytest.raises(UserError, match="is a file"):
         Study.create(tmp_path / "used" / "notes.txt")
-    with pytest.raises(UserError, match="could not be written"):
+    with pytest.raises(UserError, match=r"cannot be made, because '.*notes.txt' is a file"):
         Study.create(tmp_path / "used" / "notes.txt" / "below")
     with pytest.raises(UserError, match=r"is not a study folder: it has no study.json"):
         Study.existing(tmp_path)

@@ -14,7 +14,7 @@ from typing import Literal
 from customized_grpo.data.decode import as_rgb, open_image, read_mask
 from customized_grpo.data.examples import Record, identities, parse_line
 from customized_grpo.errors import UserError
-from customized_grpo.store import read_text
+from customized_grpo.store import is_file, read_text
 
 Severity = Literal["error", "warning", "note"]
 SEVERITY: dict[str, Severity] = {
@@ -145,8 +145,8 @@ def check_data(
 
 def _records(path: Path, findings: list[Finding]) -> Iterator[tuple[int, Record]]:
     """The good lines by number; the others go to `findings`."""
-    if not path.is_file():
-        raise UserError(f"There is no data file '{path}'; give a JSONL file with one example per line.")
+    if not is_file(path):
+        raise UserError(f"There is no data file '{str(path)[:100]}'; give a JSONL file with one example per line.")
     first_line: dict[str, int] = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         where = f"line {number}"

@@ -4,7 +4,6 @@ One object per line: {"id", "prompt", "references": [paths], "subject"?, "subjec
 "mask_labels"?, "split"?}. Paths are relative to the manifest.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +16,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 from customized_grpo.data.decode import image_size, read_mask, read_picture
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.settings import Settings, expectation
-from customized_grpo.store import parse_json, read_text
+from customized_grpo.store import is_file, parse_json, read_text
 from customized_grpo.structures import Example, LazyExamples
 
 EVAL = frozenset({"eval", "evaluation", "validation", "valid", "val", "dev", "test", "testing"})
@@ -111,8 +110,8 @@ class JsonlDataset(LazyExamples[Example]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        if not self.path.is_file():
-            raise UserError(f"There is no data file '{path}'; give a JSONL file with one example per line.")
+        if not is_file(self.path):
+            raise UserError(f"There is no data file '{str(path)[:100]}'; give a JSONL file with one example per line.")
         self.records = self._read()
         self.subjects = identities(self.records)
 
@@ -136,7 +135,7 @@ class JsonlDataset(LazyExamples[Example]):
                 )
             seen[record.id] = number
             for name in (*record.references, *(mask for mask in record.masks if mask)):
-                if not os.path.isfile(self.path.parent / name):  # noqa: PTH113 (is_file raises for a name that is too long)
+                if not is_file(self.path.parent / name):
                     raise UserError(f"{self.path}, line {number}: there is no image '{self.path.parent / name}'.")
             records.append(record)
         if not records:

@@ -14,7 +14,7 @@ from customized_grpo.data.examples import Record, identities
 from customized_grpo.data.hub import as_picture, open_dataset
 from customized_grpo.data.images import png
 from customized_grpo.errors import UserError
-from customized_grpo.store import read_json, read_text, write
+from customized_grpo.store import check_place, is_file, read_json, read_text, write
 
 PICTURES = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
 """Endings of the files that are images."""
@@ -74,6 +74,7 @@ def check_free(output: str | Path) -> Path:
     path = Path(output).expanduser()
     if path.suffix != ".jsonl":
         raise UserError(f"'{output}' does not end in .jsonl; a manifest has one JSON object per line.")
+    check_place(path)
     if path.exists():
         raise UserError(f"'{path}' exists already; name another file, or move it away.")
     return path
@@ -265,8 +266,10 @@ def _read_noun(file: Path) -> str:
 
 
 def _read_prompts(file: Path) -> list[str]:
-    if not file.is_file():
-        raise UserError(f"There is no prompt file '{file}'; write one prompt per line, with {{subject}} for the noun.")
+    if not is_file(file):
+        raise UserError(
+            f"There is no prompt file '{str(file)[:100]}'; write one prompt per line, with {{subject}} for the noun."
+        )
     lines = [line.strip() for line in read_text(file).split("\n")]
     prompts = [
         _template(line, f"'{file}', line {number}")

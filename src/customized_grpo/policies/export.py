@@ -13,7 +13,7 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.policies.flux_names import BLOCKS, FLUX1, FLUX2
 from customized_grpo.policies.lora import ADAPTER_FILE, read_adapter
-from customized_grpo.store import replacing
+from customized_grpo.store import check_place, replacing
 
 Format = Literal["diffusers", "kohya"]
 
@@ -69,6 +69,7 @@ def _write(state: Mapping[str, Tensor], file: str | Path, **metadata: str) -> Pa
     target = Path(file).expanduser()
     if target.suffix != ".safetensors":
         raise UserError(f"The export is a safetensors file; '{target}' should end in .safetensors.")
+    check_place(target)
     if target.exists():
         raise UserError(f"'{target}' is already there; nothing was overwritten. Give another name.")
     with replacing(target, new=True) as draft:

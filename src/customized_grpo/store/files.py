@@ -4,8 +4,9 @@ import codecs
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from customized_grpo.errors import UserError
 
 DRAFT = ".partial"
 """Ending of a file that is being written. A kill may leave one behind; `Folder.lock` removes it."""
+MAX_NAME = 230
+"""Bytes in the name of a file or folder that we make. File systems take 255, and drafts have longer names."""
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark it begins with
@@ -52,11 +55,12 @@ def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
         else:
             draft.replace(path)
     except (OSError, SafetensorError) as error:
-        if new and isinstance(error, FileExistsError):
+        if new and isinstance(error, FileExistsError) and path.exists():
             raise
         raise cannot_write(path, error) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # there may be no draft, and no folder for one
+            draft.unlink()
 
 
 def _link(draft: Path, path: Path) -> None:
@@ -72,7 +76,36 @@ def _link(draft: Path, path: Path) -> None:
 
 def cannot_write(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:150]
-    return UserError(f"'{path}' could not be written ({reason}); free space or permit it, or name another place.")
+    return UserError(
+        f"'{str(path)[:100]}' could not be written ({reason}); free space or permit it, or name another place."
+    )
+
+
+def is_file(path: str | Path) -> bool:
+    """As `Path.is_file`, which raises for a name that is too long."""
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def check_place(path: Path) -> None:
+    """Look whether a file or folder could be made at a path, before hours of work go into it.
+
+    Raises:
+        UserError: if its name is too long, what should be a folder is a file, or it is not permitted.
+    """
+    if len(os.fsencode(path.name)) > MAX_NAME:
+        raise UserError(f"The name '{path.name[:40]}...' is too long; name an output of at most {MAX_NAME} bytes.")
+    for folder in path.parents:
+        try:
+            mode = folder.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        if not stat.S_ISDIR(mode):
+            raise UserError(f"'{path}' cannot be made, because '{folder}' is a file; name another output.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"'{path}' cannot be made, because '{folder}' may not be written to; name another output.")
+        return
 
 
 def write(path: Path, content: str | bytes, *, new: bool = False) -> Path:

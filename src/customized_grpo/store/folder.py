@@ -69,7 +69,8 @@ class Folder:
         """
         folder = cls(path)
         if not (folder.path / cls.MARKER).is_file():
-            seen = f"has no {cls.MARKER}" if folder.path.is_dir() else "does not exist"
+            missing = "is a file" if folder.path.exists() else "does not exist"
+            seen = f"has no {cls.MARKER}" if folder.path.is_dir() else missing
             raise UserError(
                 f"'{folder.path}' is not a {cls.KIND} folder: it {seen}. `{cls.COMMAND}` makes one and prints its name."
             )
@@ -81,6 +82,7 @@ class Folder:
 
     def check_free(self) -> None:
         """Raise UserError if something new cannot go there."""
+        files.check_place(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"The output '{self.path}' is a file; name a folder that does not exist yet.")
         if not self.is_empty():

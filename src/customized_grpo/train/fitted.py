@@ -11,7 +11,7 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.functional.time_weights import tabulated
-from customized_grpo.store import read_json, write
+from customized_grpo.store import is_file, read_json, write
 
 __all__ = ["from_file"]
 """Names that a configuration can use as `method.time_weights`."""
@@ -38,9 +38,9 @@ def read_time_weights(path: str | Path) -> dict[str, Any]:
         UserError: as `from_file`.
     """
     file = Path(path)
-    if not file.is_file():
+    if not is_file(file):
         raise UserError(
-            f"There is no file of time weights '{file}'; `cgrpo probe` writes one, named time_weights.json."
+            f"There is no file of time weights '{str(file)[:100]}'; `cgrpo probe` writes one, named time_weights.json."
         )
     content = read_json(file)
     problem = _problem(content)
