@@ -81,3 +81,16 @@ def test_trained_weights_are_not_put_into_another_family(tmp_path: Path) -> None
     assert open_run(folder, ["policy.resolution=128"])
     with pytest.raises(UserError, match=r"trained a FluxKontextPolicy, and its weights are not for a UnoPolicy"):
         open_run(folder, ["policy={use: UnoPolicy, path: flux, adapter: uno}"])
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "{}"])
+def test_an_empty_configuration_is_not_taken_for_the_defaults(tmp_path: Path, text: str) -> None:
+    folder = run(tmp_path)
+    folder.config.write_text(text)
+    for opened in (open_run, resume_run):
+        with pytest.raises(UserError, match=r"run/config.yaml' is empty; .* restore the file, or name another folder"):
+            opened(folder.path)
+    folder = run(tmp_path / "other")
+    (folder.checkpoints / "iteration-000004" / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"iteration-000004/config.yaml' is empty"):
+        resume_run(folder.path)

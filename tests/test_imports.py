@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 FLOORS = (
     *("moved", "stubs", "_version", "errors", "randomness", "structures", "functional", "distributed", "store"),
     *("settings", "page", "toyworld", "sources", "data", "policies", "rewards", "trust", "train", "config"),
-    *("assemble", "studies", "cli", "__main__"),
+    *("check", "assemble", "studies", "cli", "__main__"),
 )
 """The packages and modules of the library, lowest first. Each may import only those before it."""
 TRAIN = (

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from customized_grpo.check import check_config, check_named
 from customized_grpo.config import Config, load_config, open_config
 from customized_grpo.data import load_datasets
 from customized_grpo.errors import UserError
@@ -18,6 +19,7 @@ from customized_grpo.rewards.scoring import RewardFunction
 from customized_grpo.settings import Spec
 from customized_grpo.settings.build import construct
 from customized_grpo.settings.identity import changes_on_resume
+from customized_grpo.settings.parse import read_tree
 from customized_grpo.store.run import RunFolder
 from customized_grpo.structures import Example
 from customized_grpo.train import checkpoint
@@ -57,9 +59,15 @@ def loaded_reward(spec: Spec, slot: str = "reward") -> Iterator[Any]:
             torch.cuda.empty_cache()
 
 
-def build_trainer(config: Config) -> Trainer:
-    """Everything a run needs. Cheap parts first, so that a wrong path fails before a large model is loaded."""
-    train, held_out = load_datasets(config.data)
+def build_trainer(config: Config, *, new: bool = False) -> Trainer:
+    """Everything a run needs, checked first, so that a wrong setting fails before a large model is loaded.
+
+    Args:
+        config: of the run.
+        new: whether a run begins, so that its folder has to be free.
+    """
+    train, held_out, _ = check_config(config, new=new)
+    assert train is not None, "with third-party code everything is read"
     rewards = build_rewards(config.rewards)
     metrics = build_rewards(config.metrics, "metric")
     return Trainer(build_policy(config), rewards, train, held_out, config, metrics)
@@ -76,6 +84,7 @@ def open_run(path: str | Path, overrides: Sequence[str] = (), *, trust_code: boo
             another family of models, whose layers may have the same names and shapes.
     """
     run = RunFolder.existing(path)
+    read_tree(run.config, stored=True)
     config = open_config(run.config, [*overrides, f"output={os.fspath(run.path)}"], trust_code=trust_code)
     trained = load_config(run.config).policy.use if overrides else config.policy.use
     if trained != config.policy.use:
@@ -166,10 +175,13 @@ def open_policy(
     if run is None and iteration is not None:
         raise UserError("--iteration names a checkpoint of a run; give --run too.")
     if run is None:
-        return PolicySource(open_config(file, overrides, trust_code=trust_code))
+        config = open_config(file, overrides, trust_code=trust_code)
+        check_named(config)
+        return PolicySource(config)
     if file is not None:
         raise UserError("Got both --run and a configuration file; give one of them. Overrides may follow --run.")
     folder, config = open_run(run, overrides, trust_code=trust_code)
+    check_named(config)
     return PolicySource(config, folder, checkpoint.iteration_of(find_checkpoint(folder, iteration)))
 
 

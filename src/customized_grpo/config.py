@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from customized_grpo import trust
 from customized_grpo.data.settings import DataSettings
 from customized_grpo.settings import Role, Spec
-from customized_grpo.settings.build import check_spec, exported
+from customized_grpo.settings.build import check_spec, check_unimported, exported
 from customized_grpo.settings.parse import load_settings
 from customized_grpo.train.settings import TrainerConfig
 
@@ -45,17 +45,19 @@ class Config(TrainerConfig):
     LISTED: ClassVar[str] = " `cgrpo config` lists all settings."
     """Added to the error for an unknown setting."""
 
+    @classmethod
+    def default_of(cls, name: str, tree: Mapping[str, Any]) -> Any:
+        """As in `Settings`. The default metrics are an oracle of the toy world, and cannot evaluate other data."""
+        data = tree.get("data", {})
+        data = data.model_dump() if isinstance(data, DataSettings) else data
+        of_toys = not isinstance(data, Mapping) or (data.get("eval") or data.get("train", "toyworld")) == "toyworld"
+        return {} if name == "metrics" and not of_toys else super().default_of(name, tree)
+
     @model_validator(mode="before")
     @classmethod
-    def _metrics_of_the_toy_world(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """The default metrics are an oracle of the toy world, and cannot evaluate other data."""
-        data = values.get("data", {})
-        data = data.model_dump() if isinstance(data, DataSettings) else data
-        if "metrics" in values or not isinstance(data, Mapping):
-            return values
-        return (
-            values if (data.get("eval") or data.get("train", "toyworld")) == "toyworld" else {**values, "metrics": {}}
-        )
+    def _metrics_of_the_data(cls, values: dict[str, Any]) -> dict[str, Any]:
+        default = cls.default_of("metrics", values)
+        return values if default is METRICS else {"metrics": default, **values}
 
     def specs(self) -> list[tuple[str, str, Spec]]:
         """(setting, slot, spec) of every function and class that the configuration names."""
@@ -99,7 +101,9 @@ def check_names(config: Config, *, foreign: bool = True) -> list[str]:
     for setting, slot, spec in config.specs():
         for where, kind, part in trust.walk(setting, slot, spec):
             if (foreign and where == setting) or ":" not in part.use or exported(part.use, kind) is not None:
-                check_spec(part, kind)
-            else:
-                unchecked.append(f"{where}.use = {part.use}")
+                check_spec(part, kind, where)
+                continue
+            if where == setting:
+                check_unimported(part.use, kind, where)
+            unchecked.append(f"{where}.use = {part.use}")
     return unchecked

@@ -1,10 +1,12 @@
 """Locations of weights: the package itself, a local folder, or a hub id."""
 
+import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from customized_grpo.errors import UserError
+from customized_grpo.store import read_json
 
 PACKAGED = "toyworld:"
 
@@ -23,13 +25,52 @@ def locate(path: str | Path) -> str:
         from customized_grpo.toyworld import weights_path
 
         return str(weights_path(text.removeprefix(PACKAGED)))  # pyright: ignore[reportArgumentType] - checked there
-    folder = Path(text).expanduser()
-    if folder.exists():
-        return str(folder)
+    folder = str(Path(text).expanduser())
+    if text and os.path.exists(folder):  # noqa: PTH110 (Path.exists raises for a name that is too long)
+        return folder
     looks_like_hub_id = text.count("/") == 1 and not text.startswith((".", "/", "~"))
     if looks_like_hub_id:
         return text
-    raise UserError(f"'{text}' is neither an existing folder nor a hub id such as 'owner/name'; check the path.")
+    raise UserError(f"'{text[:100]}' is neither an existing folder nor a hub id such as 'owner/name'; check the path.")
+
+
+class Location(NamedTuple):
+    """What an argument of a class names, a folder or a hub id, and what is known of it before it is read.
+
+    A class lists those of its arguments in `LOCATIONS`.
+    """
+
+    revision: str | None = None
+    """The argument that holds the revision."""
+    holds: str | None = None
+    """JSON file that a folder must hold; with config.json there are weights too."""
+    files: bool = False
+    """Whether it may be a file."""
+
+
+def check_location(path: str | Path, location: Location, revision: str | None = None) -> None:
+    """Look whether a folder can be what it should, without loading it. Of a hub id only the form is checked.
+
+    Raises:
+        UserError: if it does not exist, lacks a file, is a file, or is given a revision.
+    """
+    source = Path(locate(path))
+    pin(str(source), revision)
+    if source.is_file() and not location.files:
+        raise UserError(f"'{path}' is a file; expected a folder written by save_pretrained, or a hub id.")
+    if not source.is_dir() or location.holds is None:
+        return
+    if not (source / location.holds).is_file():
+        raise UserError(f"'{path}' holds no {location.holds}; expected a folder written by save_pretrained.")
+    read_json(source / location.holds)
+    if location.holds == "config.json":
+        check_weights(source)
+
+
+def check_weights(folder: Path) -> None:
+    """Raise UserError for a folder of a model without weights."""
+    if not any(next(folder.glob(f"*{ending}"), None) for ending in (".safetensors", ".bin", ".pt")):
+        raise UserError(f"'{folder}' holds no weights, such as model.safetensors; is the download complete?")
 
 
 PINNED = {
@@ -53,7 +94,7 @@ def pin(source: str, revision: str | None = None) -> dict[str, Any]:
     Raises:
         UserError: if a revision is given for a local folder.
     """
-    if Path(source).exists():
+    if os.path.exists(source):  # noqa: PTH110 (as in `locate`)
         if revision is not None:
             raise UserError(
                 f"revision is '{revision}', but '{source}' is a local folder and has no revisions; remove revision."

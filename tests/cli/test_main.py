@@ -191,6 +191,53 @@ def test_an_operating_system_that_says_no_is_one_sentence(
     assert said == f"error: Permission denied for '{name}'; {advice}."
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["report", "n" * 300], f"File name too long for '{'n' * 100}'; check the path."),
+        (["eval", "--output", "photo.png"], "The output 'photo.png' is a file; choose a folder as --output."),
+        (
+            ["eval", "--output", "photo.png/y"],
+            "'photo.png/y' cannot be made, because 'photo.png' is a file; name another",
+        ),
+        (["eval", "--iteration", "3"], "--iteration names a checkpoint of a run; give --run too."),
+        (["report", "caf\udce9"], "'caf\\udce9' is not UTF-8 text; rename the file, or type the word again."),
+        (["config", "--check", "tracking.project=caf\udce9"], "'tracking.project=caf\\udce9' is not UTF-8 text;"),
+        (["train", "--resume", "photo.png"], "'photo.png' is not a run folder: it is a file."),
+    ],
+)
+def test_a_path_that_cannot_be_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    (tmp_path / "photo.png").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cgrpo", *words])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert sentence in capsys.readouterr().err.replace("\n", "")
+
+
+@pytest.mark.parametrize("words", [["generate"], ["eval"], ["probe"], ["bench", "toyworld"]])
+def test_a_checkpoint_that_is_not_there_is_missed_before_anything_is_loaded(
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+) -> None:
+    def load(*given: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    for module in ("assemble", "generation", "probe.command", "bench.command"):
+        monkeypatch.setattr(f"customized_grpo.{module}.build_policy", load)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cgrpo", *words, "--run", str(straight), "--iteration", "99"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "has no checkpoint of iteration 99" in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_module_beside_one_is_found(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def bright(images, examples):\n    return images.mean((1, 2, 3))\n")
     words = ["rewards", "check", "rewards={bright: 'mine:bright'}", "metrics={}"]

@@ -120,12 +120,12 @@ def test_the_pipeline_loads_from_a_folder_with_settings_as_in_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ({"rank": 0}, "policy.lora.rank is 0: expected 1 or more."),
-        ({"alpha": 0}, "policy.lora.alpha is 0: expected more than 0.0."),
-        ({"alpha": float("inf")}, "policy.lora.alpha is inf: expected a finite number."),
-        ({"targets": []}, "policy.lora.targets is []: expected at least 1."),
+        ({"rank": 0}, "'policy.lora.rank' is 0: expected 1 or more."),
+        ({"alpha": 0}, "'policy.lora.alpha' is 0: expected more than 0."),
+        ({"alpha": float("inf")}, "'policy.lora.alpha' is Infinity: expected a finite number."),
+        ({"targets": []}, "'policy.lora.targets' is []: expected at least 1."),
         ({"rnk": 1}, "There is no setting 'policy.lora.rnk'. Did you mean 'rank'?"),
-        (0, "policy.lora is 0: expected a mapping of settings."),
+        (0, "'policy.lora' is 0: expected a mapping of settings."),
     ],
 )
 def test_a_wrong_adapter_is_refused_before_the_pipeline_is_loaded(lora, message):
@@ -167,7 +167,8 @@ def test_a_folder_that_is_no_pipeline(tmp_path):
 def test_a_pipeline_that_is_not_whole(damage, tmp_path):
     tiny.kontext_pipeline().save_pretrained(tmp_path)
     damage(tmp_path)
-    with pytest.raises(UserError, match="Could not load a FluxKontextPipeline") as caught:
+    said = r"Could not load a FluxKontextPipeline|'.*transformer' holds no weights|model_index.json': not JSON"
+    with pytest.raises(UserError, match=said) as caught:
         FluxKontextPolicy.from_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -55,8 +55,63 @@ def test_an_unknown_argument_names_the_nearest() -> None:
         check_spec(spec("FluxKontextPolicy", resolutoin=64), "policy")
 
 
+@pytest.mark.parametrize(
+    ("use", "slot", "arguments", "sentence"),
+    [
+        ("AdamW", "optimizer", {"lr": "abc"}, r"The setting 'optimizer.lr' is \"abc\": expected a number\.$"),
+        ("AdamW", "optimizer", {"betas": [0.9]}, r"The setting 'optimizer.betas' is \[0.9\]: expected more values\.$"),
+        ("AdamW", "optimizer", {"params": [1]}, r"AdamW takes no setting 'params'\. It takes lr, betas,"),
+        ("sars", "advantage", {"gamma": True}, r"'advantage.gamma' is true: expected a number"),
+        ("sars", "advantage", {"gamma": "0.4"}, r"'advantage.gamma' is \"0.4\": expected a number"),
+        ("sars", "advantage", {"gamma": None}, r"'advantage.gamma' is null: expected a number"),
+        ("ClipReward", "reward", {"batch_size": 2.5}, r"'reward.batch_size' is 2.5: expected a whole number"),
+        ("ClipReward", "reward", {"path": 5}, r"'reward.path' is 5: expected text"),
+        ("ToyWorld", "dataset", {"kinds": ["x"]}, r"'dataset.kinds.0' is \"x\": expected 'recontext', "),
+        ("FluxKontextPolicy", "policy", {"lora": {"rank": 0}}, r"'policy.lora.rank' is 0: expected 1 or more"),
+        ("FluxKontextPolicy", "policy", {"lora": 5}, r"'policy.lora' is 5: expected a mapping of settings"),
+        ("by_loop_index", "time_weights", {"schedule": "linear"}, r"expected a function, which only Python can give"),
+    ],
+)
+def test_an_argument_of_another_type_is_one_sentence(use: str, slot: str, arguments: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_spec(spec(use, **arguments), slot)
+
+
+@pytest.mark.parametrize(
+    ("use", "slot", "arguments"),
+    [
+        ("AdamW", "optimizer", {"lr": 1, "betas": [0, 0.9], "foreach": None}),
+        ("AdamW", "optimizer", {"lr": torch.tensor(0.1)}),
+        (
+            "FluxKontextPolicy",
+            "policy",
+            {"lora": {"rank": 2, "targets": ["to_q"]}, "device": 0, "dtype": torch.float32},
+        ),
+        ("flow_sde", "dynamics", {"sigma_max": 0.9}),
+        ("piecewise", "time_weights", {"weights": [[1, 0], [0, 1]], "boundaries": [0.5]}),
+        ("settings.test_build:Scaled", "reward", {"factor": "text"}),
+    ],
+)
+def test_what_fits_the_annotation_passes_and_other_code_is_its_own_judge(use: str, slot: str, arguments: dict) -> None:
+    check_spec(spec(use, **arguments), slot)
+
+
+def test_a_name_is_suggested_whatever_its_case() -> None:
+    with pytest.raises(UserError, match=r"Did you mean 'AdamW'\?"):
+        check_spec(spec("Adamw"), "optimizer")
+
+
+@pytest.mark.parametrize(
+    ("use", "slot", "name"),
+    [("constant", "time_weights", "weights"), ("UnoPolicy", "policy", "path"), ("HubDataset", "dataset", "path")],
+)
+def test_an_argument_without_a_default_is_asked_for(use: str, slot: str, name: str) -> None:
+    with pytest.raises(UserError, match=f"The setting '{slot}.{name}' is missing; {use} needs it"):
+        check_spec(spec(use), slot)
+
+
 def test_a_missing_argument_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="could not be constructed with"):
+    with pytest.raises(UserError, match=r"The setting .reward.path. is missing; settings.test_build:Needs needs it"):
         construct(spec("settings.test_build:Needs"), "reward")
 
 

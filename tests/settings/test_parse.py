@@ -4,7 +4,7 @@ import pytest
 
 from customized_grpo.config import Config, check_names, load_config
 from customized_grpo.errors import UserError
-from customized_grpo.settings.parse import to_yaml
+from customized_grpo.settings.parse import read_tree, to_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
@@ -43,6 +43,99 @@ def test_rewards_change_one_by_one_or_as_a_whole() -> None:
     assert load_config(None, ["metrics={}"]).metrics == {}
 
 
+TWO = "rewards:\n  prompt: {use: ClipReward, path: here}\n  shape: {use: DinoReward, path: there}\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "override", "expected"),
+    [
+        ("", "rewards.prompt={use: PickScoreReward}", {"prompt": "PickScoreReward", "identity": "DinoReward"}),
+        ("", "rewards.prompt.use=PickScoreReward", {"prompt": "PickScoreReward", "identity": "DinoReward"}),
+        ("", "rewards.prompt=PickScoreReward", {"prompt": "PickScoreReward", "identity": "DinoReward"}),
+        ("", "rewards.third={use: 'a:b'}", {"prompt": "ClipReward", "identity": "DinoReward", "third": "a:b"}),
+        ("", "rewards={third: {use: 'a:b'}}", {"third": "a:b"}),
+        ("", "rewards={third: 'a:b'}", {"third": "a:b"}),
+        (TWO, "rewards.shape={use: 'a:b'}", {"prompt": "ClipReward", "shape": "a:b"}),
+        (TWO, "rewards.third={use: 'a:b'}", {"prompt": "ClipReward", "shape": "DinoReward", "third": "a:b"}),
+        (
+            "rewards: {prompt: {path: here}}",
+            "rewards.identity={use: 'a:b'}",
+            {"prompt": "ClipReward", "identity": "a:b"},
+        ),
+    ],
+)
+def test_an_override_of_one_reward_keeps_the_others(
+    tmp_path: Path, file: str, override: str, expected: dict[str, str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(file)
+    found = load_config(tmp_path / "c.yaml", [override]).rewards
+    assert {name: spec.use for name, spec in found.items()} == expected
+    assert list(found) == list(expected)
+
+
+def test_an_override_of_one_reward_keeps_the_arguments_of_the_others(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(TWO)
+    found = load_config(tmp_path / "c.yaml", ["rewards.prompt={use: 'a:b'}", "rewards.shape.reduce=max"]).rewards
+    assert found["prompt"].model_dump() == {"use": "a:b"}
+    assert found["shape"].model_dump() == {"use": "DinoReward", "path": "there", "reduce": "max"}
+    assert load_config(None, ["rewards.prompt.use='a:b'"]).rewards["identity"].arguments == {"path": "toyworld:dino"}
+
+
+def test_an_override_of_one_metric_keeps_those_that_suit_the_data() -> None:
+    oracles = ["oracle_prompt", "oracle_subject"]
+    assert list(load_config(None, ["metrics.sharp={use: 'a:b'}"]).metrics) == [*oracles, "sharp"]
+    assert list(load_config(None, ["metrics.sharp={use: 'a:b'}", "data.train=mine.jsonl"]).metrics) == ["sharp"]
+    assert list(load_config(None, ["metrics.oracle_prompt={use: 'a:b'}"]).metrics) == oracles
+
+
+def test_an_override_of_an_argument_takes_a_name_for_its_mapping(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("method: {advantage: harmonic}\ntraining:\n")
+    config = load_config(tmp_path / "c.yaml", ["method.advantage.gamma=0.2", "training.iterations=3"])
+    assert config.method.advantage.model_dump() == {"use": "harmonic", "gamma": 0.2}
+    assert config.training.iterations == 3
+
+
+@pytest.mark.parametrize("override", ["=1", "seed", ".seed=1", "seed.=1", "training..iterations=1", " = 1"])
+def test_an_override_without_a_name_is_refused(override: str) -> None:
+    with pytest.raises(UserError, match=r"is not an override; write section.setting=value"):
+        load_config(None, [override])
+
+
+def test_an_override_below_a_value_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("seed: 5")
+    with pytest.raises(UserError, match=r"'seed' is 5, which holds no 'first'; expected a mapping"):
+        load_config(tmp_path / "c.yaml", ["seed.first=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("policy: {use:FluxKontextPolicy}", "'use:FluxKontextPolicy' is read as one name; a space is missing"),
+        ("training:\n  iterations:5", "'training' is \"iterations:5\".*missing after the colon, write 'iterations: 5'"),
+        ("seed:5", "contains \"seed:5\"; .*; a space is missing after the colon, write 'seed: 5'"),
+    ],
+)
+def test_a_missing_space_is_named(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        load_config(tmp_path / "c.yaml")
+    with pytest.raises(UserError, match="a space is missing after the colon, write 'use: x'"):
+        load_config(None, ["policy={use:x}"])
+
+
+def test_text_that_looks_like_a_number_is_stored_as_text(tmp_path: Path) -> None:
+    config = load_config(None, ["tracking.project='1e3'"])
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_a_stored_configuration_is_never_empty(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert read_tree(tmp_path / "c.yaml") == {}
+    with pytest.raises(UserError, match=r"c.yaml' is empty; expected a mapping of settings.*restore the file"):
+        read_tree(tmp_path / "c.yaml", stored=True)
+
+
 def test_the_toy_worlds_oracle_is_not_asked_about_other_data() -> None:
     assert load_config(None, ["data.train=mine.jsonl"]).metrics == {}
     assert load_config(None, ["data.train=mine.jsonl", "data.eval=toyworld"]).metrics == load_config().metrics
@@ -58,15 +151,22 @@ def test_the_toy_worlds_oracle_is_not_asked_about_other_data() -> None:
         ("training.iterations=many", r"'training.iterations' is \"many\": expected a whole number"),
         ("training.iterations=0", r"'training.iterations' is 0: expected 1 or more"),
         ("training.iterations=2.5", r"is 2.5: expected a whole number"),
-        ("training.iterations=yes", r"is true: expected a number"),
+        ("training.iterations=yes", r"is true: expected a whole number"),
         ("training=5", r"'training' is 5: expected a mapping of settings"),
         ("data.train=no", r"'data.train' is false: expected text or a name, or a mapping such as {use: name}\."),
         ("rewards.prompt=null", r"'rewards.prompt' is null: expected a name, or a mapping"),
         ("tracking.log_with=5", r"'tracking.log_with' is 5: expected a list, such as"),
         ("training.lr_schedule=wavy", r"'training.lr_schedule' is \"wavy\""),
         ("iterations", r"'iterations' is not an override; write section.setting=value"),
-        ("seed=[1", r"The value of 'seed=\[1' is not valid YAML"),
-        ("method.advantage={gamma: 1, use: }", r"method.advantage"),
+        ("seed=[1", r"The value of 'seed=\[1': invalid YAML: a bracket or a brace is not closed"),
+        ("method.advantage={gamma: 1, use: }", r"'method.advantage.use' is null: expected text"),
+        ("rewards=null", r"'rewards' is null: expected a mapping, such as {name: value}\."),
+        ("rewards.new.path=x", r"The setting 'rewards.new.use' is missing"),
+        ("data.train={path: x}", r"The setting 'data.train.use' is missing"),
+        ("data.train.use.x=1", r"'data.train.use' is {\"x\": 1}: expected text"),
+        ("tracking.log_with=[5]", r"'tracking.log_with.0' is 5: expected text"),
+        ("method.clip_range=.inf", r"The value of 'method.clip_range=.inf': .inf is not finite"),
+        (f"seed={'n' * 300}", r"'seed' is \"n+...: expected a whole number"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(override: str, sentence: str) -> None:
@@ -80,7 +180,7 @@ def test_a_wrong_setting_is_one_sentence(override: str, sentence: str) -> None:
         ("- 1\n- 2\n", "contains a list"),
         ("seed: 1\na: [", "line 2: invalid YAML"),
         ("\x00", "this is not UTF-8 text"),
-        ("seed: 1\ntraining: {iterations: 2}\nseed: 2", "line 3: .* duplicate key 'seed'"),
+        ("seed: 1\ntraining: {iterations: 2}\nseed: 2", "line 3: duplicate key 'seed'"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:

@@ -1,7 +1,6 @@
 import json
 
 import pytest
-from accelerate import PartialState
 
 from customized_grpo.errors import UserError
 from customized_grpo.train.settings import TrackingSettings
@@ -13,7 +12,6 @@ from customized_grpo.train.trackers import check_trackers, provenance
     [("tensorbord", r"Did you mean 'tensorboard'\?"), ("clearml", r"'clearml', which is not installed; pip install")],
 )
 def test_a_tracker_that_is_not_there_is_refused(name: str, sentence: str) -> None:
-    PartialState(cpu=True)  # as in a trainer: accelerate logs only then
     with pytest.raises(UserError, match=sentence):
         check_trackers(TrackingSettings(log_with=name))  # pyright: ignore[reportArgumentType] - one is a list too
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from customized_grpo import page, trust
 from customized_grpo.assemble import PolicySource, open_policy
+from customized_grpo.check import check_parts
 from customized_grpo.cli.terminal import split_settings
 from customized_grpo.errors import UserError
 from customized_grpo.settings.parse import load_settings
@@ -55,6 +56,9 @@ def bench_command(
             trust_code=trust_code,
         )  # fmt: skip
     plan = make_plan(settings, source.config)
+    check_parts(plan.config.policy, "policy")
+    for name, metric in plan.metrics.items():
+        check_parts(metric.spec, "metric", f"metrics.{name}")
     suite = open_suite(plan.protocol, settings.data, settings.prompts, settings.subjects)
     rules, departures = plan.rules(suite), plan.departures(suite)
     name = source.run.path.resolve().name if source.run else (config or settings.config or Path("toyworld")).stem

@@ -15,6 +15,7 @@ from customized_grpo.data.images import to_pil
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import normal
+from customized_grpo.store import check_place, is_file
 from customized_grpo.store.run import RunFolder
 from customized_grpo.store.scores import Scores, write_scores
 from customized_grpo.structures import Example
@@ -36,8 +37,8 @@ def reference_example(reference: Path | None, prompt: str | None, seed: int) -> 
 
         example = toy_reference(seed)
         return replace(example, prompt=prompt) if prompt else example
-    if not reference.is_file():
-        raise UserError(f"The image '{reference}' does not exist; set --reference to an image file.")
+    if not is_file(reference):
+        raise UserError(f"The image '{str(reference)[:100]}' does not exist; set --reference to an image file.")
     if prompt is None:
         raise UserError('--reference requires a --prompt, such as --prompt "a cat on the beach".')
     picture, mask = read_picture(reference)
@@ -63,11 +64,14 @@ def new_file(folder: Path, wanted: Path | None) -> Path:
     """The path of a new image file.
 
     Raises:
-        UserError: if the wanted file exists, or its suffix is not that of an image format.
+        UserError: if the wanted file exists or cannot be made, or its suffix is not that of an image format.
     """
     if wanted is None:
         return next(path for i in range(10**6) if not (path := folder / f"{i:04d}.png").exists())
-    if (wanted if wanted.suffix else wanted.with_suffix(".png")).exists():
+    if not wanted.name:
+        raise UserError("--output names no file; give one such as sheet.png.")
+    check_place(wanted)
+    if wanted.is_dir() or (wanted if wanted.suffix else wanted.with_suffix(".png")).exists():
         raise UserError(f"'{wanted}' already exists; choose another --output.")
     if wanted.suffix and wanted.suffix.lower() not in Image.registered_extensions():
         raise UserError(f"--output '{wanted}' ends in '{wanted.suffix}', which is not an image format; use .png.")
@@ -86,8 +90,10 @@ def evaluate_command(
     """Evaluate the base model of a configuration, and a checkpoint of a run if one is given."""
     source = open_policy(file, overrides, run=run, iteration=iteration, trust_code=trust_code)
     config = source.config
-    if output is not None and not RunFolder(output).is_empty():
-        raise UserError(f"The folder '{output}' is not empty; choose another --output.")
+    if output is not None:
+        check_place(output)
+        if output.is_file() or not RunFolder(output).is_empty():
+            raise UserError(f"The output '{output}' is not an empty folder; choose another --output.")
     examples = held_out_examples(config)
     if not examples:
         raise UserError("There is nothing to evaluate: evaluation.examples is 0; set it to 1 or more.")

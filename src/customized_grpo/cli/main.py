@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +23,7 @@ from customized_grpo.cli.terminal import (
     show_trusted,
     split_settings,
 )
-from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.errors import TrainingError, UserError, is_text
 
 app = typer.Typer(
     name="cgrpo",
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 DEBUG = "--debug"
 REFUSED = {
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENOENT), "check the path"),
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or choose another output"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "check the permissions or choose another path"),
     errno.EROFS: "choose another path",
@@ -91,9 +93,8 @@ def train(
             return
     else:
         config = load_config(file, overrides)
-        _check_output(config.output)
         show_trusted(console, trust.items(config.specs()))
-    trainer = build_trainer(config)
+    trainer = build_trainer(config, new=resume is None)
     main = trainer.accelerator.is_main_process
     display = Display(console if main else Console(quiet=True))
     try:
@@ -120,7 +121,8 @@ def generate(
     """Generate images of a subject with the base and the trained model, side by side, from the same noise."""
     from PIL import Image
 
-    from customized_grpo.assemble import build_policy, load_trained, open_run
+    from customized_grpo.assemble import build_policy, find_checkpoint, load_trained, open_run
+    from customized_grpo.check import check_named
     from customized_grpo.cli.generation import generate as draw
     from customized_grpo.cli.generation import new_file, reference_example
     from customized_grpo.store import replacing
@@ -129,6 +131,8 @@ def generate(
     folder, config = open_run(run, trust_code=trust_code)
     target = new_file(folder.path / "generated", output)
     example = reference_example(reference, prompt, seed)
+    find_checkpoint(folder, iteration)
+    check_named(config)
     policy = build_policy(config)
     sheet = draw(
         policy, example, lambda: load_trained(policy, folder, iteration), count, seed,
@@ -200,14 +204,16 @@ def config(
     if describe:
         typer.echo(describe_settings(Config))
     elif check:
-        from customized_grpo.config import check_names
+        from customized_grpo.check import check_config
 
-        unchecked = check_names(resolved, foreign=False)
+        quiet_libraries()
+        unchecked = check_config(resolved, foreign=False).unchecked
         console.print(f"{file or 'The configuration'} is valid.", highlight=False)
         if unchecked:
             console.print(
-                f"Not checked, because importing runs code: {', '.join(unchecked)}.", highlight=False, soft_wrap=True
-            )
+                f"Not checked, because that would run code or download data: {', '.join(unchecked)}.",
+                highlight=False, soft_wrap=True,
+            )  # fmt: skip
     else:
         typer.echo(to_yaml(resolved), nl=False)
 
@@ -319,6 +325,7 @@ def main(command: typer.Typer | None = None) -> None:
 
 def _run(command: typer.Typer, debug: bool) -> None:
     try:
+        _check_text(sys.argv[1:])
         command(standalone_mode=True)
     except (UserError, TrainingError) as error:
         if getattr(error, "shared", False) and os.environ.get("RANK", "0") != "0":
@@ -327,13 +334,20 @@ def _run(command: typer.Typer, debug: bool) -> None:
     except OSError as error:
         if error.errno not in REFUSED:
             raise
-        place = f"'{error.filename}'" if error.filename else "a file"
+        place = f"'{str(error.filename)[:100]}'" if error.filename else "a file"
         _fail(f"{os.strerror(error.errno)} for {place}; {REFUSED[error.errno]}.", debug)
     except SystemExit as error:  # an interrupt too, by the time it comes through typer
         cause = getattr(error.__context__, "__cause__", None)
         if not isinstance(cause, KeyboardInterrupt):
             raise
         _fail(str(cause) or "Interrupted.", debug, status=130)
+
+
+def _check_text(words: Sequence[str]) -> None:
+    """Refuse words that no file of ours could hold, such as names of files in an older encoding."""
+    odd = next((word for word in words if not is_text(word)), None)
+    if odd is not None:
+        raise UserError(f"'{odd[:100]}' is not UTF-8 text; rename the file, or type the word again.")
 
 
 def _fail(sentence: str, debug: bool, status: int = 2, advice: str = "") -> None:
@@ -344,15 +358,6 @@ def _fail(sentence: str, debug: bool, status: int = 2, advice: str = "") -> None
         if text:
             errors.print(" ".join(text.split()), highlight=False, soft_wrap=True)
     sys.exit(status)
-
-
-def _check_output(output: Path | None) -> None:
-    """Refuse a folder that is in use before spending minutes on loading."""
-    from customized_grpo.store.run import RunFolder
-
-    if output is not None:
-        RunFolder(output).check_idle()
-        RunFolder(output).check_free()
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ from typing import Any
 from rich.console import Console
 
 from customized_grpo.assemble import PolicySource, build_rewards, open_policy
+from customized_grpo.check import check_named
 from customized_grpo.config import load_config, open_config
 from customized_grpo.data import load_datasets
 from customized_grpo.errors import UserError
 from customized_grpo.settings.build import bind
 from customized_grpo.settings.identity import result_differences
-from customized_grpo.settings.parse import parse_config, to_yaml
+from customized_grpo.settings.parse import parse_config, read_tree, to_yaml
 from customized_grpo.store.run import RunFolder
 from customized_grpo.studies.probe.findings import Findings
 from customized_grpo.studies.probe.measure import Probe, ProbeSettings, choose
@@ -51,9 +52,10 @@ def resume_probe(
         UserError: if an override changes the result.
     """
     folder = ProbeFolder.existing(path)
-    info = folder.read_facts()
+    info = folder.read_facts(settings=dict)
     if not folder.config.is_file():
         raise UserError(f"'{path}' was stopped before its configuration was written; remove it and start again.")
+    read_tree(folder.config, stored=True)
     folder.check_idle()
     config = open_config(folder.config, overrides, trust_code=trust_code)
     if changed := result_differences(load_config(folder.config), config):
@@ -65,6 +67,7 @@ def resume_probe(
     settings = parse_config({**info["settings"], **({"batch": size} if size else {})}, ProbeSettings)
     checkpoint = info.get("checkpoint") or {}
     run = RunFolder.existing(checkpoint["run"]) if checkpoint else None
+    check_named(config)
     probe = build_probe(PolicySource(config, run, checkpoint.get("iteration")), settings)
     return run_probe(probe, folder, to_yaml(config), console)
 

@@ -27,12 +27,14 @@ def check(
 ) -> None:
     """Score a few images with each reward and metric, and print values, seconds, device and memory."""
     from customized_grpo.assemble import build_reward
+    from customized_grpo.check import check_named
     from customized_grpo.config import open_config
     from customized_grpo.data import load_datasets
     from customized_grpo.rewards.check import check_rewards
 
     quiet_libraries()
     config = open_config(*split_settings(settings), trust_code=trust_code)
+    check_named(config)
     train, _ = load_datasets(config.data)
     specs = [(name, spec, "reward") for name, spec in config.rewards.items()]
     specs += [(name, spec, "metric") for name, spec in config.metrics.items()]

@@ -15,7 +15,7 @@ def load_datasets(settings: DataSettings) -> tuple[Sequence[Example], Sequence[E
     """The training examples and the held-out ones (None if there are none).
 
     Raises:
-        UserError: if a file is missing or a line of it is wrong.
+        UserError: if a file is missing, a line of it is wrong, or there is nothing to train on.
     """
     train = _load(settings.train, "train")
     if settings.eval is not None:
@@ -26,6 +26,8 @@ def load_datasets(settings: DataSettings) -> tuple[Sequence[Example], Sequence[E
         held_out = _load("toyworld", "eval")
     else:
         train, held_out = train.held_out() if isinstance(train, JsonlDataset) else (train, None)
+    if len(train) == 0:
+        raise UserError("The training data is empty; give at least one example.")
     return train, held_out.spread() if isinstance(held_out, JsonlDataset) else held_out
 
 

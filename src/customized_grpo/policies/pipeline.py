@@ -27,8 +27,9 @@ from customized_grpo.policies.mixed_precision import MixedPrecision, checkpoint
 from customized_grpo.policies.quantization import Quantize, check_quantize, quantization
 from customized_grpo.policies.settings import LoraSettings
 from customized_grpo.policies.tokens import Size, fit_area
-from customized_grpo.settings import expectation
-from customized_grpo.sources import explain, locate, pin
+from customized_grpo.settings import sentence
+from customized_grpo.sources import Location, check_weights, explain, locate, pin
+from customized_grpo.store import read_json
 from customized_grpo.structures import Conditioning, Example
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class PipelinePolicy(Policy):
     GUIDANCE: ClassVar[float] = 3.5
     RUNTIME: ClassVar[tuple[str, ...]] = ("gradient_checkpointing", "offload", "cache_mib", "device")
     """Arguments that do not change the result, so that a resumed run may change them."""
+    LOCATIONS: ClassVar[Mapping[str, Location]] = {"path": Location("revision", "model_index.json")}
 
     def __init__(
         self,
@@ -94,13 +96,12 @@ class PipelinePolicy(Policy):
         gradient_checkpointing: bool = False,
         offload: Literal["none", "cpu"] = "none",
         cache_mib: float = 1024,
-        device: str | torch.device | None = None,
+        device: str | int | torch.device | None = None,
         seed: int = 0,
     ) -> None:
-        one_of("trainable", trainable, "lora", "full")
-        one_of("aspect", aspect, "square", "reference")
-        one_of("offload", offload, "none", "cpu")
+        check_choices(trainable=trainable, aspect=aspect, offload=offload)
         above_zero(shift=shift, reference_resolution=reference_resolution, max_text_tokens=max_text_tokens)
+        check_size(resolution, width, height)
         self.pipeline: Any = pipeline
         self.trainable: Trainable = trainable
         self.dtype = as_dtype(dtype)
@@ -143,11 +144,42 @@ class PipelinePolicy(Policy):
         Raises:
             UserError: if there is no such pipeline, or it cannot be quantised.
         """
-        check_quantize(quantize, settings.get("trainable", "lora"))
+        cls.check_arguments(path, quantize=quantize, **settings)
         settings = read_settings(settings)
         dtype = settings.get("dtype", torch.float32)
         pipeline = cls.load_pipeline(path, dtype, revision=revision, quantize=quantize)
         return cls(pipeline, **settings)
+
+    @classmethod
+    def check_arguments(cls, path: str | Path, *, quantize: Quantize = "none", **settings: Any) -> None:
+        """Look whether a policy could be made of these arguments, as far as can be seen before anything is loaded.
+
+        Raises:
+            UserError: if it could not.
+        """
+        check_quantize(quantize, settings.get("trainable", "lora"))
+        read_settings(settings)
+        as_dtype(settings.get("dtype", torch.float32))
+        check_choices(**{name: settings[name] for name in CHOICES if name in settings})
+        above_zero(**{name: settings.get(name) for name in ("shift", "reference_resolution", "max_text_tokens")})
+        check_size(*(settings.get(name) for name in ("resolution", "width", "height")))
+        folder = Path(locate(path))
+        if (folder / "model_index.json").is_file():
+            cls._check_index(path, read_json(folder / "model_index.json"))
+            for name in (*cls.TEXT_ENCODERS, "vae", "transformer"):
+                if name not in settings:
+                    check_weights(folder / name)
+
+    @classmethod
+    def _check_index(cls, path: str | Path, index: Any) -> None:
+        """Raise UserError for a pipeline of another class, or one with components of another library."""
+        found = index.get("_class_name") if isinstance(index, Mapping) else None
+        if found != cls.PIPELINE:
+            raise UserError(
+                f"'{path}' holds a {found}, and {cls.__name__} takes a {cls.PIPELINE}; "
+                f"give the policy of that family or another path."
+            )
+        _check_components(path, index)
 
     @classmethod
     def load_pipeline(
@@ -172,17 +204,13 @@ class PipelinePolicy(Policy):
         components |= quantization(quantize, dtypes["default"])
         try:
             index: Any = diffusers.DiffusionPipeline.load_config(source, **pinned)
-            found = index.get("_class_name")
-            if found == cls.PIPELINE:
-                _check_components(path, index)
-                kind = getattr(diffusers, cls.PIPELINE)
-                return kind.from_pretrained(source, dtype=dtypes, **pinned, **components)
+            cls._check_index(path, index)
+            kind = getattr(diffusers, cls.PIPELINE)
+            return kind.from_pretrained(source, dtype=dtypes, **pinned, **components)
+        except UserError:
+            raise
         except (OSError, ValueError, TypeError, AttributeError, ImportError, SafetensorError) as error:
             raise explain(path, f"a {cls.PIPELINE}", error) from error
-        raise UserError(
-            f"'{path}' holds a {found}, and {cls.__name__} takes a {cls.PIPELINE}; "
-            f"give the policy of that family or another path."
-        )
 
     def _check_settings(self, guidance_scale: float | None) -> None:
         """Raise UserError for settings that the model cannot take."""
@@ -195,16 +223,11 @@ class PipelinePolicy(Policy):
     # ---- sizes
 
     def _set_size(self, resolution: int | None, width: int | None, height: int | None) -> None:
-        if (width is None) != (height is None) or (width is not None and resolution is not None):
-            raise UserError(
-                f"policy.width is {width}, height {height} and resolution {resolution}; give width and height, or "
-                f"resolution alone."
-            )
         if width is None and resolution is None:
             sample_size = self.pipeline.vae.config.get("sample_size")
             resolution = sample_size or self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
         for name, side in (("resolution", resolution), ("width", width), ("height", height)):
-            if side is not None and (side <= 0 or side % self.pixels_per_token):
+            if side is not None and side % self.pixels_per_token:
                 raise UserError(f"policy.{name} is {side}; it must be a multiple of {self.pixels_per_token} pixels.")
         self.resolution = resolution or round(math.sqrt((width or 1) * (height or 1)))
         self.size: Size | None = (width, height) if width and height else None
@@ -447,10 +470,28 @@ def default_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def one_of(name: str, value: str, *choices: str) -> None:
-    """Raise UserError unless a setting has one of its values."""
-    if value not in choices:
-        raise UserError(f"policy.{name} is '{value}'; it must be {' or '.join(choices)}.{nearest(value, choices)}")
+CHOICES = {"trainable": ("lora", "full"), "aspect": ("square", "reference"), "offload": ("none", "cpu")}
+
+
+def check_choices(**settings: str) -> None:
+    """Raise UserError unless each setting has one of its values."""
+    for name, value in settings.items():
+        if value not in CHOICES[name]:
+            raise UserError(
+                f"policy.{name} is '{value}'; it must be {' or '.join(CHOICES[name])}.{nearest(value, CHOICES[name])}"
+            )
+
+
+def check_size(resolution: int | None, width: int | None, height: int | None) -> None:
+    """Raise UserError unless the size is given once."""
+    if (width is None) != (height is None) or (width is not None and resolution is not None):
+        raise UserError(
+            f"policy.width is {width}, height {height} and resolution {resolution}; give width and height, or "
+            f"resolution alone."
+        )
+    for name, side in (("resolution", resolution), ("width", width), ("height", height)):
+        if side is not None and side <= 0:
+            raise UserError(f"policy.{name} is {side}; it must be more than 0 pixels.")
 
 
 def _check_components(path: str | Path, index: Mapping[str, Any]) -> None:
@@ -493,12 +534,7 @@ def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         try:
             read["lora"] = LoraSettings.model_validate(read["lora"])
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, ("policy.lora", *first["loc"])))
-            if first["type"] == "extra_forbidden":
-                known = nearest(str(first["loc"][0]), LoraSettings.model_fields)
-                raise UserError(f"There is no setting '{where}'.{known}") from None
-            raise UserError(f"{where} is {first['input']!r}: expected {expectation(first)}.") from None
+            raise UserError(sentence(error.errors(), read["lora"], LoraSettings, "policy.lora")) from None
     return read
 
 

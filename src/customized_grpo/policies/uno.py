@@ -15,9 +15,9 @@ from customized_grpo.policies import lora as _lora
 from customized_grpo.policies.flux_model import FluxPolicy
 from customized_grpo.policies.flux_names import BLOCKS, FLUX1, load_transformer
 from customized_grpo.policies.pipeline import as_dtype, read_settings
-from customized_grpo.policies.quantization import Quantize, check_quantize
+from customized_grpo.policies.quantization import Quantize
 from customized_grpo.policies.tokens import Size, floor_to, grid_positions
-from customized_grpo.sources import explain, pin
+from customized_grpo.sources import Location, explain, pin
 from customized_grpo.structures import Example
 
 if TYPE_CHECKING:
@@ -40,6 +40,11 @@ class UnoPolicy(FluxPolicy):
     PIPELINE: ClassVar[str] = "FluxPipeline"
     MAX_REFERENCES: ClassVar[int] = 4
     GUIDANCE: ClassVar[float] = 4.0
+    LOCATIONS: ClassVar[Mapping[str, Location]] = {
+        **FluxPolicy.LOCATIONS,
+        "adapter": Location("adapter_revision", files=True),
+        "transformer": Location(files=True),
+    }
 
     @classmethod
     def from_pretrained(
@@ -70,22 +75,35 @@ class UnoPolicy(FluxPolicy):
         Raises:
             UserError: if a file is missing, is not UNO's, or does not fit the base model.
         """
-        if not fuse and settings.get("trainable") == "full":
-            raise UserError(
-                "policy.fuse is false, but with trainable: full there is no adapter of ours to lie above UNO's."
-            )
-        check_quantize(quantize, settings.get("trainable", "lora"))
-        if quantize != "none" and (fuse or transformer is not None):
-            raise UserError(
-                f"policy.quantize is {quantize}, and weights are quantised while the pipeline loads: set policy.fuse "
-                f"to false, so that UNO's adapter lies beneath ours, and leave policy.transformer out."
-            )
+        cls.check_arguments(path, quantize=quantize, fuse=fuse, transformer=transformer, **settings)
         settings = read_settings(settings)
         dtype = settings.get("dtype", torch.float32)
         parts = {} if transformer is None else {"transformer": load_transformer(transformer).to(as_dtype(dtype))}
         pipeline = cls.load_pipeline(path, dtype, revision=revision, quantize=quantize, **parts)
         add_uno(pipeline.transformer, _locate(adapter, adapter_revision), fuse=fuse)
         return cls(pipeline, **settings)
+
+    @classmethod
+    def check_arguments(
+        cls,
+        path: str | Path,
+        *,
+        quantize: Quantize = "none",
+        fuse: bool = True,
+        transformer: str | Path | None = None,
+        **settings: Any,
+    ) -> None:
+        if not fuse and settings.get("trainable") == "full":
+            raise UserError(
+                "policy.fuse is false, but with trainable: full there is no adapter of ours to lie above UNO's."
+            )
+        given = {} if transformer is None else {"transformer": transformer}
+        super().check_arguments(path, quantize=quantize, **given, **settings)
+        if quantize != "none" and (fuse or transformer is not None):
+            raise UserError(
+                f"policy.quantize is {quantize}, and weights are quantised while the pipeline loads: set policy.fuse "
+                f"to false, so that UNO's adapter lies beneath ours, and leave policy.transformer out."
+            )
 
     def reference_sizes(self, example: Example) -> list[Size]:
         return [floor_to(self._scaled(example, image.size), self.pixels_per_token) for image in example.references]

@@ -1,9 +1,9 @@
 """Rewards on a CLIP model: prompt following (CLIP-T, PickScore, HPSv2.1) and identity (CLIP-I)."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL.Image import Image
@@ -21,6 +21,8 @@ from customized_grpo.rewards.contract import (
     reference_similarity,
 )
 from customized_grpo.rewards.open_clip import clean_prompt, is_checkpoint, read_clip
+from customized_grpo.settings import AtLeastOne
+from customized_grpo.sources import Location
 from customized_grpo.structures import Example
 
 CLIP_H = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -31,7 +33,7 @@ class _ClipEmbedder:
     """Images and prompts to embeddings of length 1."""
 
     def __init__(
-        self, model: Any, preprocess: Preprocess, tokenizer: Any, device: str | None, batch_size: int,
+        self, model: Any, preprocess: Preprocess, tokenizer: Any, device: str | int | None, batch_size: int,
         clean: Callable[[str], str] = str,
     ) -> None:  # fmt: skip
         self.model, self.preprocess, self.tokenizer, self.batch_size = model, preprocess, tokenizer, batch_size
@@ -80,7 +82,7 @@ def _load_tokenizer(at: str, **pinned: Any) -> Any:
 
 
 def _embedder(
-    path: str | Path, processor: str | Path | None, revision: str | None, device: str | None, batch_size: int
+    path: str | Path, processor: str | Path | None, revision: str | None, device: str | int | None, batch_size: int
 ) -> _ClipEmbedder:
     model = load("a CLIPModel", path, _load_model, revision)
     beside, its_revision = (path, revision) if processor is None else (processor, None)
@@ -103,6 +105,7 @@ class ClipReward:
 
     name = "prompt"
     RUNTIME = ("device", "batch_size")
+    LOCATIONS: ClassVar[Mapping[str, Location]] = {"path": Location("revision", "config.json"), "processor": Location()}
 
     def __init__(
         self,
@@ -110,8 +113,8 @@ class ClipReward:
         *,
         processor: str | Path | None = None,
         revision: str | None = None,
-        device: str | None = None,
-        batch_size: int = 64,
+        device: str | int | None = None,
+        batch_size: AtLeastOne = 64,
     ) -> None:
         self.clip = _embedder(path, processor, revision, device, batch_size)
 
@@ -142,8 +145,8 @@ class PickScoreReward(ClipReward):
         *,
         processor: str | Path | None = CLIP_H,
         revision: str | None = None,
-        device: str | None = None,
-        batch_size: int = 64,
+        device: str | int | None = None,
+        batch_size: AtLeastOne = 64,
     ) -> None:
         super().__init__(path, processor=processor, revision=revision, device=device, batch_size=batch_size)
 
@@ -168,6 +171,9 @@ class Hpsv2Reward(ClipReward):
     """
 
     CHECKPOINT = "HPS_v2.1_compressed.pt"
+    LOCATIONS: ClassVar[Mapping[str, Location]] = {
+        "path": Location("revision", "config.json", files=True), "processor": Location(),
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -175,8 +181,8 @@ class Hpsv2Reward(ClipReward):
         *,
         processor: str | Path = CLIP_H,
         revision: str | None = None,
-        device: str | None = None,
-        batch_size: int = 64,
+        device: str | int | None = None,
+        batch_size: AtLeastOne = 64,
     ) -> None:
         model = load("an HPSv2 checkpoint", path, self._read, revision)
         size = model.config.vision_config.image_size
@@ -212,6 +218,7 @@ class ClipImageReward:
 
     name = "identity"
     RUNTIME = ("device", "batch_size")
+    LOCATIONS: ClassVar[Mapping[str, Location]] = ClipReward.LOCATIONS
 
     def __init__(
         self,
@@ -221,8 +228,8 @@ class ClipImageReward:
         reduce: Reduce = "mean",
         processor: str | Path | None = None,
         revision: str | None = None,
-        device: str | None = None,
-        batch_size: int = 64,
+        device: str | int | None = None,
+        batch_size: AtLeastOne = 64,
     ) -> None:
         self.segment = segment
         self.reduce: Reduce = check_reduce(reduce)

@@ -1,8 +1,9 @@
 """Identity by DINO: is it still my subject?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from PIL.Image import Image
@@ -12,6 +13,8 @@ from torch.nn.functional import normalize
 from customized_grpo.data.images import Preprocess, segmented
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.contract import Reduce, check_reduce, frozen, in_batches, load, reference_similarity
+from customized_grpo.settings import AtLeastOne
+from customized_grpo.sources import Location
 from customized_grpo.structures import Example
 
 NO_CODE = {"trust_remote_code": False}
@@ -37,6 +40,7 @@ class DinoReward:
 
     name = "identity"
     RUNTIME = ("device", "batch_size")
+    LOCATIONS: ClassVar[Mapping[str, Location]] = {"path": Location("revision", "config.json")}
 
     def __init__(
         self,
@@ -45,8 +49,8 @@ class DinoReward:
         segment: bool = True,
         reduce: Reduce = "mean",
         revision: str | None = None,
-        device: str | None = None,
-        batch_size: int = 64,
+        device: str | int | None = None,
+        batch_size: AtLeastOne = 64,
     ) -> None:
         from transformers import AutoConfig, AutoModel
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from customized_grpo.data.images import to_pil
 from customized_grpo.errors import UserError
+from customized_grpo.settings import AtLeastOne
 from customized_grpo.structures import Example
 
 
@@ -37,8 +38,8 @@ class Hpsv3Reward:
         checkpoint: str | Path | None = None,
         *,
         config: str | Path | None = None,
-        device: str | None = None,
-        batch_size: int = 8,
+        device: str | int | None = None,
+        batch_size: AtLeastOne = 8,
     ) -> None:
         try:
             from hpsv3 import HPSv3RewardInferencer  # pyright: ignore[reportMissingImports]

@@ -26,6 +26,7 @@ from customized_grpo.data.images import png, to_pil
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.client import NoAnswer, attempts, request_json
 from customized_grpo.rewards.contract import RewardUnavailable
+from customized_grpo.settings import AtLeastOne
 from customized_grpo.structures import Example
 
 SERVER, SUPERVISOR = (Path(__file__).with_name(name) for name in ("server.py", "supervisor.py"))
@@ -73,14 +74,13 @@ class RemoteReward:
         images: Literal["auto", "torch", "numpy"] = "auto",
         environment: Mapping[str, str] | None = None,
         log: str | Path | None = None,
-        batch_size: int = 16,
+        batch_size: AtLeastOne = 16,
         timeout: float = 300.0,
         start_timeout: float = 900.0,
         retries: int = 3,
         backoff: float = 1.0,
     ) -> None:
-        if (reward is None) == (url is None):
-            raise UserError("RemoteReward takes either a reward to start, or the url of one that runs; give one.")
+        self.check_arguments(reward, url=url, python=python)
         self.batch_size, self.timeout, self.retries, self.backoff = batch_size, timeout, retries, backoff
         self._one_caller = threading.Lock()  # it may be called from the thread that overlaps rewards with rollouts
         self.counters = {"retries": 0, "restarts": 0}
@@ -88,9 +88,23 @@ class RemoteReward:
         if url is not None:
             self.server: _Process | _Host = _Host(url.rstrip("/"), start_timeout, os.environ.get(token_variable, ""))
         else:
-            spec = {"use": reward} if isinstance(reward, str) else dict(reward or {})
+            spec = _spec(reward)
             self.server = _Process(spec, python, images, dict(environment or {}), log, start_timeout)
         self.server.start()
+
+    @staticmethod
+    def check_arguments(
+        reward: str | Mapping[str, Any] | None, *, url: str | None, python: str | Path | None, **others: Any
+    ) -> None:
+        """Raise UserError unless there is one thing to start or to ask, and an interpreter to start it in."""
+        if (reward is None) == (url is None):
+            raise UserError("RemoteReward takes either a reward to start, or the url of one that runs; give one.")
+        if reward is not None and not _spec(reward).get("use"):
+            raise UserError("RemoteReward: reward needs `use: package.module:name`.")
+        if not _interpreter(python).is_file():
+            raise UserError(
+                f"RemoteReward: there is no Python at '{_interpreter(python)}'; give the environment's bin/python."
+            )
 
     @property
     def name(self) -> str:
@@ -136,6 +150,14 @@ class RemoteReward:
             f"The reward {self.server.label} at {self.server.url} gave no scores after {attempt + 1} attempts "
             f"({reason}); mend it and resume the run.{self.server.last_words()}"
         )
+
+
+def _spec(reward: str | Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"use": reward} if isinstance(reward, str) else dict(reward or {})
+
+
+def _interpreter(python: str | Path | None) -> Path:
+    return Path(python or sys.executable).expanduser().absolute()  # not resolved: a venv's python is a link
 
 
 def to_wire(images: Tensor, examples: Sequence[Example]) -> dict[str, Any]:
@@ -255,12 +277,7 @@ class _Process:
         log: str | Path | None,
         start_timeout: float,
     ) -> None:
-        self.label = str(spec.pop("use", ""))
-        if not self.label:
-            raise UserError("RemoteReward: reward needs `use: package.module:name`.")
-        self.python = Path(python or sys.executable).expanduser().absolute()  # not resolved: a venv's python is a link
-        if not self.python.is_file():
-            raise UserError(f"RemoteReward: there is no Python at '{self.python}'; give the environment's bin/python.")
+        self.label, self.python = str(spec.pop("use")), _interpreter(python)
         self.command = [
             sys.executable, "-I", str(SUPERVISOR), str(self.python), "-u", str(SERVER), self.label,
             "--arguments", json.dumps(spec, default=str), "--images", images,

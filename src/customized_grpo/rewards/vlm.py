@@ -134,8 +134,7 @@ class VlmJudge:
         cache: str | Path | None = None,
         prices: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        if rubric not in RUBRICS:
-            raise UserError(f"There is no rubric '{rubric}', only {' and '.join(RUBRICS)}.{nearest(rubric, RUBRICS)}")
+        self.check_arguments(rubric)
         self.name, self.model, self.url = rubric, model, url.rstrip("/")
         self.instructions = instructions or RUBRICS[rubric]
         self.segment, self.longest_side, self.concurrency = segment, longest_side, concurrency
@@ -156,6 +155,12 @@ class VlmJudge:
         """Why the last image without a score has none."""
         self._lock, self._pause_until = threading.Lock(), 0.0
         self._check_endpoint()
+
+    @staticmethod
+    def check_arguments(rubric: str, **others: Any) -> None:
+        """Raise UserError for a rubric that does not exist."""
+        if rubric not in RUBRICS:
+            raise UserError(f"There is no rubric '{rubric}', only {' and '.join(RUBRICS)}.{nearest(rubric, RUBRICS)}")
 
     @property
     def where(self) -> str:

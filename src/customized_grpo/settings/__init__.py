@@ -1,5 +1,14 @@
 """Settings: their base class, their reading from YAML, and the objects that they name."""
 
-from customized_grpo.settings.base import Role, Settings, Spec, expectation
+from customized_grpo.settings.base import (
+    AtLeastOne,
+    Role,
+    Settings,
+    Spec,
+    expectation,
+    make_spec,
+    mistakes,
+    sentence,
+)
 
-__all__ = ["Role", "Settings", "Spec", "expectation"]
+__all__ = ["AtLeastOne", "Role", "Settings", "Spec", "expectation", "make_spec", "mistakes", "sentence"]

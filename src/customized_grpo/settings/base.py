@@ -1,10 +1,20 @@
 """Base class of all settings. Each settings class is beside the code that reads it; `config.py` composes them."""
 
+import json
+from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic.errors import PydanticUserError
 from pydantic_core import ErrorDetails
+
+from customized_grpo.errors import UserError, nearest
+from customized_grpo.store.yaml_text import missing_space
+
+AtLeastOne = Annotated[int, Field(ge=1)]
+"""A number of things, as an argument of what a configuration names."""
 
 
 class Role(Enum):
@@ -23,7 +33,9 @@ class Role(Enum):
 class Settings(BaseModel):
     """Frozen and typed, without unknown keys. The string below a field documents it (`cgrpo config --describe`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -31,8 +43,13 @@ class Settings(BaseModel):
         """Refuse booleans (yes, no, on and off in YAML) for numbers, since Python would convert them to 1 and 0."""
         kind = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and kind in (int, float, int | None, float | None):
-            raise ValueError("a number")
+            raise ValueError("a whole number" if kind in (int, int | None) else "a number")
         return value
+
+    @classmethod
+    def default_of(cls, name: str, tree: Mapping[str, Any]) -> Any:
+        """The default of a setting where `tree` is what is given of the others."""
+        return cls.model_fields[name].default
 
 
 class Spec(BaseModel):
@@ -51,8 +68,16 @@ class Spec(BaseModel):
         return dict(self.model_extra or {})
 
 
+def make_spec(fields: Mapping[str, Any], where: str) -> Spec:
+    """A spec from plain data, which may come from a user. Raises UserError; `where` is the setting that holds it."""
+    try:
+        return Spec(**fields)
+    except ValidationError as error:
+        raise UserError(sentence(error.errors(), fields, Spec, where)) from None
+
+
 _EXPECTED = {
-    "missing": "a value",
+    "missing": "more values",
     "string_type": "text",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -63,18 +88,23 @@ _EXPECTED = {
     "bool_parsing": "true or false",
     "list_type": "a list, such as [a, b]",
     "tuple_type": "a list, such as [a, b]",
-    "dict_type": "a mapping, such as {name: value}",
+    "dict_type": "a mapping, such as {{name: value}}",
     "path_type": "a path",
+    "none_required": "null",
+    "callable_type": "a function, which only Python can give",
     "literal_error": "{expected}",
     "finite_number": "a finite number",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "{ge} or more",
-    "less_than": "less than {lt}",
-    "less_than_equal": "{le} or less",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "{ge:g} or more",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "{le:g} or less",
     "too_short": "at least {min_length}",
+    "too_long": "at most {max_length}",
     "string_too_short": "some text",
     "value_error": "{error}",
 }
+_PYTHON_ONLY = ("is_instance_of", "needs_python_object")
+"""Errors of types that YAML cannot hold. Another type of the union is the one to name."""
 
 
 def expectation(problem: ErrorDetails) -> str:
@@ -85,3 +115,70 @@ def expectation(problem: ErrorDetails) -> str:
     if known := _EXPECTED.get(problem["type"]):
         return known.format(**problem.get("ctx", {}))
     return problem["msg"]
+
+
+def sentence(problems: Sequence[ErrorDetails], value: Any, kind: Any = None, prefix: str = "") -> str:
+    """What is wrong with settings, according to the errors of pydantic.
+
+    Args:
+        problems: one or more; those of the first wrong value are told.
+        value: what was validated.
+        kind: its type, to suggest the nearest name.
+        prefix: the setting that holds the value, such as `policy.lora`; empty for a whole configuration.
+    """
+    paths = [_given(problem["loc"], value) for problem in problems]
+    path = max((path for path in paths if path[: len(paths[0])] == paths[0]), key=len)  # the most exact of a union
+    here = [problem for problem, own in zip(problems, paths, strict=True) if own == path]
+    first = next((problem for problem in here if problem["type"] == "missing"), here[0])
+    where = ".".join([*[prefix] * bool(prefix), *path])
+    if first["type"] == "extra_forbidden":
+        parent = _model_at(kind, path[:-1])
+        return f"There is no setting '{where}'.{nearest(path[-1], parent.model_fields if parent else ())}"
+    if first["type"] == "missing" and isinstance(first["loc"][-1], str):
+        return f"The setting '{'.'.join([where, first['loc'][-1]]).strip('.')}' is missing; give it a value."
+    here = [problem for problem in here if problem["type"] not in _PYTHON_ONLY] or here
+    others = len({tuple(own) for own in paths if own[: len(paths[0])] != paths[0]})
+    more = f" ({others} more like this.)" if others else ""
+    kinds = " or ".join(dict.fromkeys(expectation(problem) for problem in here))
+    hint = missing_space(first["input"]) if "mapping" in kinds else ""
+    shown = json.dumps(first["input"], default=str, ensure_ascii=False)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return f"The setting '{where}' is {shown}: expected {kinds}{hint}.{more}"
+
+
+def mistakes(value: Any, kind: Any) -> list[ErrorDetails]:
+    """Why a value from YAML is not of a type; nothing if it is, or if that cannot be told, as for other Python objects.
+
+    Nothing is converted: text that holds digits is no number.
+    """
+    try:
+        adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+        text = json.dumps(value)
+    except (PydanticUserError, NameError, TypeError, ValueError):
+        return []
+    try:
+        adapter.validate_json(text, strict=_model_at(kind, ()) is None)  # settings have rules of their own
+    except ValidationError as error:
+        return error.errors()
+    return []
+
+
+def _given(location: Sequence[int | str], value: Any) -> list[str]:
+    """The part of an error's location that exists in the input; the rest names the members of a union."""
+    path: list[str] = []
+    for part in location:
+        in_list = isinstance(value, list | tuple) and isinstance(part, int) and part < len(value)
+        if in_list or (isinstance(value, Mapping) and part in value):
+            path.append(str(part))
+            value = value[part]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return path
+
+
+def _model_at(kind: Any, keys: Sequence[str]) -> type[BaseModel] | None:
+    """The settings that a type holds at a dotted name, whatever else it may hold there."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    if not models or not keys:
+        return models[0] if models else None
+    field = models[0].model_fields.get(keys[0])
+    return _model_at(field.annotation, keys[1:]) if field else None

@@ -1,14 +1,18 @@
 """Resolve a `Spec`, which names a function or class by import path with its arguments, to an object."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
 from customized_grpo.errors import UserError, nearest
-from customized_grpo.settings import Spec
+from customized_grpo.settings import Spec, mistakes, sentence
+from customized_grpo.store.yaml_text import missing_space
 
 REWARDS = ("customized_grpo.rewards", "customized_grpo.toyworld.oracle", "customized_grpo.rewards.copying")
 HOMES = {
@@ -23,6 +27,11 @@ HOMES = {
     "optimizer": ("torch.optim",),
 }
 """Modules in which a name without a module is looked up, by slot and in this order; only names in `__all__` count."""
+
+GIVEN = {"self", "params", "pipeline", "generator", "scored"}
+"""Parameters that the caller gives, and no configuration sets."""
+MAY_BE_GIVEN = {"num_inference_steps", "seed", "sigma_max"}
+"""Parameters that the caller gives where the configuration does not."""
 
 
 def exported(use: str, slot: str) -> Any | None:
@@ -65,36 +74,67 @@ def _same(module: str, name: str, found: Any) -> bool:
         return False
 
 
-def resolve(use: str, slot: str) -> Any:
+def resolve(use: str, slot: str, where: str = "") -> Any:
     """Import the object named by `package.module:name`, or by a bare name in a default module of the slot.
+
+    Args:
+        use: the name.
+        slot: what the object is for.
+        where: the setting that names it, for the error.
 
     Raises:
         UserError: if the module or the name does not exist, suggesting the closest name.
     """
+    where = where or slot
     if (found := exported(use, slot)) is not None:
         return found
-    path, separator, name = use.partition(":")
-    if not separator:
-        known = [known for home in HOMES[slot] for known in import_module(home).__all__]
-        raise UserError(f"{slot}: there is no '{use}' in {' or '.join(HOMES[slot])}.{nearest(use, known)}")
-    module = _import(path, use, slot)
+    path, name = split_name(use, slot, where)
+    module = _import(path, use, where)
     if not hasattr(module, name):
         known = [n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n))]
-        raise UserError(f"{slot}: there is no '{name}' in {path}.{nearest(name, known)}")
+        raise UserError(f"{where}: there is no '{name}' in {path}.{nearest(name, known)}")
     return getattr(module, name)
 
 
-def _import(module: str, use: str, slot: str) -> ModuleType:
+def split_name(use: str, slot: str, where: str) -> tuple[str, str]:
+    """Module and name of `package.module:name`, which is not imported.
+
+    Raises:
+        UserError: for a bare name, which the default modules of the slot do not have, or if it cannot be such a path.
+    """
+    path, separator, name = use.partition(":")
+    if not separator:
+        homes = [import_module(home) for home in HOMES[slot]]
+        known = [known for home in homes for known in home.__all__ if _fits(getattr(home, known), slot)]
+        raise UserError(f"{where}: there is no '{use[:80]}' in {' or '.join(HOMES[slot])}.{nearest(use, known)}")
+    if path == "use" or not re.fullmatch(r"\w+(\.\w+)*:\w+", use):
+        hint = missing_space(use) if path == "use" else ""
+        raise UserError(f"{where}: '{use[:80]}' is no name; expected package.module:name{hint}.")
+    return path, name
+
+
+def check_unimported(use: str, slot: str, where: str) -> None:
+    """What can be said of a name outside this package without running its code.
+
+    Raises:
+        UserError: as `resolve`, if there is no such package, or the module is imported already and has no such name.
+    """
+    path, _ = split_name(use, slot, where)
+    if path in sys.modules or find_spec(path.partition(".")[0]) is None:
+        resolve(use, slot, where)
+
+
+def _import(module: str, use: str, where: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
         raise UserError(
-            f"{slot}: cannot import '{module}' for '{use}' ({error}); write package.module:name and make sure "
+            f"{where}: cannot import '{module}' for '{use}' ({error}); write package.module:name and make sure "
             f"that the package is installed, on PYTHONPATH, or a file in the current folder."
         ) from error
     except Exception as error:  # third-party code
         raise UserError(
-            f"{slot}: importing '{module}' for '{use}' failed ({type(error).__name__}: {error}); "
+            f"{where}: importing '{module}' for '{use}' failed ({type(error).__name__}: {error}); "
             f"make sure that `python -c 'import {module}'` works."
         ) from error
 
@@ -128,21 +168,59 @@ def construct(spec: Spec, slot: str, **extra: Any) -> Any:
         ) from error
 
 
-def check_spec(spec: Spec, slot: str) -> Any:
-    """Resolve a spec and check its arguments against the signature.
+def check_spec(spec: Spec, slot: str, where: str = "") -> Any:
+    """Resolve a spec and check its arguments against the signature, without making anything.
+
+    Of this package and of torch, the types of the arguments are checked too.
+
+    Args:
+        spec: the name and its arguments.
+        slot: what it is for.
+        where: the setting that holds it, for the error.
 
     Raises:
-        UserError: if the name or an argument does not exist, suggesting the closest one.
+        UserError: if the name or an argument does not exist, suggesting the closest one, or an argument is missing or
+            wrong.
     """
-    target = resolve(spec.use, slot)
+    where = where or slot
+    target = resolve(spec.use, slot, where)
     makers = _makers(target)
-    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(makers[0]).parameters.values()):
-        return target
-    known = set().union(*map(_parameters, makers)) - {"self", "pipeline"}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(makers[0]).parameters.values())
+    known = {name: p for maker in makers for name, p in _parameters(maker).items() if _is_setting(p, target)}
     for name in spec.arguments:
-        if name not in known:
-            raise UserError(f"{slot}: {spec.use} takes no setting '{name}'.{nearest(name, known)}")
+        if name not in known and not open_ended:
+            hint = nearest(name, known) or f" It takes {', '.join(known) or 'none'}."
+            raise UserError(f"{where}: {spec.use} takes no setting '{name}'.{hint}")
+    for name, parameter in _parameters(makers[-1]).items():
+        required = _is_setting(parameter, target) and parameter.default is parameter.empty and name not in MAY_BE_GIVEN
+        if required and name not in spec.arguments:
+            raise UserError(f"The setting '{where}.{name}' is missing; {spec.use} needs it.")
+    if exported(spec.use, slot) is not None:
+        _check_types(spec.arguments, known, where)
     return target
+
+
+def _check_types(given: Mapping[str, Any], known: Mapping[str, inspect.Parameter], where: str) -> None:
+    for name, value in given.items():
+        parameter = known.get(name)
+        if parameter is None or isinstance(parameter.annotation, str) or value is parameter.default is None:
+            continue
+        if found := mistakes(value, parameter.annotation):
+            raise UserError(sentence(found, value, parameter.annotation, f"{where}.{name}"))
+
+
+def _is_setting(parameter: inspect.Parameter, target: Any) -> bool:
+    """Whether a configuration may set a parameter: the caller gives what `GIVEN` names, and the first ones, without a
+    default, of a function."""
+    for_caller = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    return parameter.name not in GIVEN and (inspect.isclass(target) or not for_caller)
+
+
+def arguments(target: Any, spec: Spec) -> dict[str, Any]:
+    """The arguments of a spec, and the defaults of those that it does not set."""
+    defaults = {name: p.default for maker in _makers(target) for name, p in _parameters(maker).items()}
+    given = {**defaults, **spec.arguments}
+    return {name: value for name, value in given.items() if value is not inspect.Parameter.empty}
 
 
 def _makers(target: Any) -> list[Callable[..., Any]]:
@@ -150,9 +228,9 @@ def _makers(target: Any) -> list[Callable[..., Any]]:
     return [target, target.from_pretrained] if hasattr(target, "from_pretrained") else [target]
 
 
-def _parameters(function: Callable[..., Any]) -> set[str]:
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {
-        name
+        name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }

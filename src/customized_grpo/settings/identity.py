@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Role, Settings, Spec
 from customized_grpo.settings.build import exported, resolve
-from customized_grpo.settings.parse import parse_config, read_yaml
+from customized_grpo.settings.parse import parse_config, read_tree
 
 SLOTS = {"rewards": "reward", "metrics": "metric", "train": "dataset", "eval": "dataset"}
 """The slot of a spec, where it is not the name of its setting."""
@@ -133,7 +133,7 @@ def changes_on_resume(checkpoint: Path, config: Settings) -> Mapping[str, tuple[
     Raises:
         UserError: if one of them cannot change in a resumed run.
     """
-    known = read_yaml(checkpoint / "config.yaml")
+    known = read_tree(checkpoint / "config.yaml", stored=True)
     before = parse_config({k: v for k, v in known.items() if k in type(config).model_fields}, type(config))
     changed = differences(before, config)
     refused = next((name for name in changed if role_of(name, config) is Role.KEPT), None)

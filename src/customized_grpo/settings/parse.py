@@ -1,112 +1,152 @@
 """Settings from YAML and the command line: reading, overrides, defaults, and errors of one sentence each."""
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from customized_grpo.errors import UserError, nearest
-from customized_grpo.settings.base import Role, Settings, Spec, expectation
-from customized_grpo.store import read_text
-
-
-class Loader(yaml.SafeLoader):
-    """YAML's safe loader, extended to parse 1e-3 as a number (YAML 1.1 requires 1.0e-3)."""
-
-
-def _mapping(loader: Loader, node: yaml.MappingNode) -> Iterator[dict[Any, Any]]:
-    """A mapping without duplicate keys, of which YAML would silently drop all but the last."""
-    seen: set[str] = set()
-    for key, _ in node.value:
-        if key.value in seen:
-            raise yaml.MarkedYAMLError(problem=f"duplicate key '{key.value}'", problem_mark=key.start_mark)
-        seen.add(key.value)
-    yield from loader.construct_yaml_map(node)
-
-
-Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
+from customized_grpo.errors import UserError
+from customized_grpo.settings.base import Role, Settings, Spec, sentence
+from customized_grpo.store import is_file
+from customized_grpo.store.yaml_text import dump_yaml, missing_space, parse_yaml, read_yaml
 
 S = TypeVar("S", bound=BaseModel)
 
 
-def load_settings(model: type[S], path: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
-    """Load a YAML file (or the defaults) and apply `a.b=value` overrides.
+def load_settings(
+    model: type[S],
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    inner: Mapping[str, type[BaseModel]] | None = None,
+) -> S:
+    """Load a YAML file (or the defaults) and apply `a.b=value` overrides, which change one setting each.
+
+    Args:
+        model: the settings.
+        path: of the file.
+        overrides: in order; of two for the same setting, the later one counts.
+        inner: settings that hold those of another model as a mapping, such as the configuration in a grid.
 
     Raises:
         UserError: for a missing or unreadable file, an unknown key (suggesting the closest one) or a wrong type.
     """
-    tree: dict[str, Any] = read_yaml(path) if path is not None else {}
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key.strip():
-            raise UserError(
-                f"'{override}' is not an override; write section.setting=value, such as training.iterations=5."
-            )
-        try:
-            value = yaml.load(text, Loader)
-        except yaml.YAMLError as error:
-            raise UserError(f"The value of '{override}' is not valid YAML: {_problem(error)}.") from error
-        _assign(tree, key.strip().split("."), value)
+    tree = read_tree(path) if path is not None else {}
+    changes = [_read_override(override) for override in overrides]
+    for keys, value in sorted(changes, key=lambda change: "metrics" in change[0][:2]):  # whose default depends on data
+        _change(tree, keys, value, model, inner or {})
     return parse_config(tree, model)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_tree(path: str | Path, *, stored: bool = False) -> dict[str, Any]:
     """Read a YAML mapping.
 
+    Args:
+        path: of the file.
+        stored: a command wrote the file, so that it cannot be empty.
+
     Raises:
-        UserError: if the file is missing, is not YAML, or is not a mapping.
+        UserError: if the file is missing, is not YAML, is not a mapping, or is empty and may not be.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"There is no configuration file '{file}'; see recipes/ for examples.")
-    try:
-        tree = yaml.load(read_text(file), Loader)
-    except yaml.YAMLError as error:
-        line = error.problem_mark.line + 1 if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else None
-        where = f"'{file}', line {line}" if line else f"'{file}'"
-        raise UserError(f"{where}: invalid YAML: {_problem(error)}.") from error
-    if tree is None:
+    if not is_file(path):
+        raise UserError(f"There is no configuration file '{str(path)[:100]}'; see recipes/ for examples.")
+    tree = read_yaml(path)
+    if tree is None and not stored:
         return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"'{file}' contains a {type(tree).__name__}; expected a mapping of sections.")
+    if not isinstance(tree, dict) or (stored and not tree):
+        seen = "is empty" if not tree else f"contains {'a list' if isinstance(tree, list) else json.dumps(tree)[:60]}"
+        advice = "; restore the file, or name another folder" if stored else missing_space(tree)
+        raise UserError(f"'{path}' {seen}; expected a mapping of settings, such as 'seed: 0'{advice}.")
     return tree
-
-
-def _problem(error: Exception) -> str:
-    said = error.problem if isinstance(error, yaml.MarkedYAMLError) and error.problem else str(error)
-    return " ".join(said.split())
 
 
 def parse_config(tree: Mapping[str, Any], model: type[S]) -> S:
     """Build a settings object from plain data merged over the defaults. Errors are one sentence."""
     values = _over_defaults(tree, model)
     try:
-        return model(**values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise UserError(_sentence(error, model, tree)) from None
+        problems = error.errors()
+        listed = getattr(model, "LISTED", "") if problems[0]["type"] == "extra_forbidden" else ""
+        raise UserError(f"{sentence(problems, values, model)}{listed}") from None
 
 
 def to_yaml(config: BaseModel) -> str:
     """Serialize the resolved configuration, so that reading it back gives an equal one."""
-    return yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False, width=100)
+    return dump_yaml(json.loads(config.model_dump_json()))
 
 
-def _assign(tree: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        below = tree.setdefault(key, {})
+# ---- overrides
+
+
+def _read_override(text: str) -> tuple[list[str], Any]:
+    """The dotted name and the value of `a.b=value`."""
+    name, separator, value = text.partition("=")
+    keys = [key.strip() for key in name.split(".")]
+    if not separator or not all(keys):
+        raise UserError(
+            f"'{text[:80]}' is not an override; write section.setting=value, such as training.iterations=5."
+        )
+    return keys, parse_yaml(value, f"The value of '{text[:80]}'")
+
+
+def _change(
+    tree: dict[str, Any], keys: Sequence[str], value: Any, model: type[BaseModel], inner: Mapping[str, type[BaseModel]]
+) -> None:
+    """Set one value in a tree and leave all others, those that stand for defaults too."""
+    branch: type[BaseModel] | None = model
+    for depth, key in enumerate(keys[:-1], start=1):
+        below = tree.get(key)
+        if branch is not None and _is_mapping(branch, key) and key not in inner:
+            below = _entries(branch, key, tree, keys[depth])
+        elif isinstance(below, str):
+            below = {"use": below}  # a name stands for a function or class without arguments
+        elif below is None:
+            below = {}
         if not isinstance(below, dict):
-            below = tree[key] = {}
-        tree = below
+            raise UserError(
+                f"'{'.'.join(keys[:depth])}' is {json.dumps(below)[:60]}, which holds no '{keys[depth]}'; "
+                f"expected a mapping of settings."
+            )
+        tree[key] = below
+        tree, branch = below, inner.get(key) or (_section(branch, key) if branch is not None else None)
     tree[keys[-1]] = value
+
+
+def _section(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    field = model.model_fields.get(key)
+    kind = field.annotation if field else None
+    return kind if isinstance(kind, type) and issubclass(kind, Settings) else None
+
+
+def _is_mapping(model: type[BaseModel], key: str) -> bool:
+    field = model.model_fields.get(key)
+    return field is not None and get_origin(field.annotation) is dict
+
+
+def _entries(model: type[BaseModel], key: str, tree: Mapping[str, Any], changing: str) -> Any:
+    """What is in force of a mapping such as `rewards`: that of the tree, or the default, or both merged. The entry that
+    is about to change is as the tree has it, so that its change goes on top of the default by the usual rules."""
+    given, default = tree.get(key), _default(model, key, tree)
+    if given is not None and not (isinstance(given, Mapping) and _is_merged(model, key, given)):
+        return given
+    known = {name: spec.model_dump() if isinstance(spec, Spec) else spec for name, spec in default.items()}
+    return {**known, changing: {}, **(given or {})} if changing in known else {**known, **(given or {})}
+
+
+# ---- what is not given
+
+
+def _default(model: type[BaseModel], key: str, tree: Mapping[str, Any]) -> Any:
+    return model.default_of(key, tree) if issubclass(model, Settings) else model.model_fields[key].default
+
+
+def _is_merged(model: type[BaseModel], key: str, given: Mapping[str, Any]) -> bool:
+    """Whether a mapping goes on top of the default: entries without `use` are changes of what is there."""
+    of_specs = get_args(model.model_fields[key].annotation)[1] is Spec
+    return of_specs and any(isinstance(spec, Mapping) and "use" not in spec for spec in given.values())
 
 
 def _over_defaults(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
@@ -114,26 +154,21 @@ def _over_defaults(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str,
     arguments, because those of the embedded model, such as full fine-tuning, do not suit another model."""
     merged = dict(tree)
     for name, field in model.model_fields.items():
-        given = tree.get(name)
-        if not isinstance(given, Mapping):
+        given, kind, default = tree.get(name), field.annotation, _default(model, name, tree)
+        if kind is Spec and isinstance(given, str):
+            merged[name] = {"use": given}
+        elif not isinstance(given, Mapping):
             continue
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Settings):
-            default = field.default.model_dump(exclude_unset=True) if isinstance(field.default, kind) else {}
-            merged[name] = _over_defaults({**default, **given}, kind)
+        elif isinstance(kind, type) and issubclass(kind, Settings):
+            below = default.model_dump(exclude_unset=True) if isinstance(default, kind) else {}
+            merged[name] = _over_defaults({**below, **given}, kind)
         elif kind is Spec:
-            merged[name] = _over_spec(given, field.default)
+            merged[name] = _over_spec(given, default)
         elif get_origin(kind) is dict and get_args(kind)[1] is Spec:
-            complete = all(isinstance(spec, Mapping) and "use" in spec for spec in given.values())
-            merged[name] = {} if complete else dict(field.default)
+            merged[name] = dict(default) if _is_merged(model, name, given) else {}
             for key, spec in given.items():
-                if isinstance(spec, Mapping):
-                    merged[name][key] = _over_spec(spec, field.default.get(key))
-                else:
-                    merged[name][key] = {"use": spec} if isinstance(spec, str) else spec
-    for name, field in model.model_fields.items():
-        if field.annotation is Spec and isinstance(tree.get(name), str):
-            merged[name] = {"use": tree[name]}
+                spec = {"use": spec} if isinstance(spec, str) else spec
+                merged[name][key] = _over_spec(spec, default.get(key)) if isinstance(spec, Mapping) else spec
     return merged
 
 
@@ -144,48 +179,6 @@ def _over_spec(given: Mapping[str, Any], default: Spec | None) -> dict[str, Any]
     if "path" in given and given["path"] != kept.get("path"):
         return {"use": default.use, **given}
     return {**kept, **given}
-
-
-def _sentence(error: ValidationError, model: type[BaseModel], tree: Mapping[str, Any]) -> str:
-    problems = error.errors()
-    first, path = problems[0], _given(problems[0]["loc"], tree)
-    where = ".".join(path)
-    if first["type"] == "extra_forbidden":
-        parent = _model_at(model, path[:-1])
-        known = list(parent.model_fields) if parent else []
-        printed = getattr(model, "LISTED", "")
-        return f"There is no setting '{where}'.{nearest(path[-1], known)}{printed}"
-    if first["type"] == "missing":
-        return f"The setting '{'.'.join(map(str, first['loc']))}' is missing; `cgrpo config` prints an example."
-    here = [problem for problem in problems if _given(problem["loc"], tree) == path]  # one for each kind of a union
-    others = len({tuple(_given(problem["loc"], tree)) for problem in problems}) - 1
-    more = f" ({others} more like this.)" if others else ""
-    kinds = " or ".join(dict.fromkeys(expectation(problem) for problem in here))
-    return f"The setting '{where}' is {json.dumps(first['input'], default=str)[:80]}: expected {kinds}.{more}"
-
-
-def _given(location: Sequence[int | str], tree: Any) -> list[str]:
-    """The part of an error's location that exists in the input; the rest names the members of a union."""
-    path: list[str] = []
-    for part in location:
-        if path and not (isinstance(tree, Mapping) and part in tree):
-            break
-        path.append(str(part))
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-    return path
-
-
-def _model_at(model: type[BaseModel], keys: list[str]) -> type[BaseModel] | None:
-    for key in keys:
-        field = model.model_fields.get(key)
-        kinds = [field.annotation] if field else []
-        if kinds and get_origin(kinds[0]) in (Union, UnionType):
-            kinds = list(get_args(kinds[0]))
-        found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not found:
-            return None
-        model = found[0]
-    return model
 
 
 def describe_settings(model: type[BaseModel], prefix: str = "", section: BaseModel | None = None) -> str:

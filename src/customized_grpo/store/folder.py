@@ -92,7 +92,10 @@ class Folder:
             )
 
     def check_own(self) -> None:
-        """Raise UserError if the folder holds something that is not of this kind."""
+        """Raise UserError if the folder cannot be made, or holds something that is not of this kind."""
+        files.check_place(self.path)
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"The output '{self.path}' is a file; name a folder.")
         if not (self.path / self.MARKER).is_file() and not self.is_empty():
             raise UserError(f"'{self.path}' holds something that is not a {self.KIND}; name another output.")
 
@@ -222,11 +225,14 @@ class Folder:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def read_facts(self) -> dict[str, Any]:
+    def read_facts(self, **fields: type) -> dict[str, Any]:
         """`facts` for a reader that needs them.
 
+        Args:
+            fields: names and types that they must have.
+
         Raises:
-            UserError: if they are missing or damaged, or written by a later version.
+            UserError: if they are missing or damaged, lack a field, or are written by a later version.
         """
         found = self.facts()
         if not found:
@@ -235,6 +241,12 @@ class Folder:
             raise UserError(
                 f"'{self.path}' has format {version}, and this version reads up to {self.FORMAT}; update "
                 f"customized-grpo."
+            )
+        lacking = next((name for name, kind in fields.items() if not isinstance(found.get(name), kind)), None)
+        if lacking is not None:
+            raise UserError(
+                f"'{self.info}' does not say the {lacking} of the {self.KIND}, as if it had been stopped at once; "
+                f"remove the folder and start again."
             )
         return found
 

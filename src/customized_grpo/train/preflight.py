@@ -83,10 +83,13 @@ def _named_after(setting: str) -> Iterator[None]:
     """Anybody's function may stand behind a setting, and fails with its arguments in its own words."""
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if str(error).startswith(setting.split()[0]):
+            raise
+        raise UserError(f"{setting}: {error}") from error
     except Exception as error:
-        raise UserError(f"{setting} cannot be computed with these settings: {type(error).__name__}: {error}") from error
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise UserError(f"{setting} cannot be computed with these settings: {kind}{error}") from error
 
 
 # ---- what it will cost

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import filter_trackers
+from accelerate.tracking import filter_trackers, get_available_trackers
 from accelerate.utils import LoggerType
 
 from customized_grpo.errors import UserError, nearest
@@ -26,7 +26,7 @@ def check_trackers(settings: TrackingSettings) -> None:
     for name in settings.log_with:
         if name not in known:
             raise UserError(f"tracking.log_with names '{name}'; there are {', '.join(known)}.{nearest(name, known)}")
-        if not filter_trackers([name], "."):
+        if LoggerType(name) not in get_available_trackers():
             raise UserError(f"tracking.log_with names '{name}', which is not installed; pip install {name}.")
 
 

@@ -321,7 +321,8 @@ def test_the_protocols_guidance_is_the_models_own_setting(
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
-    config = parse_config({"policy": {"use": policy, "path": str(tmp_path)}}, Config)
+    more = {"adapter": "owner/name"} if policy == "UnoPolicy" else {}
+    config = parse_config({"policy": {"use": policy, "path": str(tmp_path), **more}}, Config)
     plan = make_plan(read_settings(["customized-grpo"]), config)
     arguments = plan.config.policy.arguments
     given = {name: arguments[name] for name in ("guidance_scale", "true_cfg_scale") if name in arguments}

@@ -118,7 +118,9 @@ def test_a_wrong_grid_gets_one_sentence(tmp_path: Path, tree: dict, sentence: st
 def test_an_argument_without_default_is_asked_for(tmp_path: Path) -> None:
     own = {"mine": {"config": {"method": {"time_weights": {"use": "tabulated", "grid": [0.0]}}}}}
     grid = load_grid(write(tmp_path, methods=["mine"], own_methods=own, seeds=[0]))
-    with pytest.raises(UserError, match=r"'mine': tabulated.* missing 1 required .*'weights'; correct it"):
+    with pytest.raises(
+        UserError, match=r"'mine': The setting 'method.time_weights.weights' is missing; tabulated needs it"
+    ):
         runnable(grid, tmp_path)
 
 
@@ -166,6 +168,23 @@ def test_code_of_others_is_asked_only_if_it_is_trusted(tmp_path: Path, monkeypat
     assert differences(two, one) == []
 
 
+def test_an_override_of_one_entry_keeps_the_others(tmp_path: Path) -> None:
+    file = write(tmp_path, methods=["tdw"], seeds=[0], config={})
+    grid = load_grid(
+        file, ["checks.prompt=sharp", "config.rewards.prompt={use: 'a:b'}", "config.metrics.c={use: 'c:d'}"]
+    )
+    assert grid.checks == {"prompt": "sharp", "identity": "oracle_subject"}
+    rewards = cells(grid, tmp_path)[0].config.rewards
+    assert {name: spec.use for name, spec in rewards.items()} == {"prompt": "a:b", "identity": "DinoReward"}
+    assert list(cells(grid, tmp_path)[0].config.metrics) == ["oracle_prompt", "oracle_subject", "c"]
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "n" * 101])
+def test_a_method_that_cannot_name_a_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="gives its name to a folder"):
+        load_grid(write(tmp_path, methods=[name], own_methods={name: {}}, seeds=[0]))
+
+
 def test_a_grid_survives_being_written(tmp_path: Path) -> None:
     grid = load_grid(write(tmp_path, methods=["tdw"], own_methods={"x": {"title": "X"}}, seeds=[4]))
     file = tmp_path / "again.yaml"
@@ -190,7 +209,7 @@ def test_the_recipes_are_grids_whose_cells_compare(name: str, tmp_path: Path) ->
 def test_fitted_needs_the_file_of_a_probe(tmp_path: Path) -> None:
     from customized_grpo.train.fitted import save_time_weights
 
-    with pytest.raises(UserError, match=r"'fitted': from_file.* missing 1 required .*'path'; correct it"):
+    with pytest.raises(UserError, match=r"'fitted': The setting 'method.time_weights.path' is missing; from_file"):
         runnable(load_grid(write(tmp_path, methods=["fitted"], seeds=[0])), tmp_path)
     file = tmp_path / "time_weights.json"
     save_time_weights(
@@ -201,11 +220,11 @@ def test_fitted_needs_the_file_of_a_probe(tmp_path: Path) -> None:
     assert cell.config.method.time_weights.arguments == {"path": str(file)}
     assert cell.config.method.advantage.use == "sars"
     file.unlink()
-    with pytest.raises(UserError, match=r"'fitted': There is no file of time weights .*time_weights.json"):
+    with pytest.raises(UserError, match=r"'fitted': .*There is no file of time weights .*time_weights.json"):
         runnable(load_grid(write(tmp_path, methods=["fitted"], own_methods=own, seeds=[0])), tmp_path)
 
 
 def test_one_weight_per_reward(tmp_path: Path) -> None:
     own = {"odd": {"config": {"method": {"time_weights": {"use": "constant", "weights": [1.0]}}}}}
-    with pytest.raises(UserError, match=r"'odd': method.time_weights gives .* for 1 steps and 2 rewards"):
+    with pytest.raises(UserError, match=r"'odd': method.time_weights gives weights of shape .2, 1. .* 2 rewards"):
         runnable(load_grid(write(tmp_path, methods=["odd"], own_methods=own, seeds=[0])), tmp_path)

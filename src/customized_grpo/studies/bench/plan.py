@@ -11,7 +11,7 @@ from customized_grpo.assemble import PolicySource
 from customized_grpo.config import Config
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.policies.guidance import describe_guidance, guidance_setting, takes
-from customized_grpo.settings import Role, Settings, Spec
+from customized_grpo.settings import Role, Settings, Spec, make_spec
 from customized_grpo.settings.build import check_spec
 from customized_grpo.settings.identity import declared_roles, runtime_arguments
 from customized_grpo.studies.bench.protocols import COMMON_NOTES, Metric, Protocol, find_protocol
@@ -138,22 +138,23 @@ def specs(settings: BenchSettings, config: Config) -> list[tuple[str, str, Spec]
     """(setting, slot, spec) of the imports that the settings name, without the rest of the configuration."""
     metrics = find_protocol(settings.protocol).metrics
     changed = {
-        name: {"use": metrics[name].spec.use, **some}
+        f"metrics.{name}": {"use": metrics[name].spec.use, **some}
         for name, some in settings.metrics.items()
         if some and name in metrics
     }
-    policy = [("policy", "policy", Spec(**{"use": config.policy.use, **settings.policy}))] if settings.policy else []
-    return policy + [(f"metrics.{name}", "metric", Spec(**spec)) for name, spec in changed.items()]
+    policy = {"use": config.policy.use, **settings.policy}
+    found = [("policy", "policy", make_spec(policy, "policy"))] if settings.policy else []
+    return found + [(where, "metric", make_spec(spec, where)) for where, spec in changed.items()]
 
 
 def _policy(protocol: Protocol, settings: BenchSettings, config: Config) -> Spec:
     """The configuration's policy with the protocol's settings where it takes them, and the user's over both."""
     base, target = config.policy.model_dump(), check_spec(config.policy, "policy")
-    wanted = _wanted(protocol, target, Spec(**{**base, **settings.policy}))
+    wanted = _wanted(protocol, target, make_spec({**base, **settings.policy}, "policy"))
     wanted = {name: value for name, value in wanted.items() if takes(target, name) and name not in settings.policy}
     if "resolution" in wanted:
         base = {name: value for name, value in base.items() if name not in ("width", "height")}
-    spec = Spec(**{**base, **wanted, **settings.policy})
+    spec = make_spec({**base, **wanted, **settings.policy}, "policy")
     check_spec(spec, "policy")
     return spec
 
@@ -178,13 +179,13 @@ def _metrics(protocol: Protocol, settings: BenchSettings) -> dict[str, Metric]:
         if change is None:
             continue
         same = change.get("use", metric.spec.use) == metric.spec.use
-        spec = Spec(**({**metric.spec.model_dump(), **change} if same else change))
-        check_spec(spec, "metric")
+        spec = make_spec({**metric.spec.model_dump(), **change} if same else change, f"metrics.{name}")
         if spec.use == "VlmJudge" and "model" not in spec.arguments:
             raise UserError(
                 f"The protocol '{protocol.name}' needs a judge: metrics.{name}.model=NAME and "
                 f"metrics.{name}.url=URL of an OpenAI-compatible endpoint, or metrics.{name}=null to leave it out."
             )
+        check_spec(spec, "metric", f"metrics.{name}")
         found[name] = metric.model_copy(update={"spec": spec})
     if not found:
         raise UserError("Every metric is left out; keep at least one.")
@@ -195,7 +196,7 @@ def _essence(spec: Spec) -> dict[str, Any]:
     """The part of a spec that scores depend on, without the model of a judge, which no protocol names. Of a reward in a
     process of its own, that of the reward there, which is not imported here."""
     if spec.use.split(":")[-1] == "RemoteReward" and isinstance(spec.arguments.get("reward"), Mapping):
-        spec = Spec(**spec.arguments["reward"])
+        spec = make_spec(spec.arguments["reward"], "reward")
     free = {"model", *runtime_arguments(spec, "metric", foreign=False)}
     return {key: value for key, value in spec.model_dump().items() if key not in free}
 

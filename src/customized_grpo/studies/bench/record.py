@@ -148,9 +148,14 @@ def read_bench(path: Path) -> Bench:
         UserError: if it holds no bench, or there are images without a score.
     """
     folder = BenchFolder.existing(path)
-    info = folder.read_facts()
-    tasks, images = tuple(Task(**entry) for entry in info["tasks"]), int(info["images"])
-    metrics = {name: Metric(**entry) for name, entry in info["metrics"].items()}
+    try:
+        info = folder.read_facts()
+        tasks, images = tuple(Task(**entry) for entry in info["tasks"]), int(info["images"])
+        metrics = {name: Metric(**entry) for name, entry in info["metrics"].items()}
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"'{path}' holds no bench that can be read ({type(error).__name__}); run it anew.") from error
     values = np.full((images, len(tasks), len(metrics)), np.nan)
     for k, metric in enumerate(metrics):
         found = folder.scores(metric)

@@ -1,6 +1,7 @@
 """A grid of methods x seeds from one YAML: which runs it has, and that they can be compared."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -10,11 +11,12 @@ from typing import Any
 from pydantic import Field
 
 from customized_grpo import trust
-from customized_grpo.config import Config, check_names, load_config
+from customized_grpo.check import check_config
+from customized_grpo.config import Config, load_config
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Settings, identity
 from customized_grpo.settings.build import bind
-from customized_grpo.settings.parse import load_settings, parse_config
+from customized_grpo.settings.parse import load_settings, parse_config, read_tree
 from customized_grpo.store import Folder
 from customized_grpo.store.run import RunFolder
 from customized_grpo.studies.compare.methods import BASE, Method, find_method, merged
@@ -91,7 +93,7 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
     Raises:
         UserError: for an unknown key or method (with the nearest), a repeated seed, or a wrong type.
     """
-    grid = load_settings(Grid, path, overrides)
+    grid = load_settings(Grid, path, overrides, inner={"config": Config})
     for name, values in (("seeds", grid.seeds), ("methods", grid.methods), ("line", grid.line or (None,))):
         if not values:
             raise UserError(f"{name} is empty; list at least one.")
@@ -99,6 +101,10 @@ def load_grid(path: str | Path, overrides: Sequence[str] = ()) -> Grid:
             raise UserError(f"{name} lists {twice[0]} twice; list each of them once.")
     for name in (*grid.methods, grid.baseline, grid.candidate, *(grid.line or ())):
         find_method(name, grid.own_methods)
+        if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
+            raise UserError(
+                f"The method '{name[:40]}' gives its name to a folder; use up to 100 letters, digits, _, ., + and -."
+            )
     for key in ("seed", "output"):
         if key in grid.config:
             raise UserError(f"config.{key} is set by the grid for each run; take it out.")
@@ -111,7 +117,9 @@ def open_grid(folder: Path, overrides: Sequence[str] = ()) -> Grid:
     Raises:
         UserError: as `load_grid`, or if the folder is no comparison.
     """
-    return load_grid(GridFolder.existing(folder).path / GridFolder.MARKER, overrides)
+    file = GridFolder.existing(folder).path / GridFolder.MARKER
+    read_tree(file, stored=True)
+    return load_grid(file, overrides)
 
 
 def cells(grid: Grid, root: Path) -> list[Cell]:
@@ -146,23 +154,13 @@ def trust_needed(made: Sequence[Cell]) -> list[frozenset[trust.Item]]:
 
 
 def check_runnable(made: Sequence[Cell]) -> None:
-    """Raise UserError for a method that gives no advantages or cannot be compared, before hours are spent on others."""
-    import torch
-
-    from customized_grpo.train.method import Method as Aggregation
-
+    """Raise UserError for a method that cannot be run or compared, before hours are spent on the others."""
     base, *methods = of_each_method(made)
     for cell in methods:
-        config, draw = cell.config, torch.Generator().manual_seed(0)
-        shape = (config.training.prompts_per_iteration, config.rollout.num_generations, len(config.rewards))
         try:
-            check_names(config)
-            method = Aggregation(config.method, list(config.rewards))
-            weights = method.weights(torch.zeros(1), config.rollout.num_inference_steps, draw)
-            method.advantages(torch.rand(shape, generator=draw), weights)
-        except (UserError, TypeError, ValueError) as error:
-            said = str(error).rstrip(".")
-            raise UserError(f"The method '{cell.method}': {said}; correct it under own_methods.") from error
+            check_config(cell.config, new=False)
+        except UserError as error:
+            raise UserError(f"The method '{cell.method}': {error}") from error
         check_comparable(base, cell)
 
 

@@ -42,7 +42,8 @@ def analyse(folder: ProbeFolder) -> Findings:
     Raises:
         UserError: if steps are missing or damaged, or a reward did not move.
     """
-    info, finished = folder.read_facts(), folder.finished()
+    wanted = {"steps": list, "examples": list, "rewards": list, "settings": dict, "num_inference_steps": int}
+    info, finished = folder.read_facts(**wanted), folder.finished()
     wanted = [*((step,) for step in info["steps"]), tuple(info["steps"])]
     if missing := sum(key not in finished for key in wanted):
         raise UserError(

@@ -1,0 +1,170 @@
+"""What stops a run before anything is loaded: `cgrpo config --check` and `cgrpo train` ask the same questions here."""
+
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from customized_grpo import trust
+from customized_grpo.config import Config, check_names
+from customized_grpo.data import HubDataset, load_datasets
+from customized_grpo.errors import UserError
+from customized_grpo.policies.pipeline import default_device
+from customized_grpo.settings import Spec
+from customized_grpo.settings.build import arguments, bind, exported
+from customized_grpo.sources import check_location
+from customized_grpo.store.run import RunFolder
+from customized_grpo.structures import Example
+from customized_grpo.train.evaluation import reuse
+from customized_grpo.train.method import Method
+from customized_grpo.train.preflight import check_noise, check_plan, check_sizes
+from customized_grpo.train.trackers import check_trackers
+from customized_grpo.train.update import try_optimizer
+
+
+class Checked(NamedTuple):
+    """A configuration that can be run, as far as can be told without loading weights."""
+
+    train: Sequence[Example] | None
+    """The training data; None if it was not read."""
+    held_out: Sequence[Example] | None
+    """The held-out examples; None if there are none, or they were not read."""
+    unchecked: list[str]
+    """The settings that were not checked, such as `rewards.sharp.use = mine:sharpness`."""
+
+
+def check_config(config: Config, *, foreign: bool = True, new: bool = True) -> Checked:
+    """Check everything about a run that needs no weights, and read its data.
+
+    Args:
+        config: of the run.
+        foreign: also run third-party code and download data. Without it, those parts are not checked.
+        new: whether a run begins, so that its folder has to be free.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
+    if new and config.output is not None:
+        RunFolder(config.output).check_idle()
+        RunFolder(config.output).check_free()
+    unchecked = check_named(config, foreign=foreign)
+    _check_beta(config)
+    check_trackers(config.tracking)
+    _check_functions(config, foreign)
+    remote = [] if foreign else [f"data.{name}.path" for name, spec in _sources(config) if _is_remote(spec)]
+    unchecked += remote
+    if remote or any(name.startswith("data.") for name in unchecked):
+        train = held_out = None
+    else:
+        train, held_out = load_datasets(config.data)
+    check_sizes(config, 1 if train is None else len(train), int(os.environ.get("WORLD_SIZE", "1")))
+    if new and held_out:
+        _check_base(config, held_out)
+    return Checked(train, held_out, unchecked)
+
+
+def check_named(config: Config, *, foreign: bool = True) -> list[str]:
+    """Check every function and class that a configuration names, with its arguments; the result is `unchecked`.
+
+    Raises:
+        UserError: for the first that does not exist or could not be made.
+    """
+    if not config.rewards:
+        raise UserError("No reward is given; name at least one under rewards.")
+    if twice := sorted(config.rewards.keys() & config.metrics.keys()):
+        raise UserError(f"'{twice[0]}' is a reward and a metric, and their scores would mix; rename one of them.")
+    unchecked = check_names(config, foreign=foreign)
+    for triple in config.specs():
+        for setting, slot, spec in trust.walk(*triple):
+            check_parts(spec, slot, setting)
+    return unchecked
+
+
+def check_parts(spec: Spec, slot: str, where: str = "") -> None:
+    """Look whether an object of this package could be made: its folders exist, its device has a name that is known,
+    and its class's `check_arguments`, if it has one, raises nothing. Nothing is loaded.
+
+    Args:
+        spec, slot, where: as in `check_spec`, which comes before.
+
+    Raises:
+        UserError: if it could not.
+    """
+    where, target = where or slot, exported(spec.use, slot)
+    if not inspect.isclass(target):
+        return
+    values = arguments(target, spec)
+    for name, location in getattr(target, "LOCATIONS", {}).items():
+        if values.get(name) is not None:
+            with _naming(f"{where}.{name}"):
+                check_location(values[name], location, values.get(location.revision))
+    if isinstance(values.get("device"), str):
+        check_device(values["device"], f"{where}.device")
+    if hasattr(target, "check_arguments"):
+        with _naming(where):
+            target.check_arguments(**values)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Begin the sentence of a UserError with the setting."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(where):
+            raise
+        raise UserError(f"{where}: {error}") from error
+
+
+def check_device(name: str, where: str) -> None:
+    """Raise UserError for text that names no device. Whether the device is there is not asked."""
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise UserError(f"{where} is '{name}'; expected a device such as cpu, cuda or cuda:1.") from None
+
+
+def _check_beta(config: Config) -> None:
+    """Raise UserError for a KL divergence from a base policy that training overwrites."""
+    full = config.policy.arguments.get("trainable") == "full" and exported(config.policy.use, "policy") is not None
+    if config.method.beta > 0 and full:
+        raise UserError(
+            f"method.beta is {config.method.beta:g}, which needs the base policy, but policy.trainable is full and "
+            f"overwrites it; set method.beta to 0, or policy.trainable to lora."
+        )
+
+
+def _check_functions(config: Config, foreign: bool) -> None:
+    """Compute once what the settings name: steps, time weights, advantages, noise, and a step of the optimizer."""
+    rollout, method, optimizer = config.rollout, config.method, config.training.optimizer
+
+    def runs(*parts: tuple[Spec, str]) -> bool:
+        return foreign or all(exported(spec.use, slot) is not None for spec, slot in parts)
+
+    if runs((rollout.dynamics, "dynamics")):
+        check_noise(bind(rollout.dynamics, "dynamics"), rollout.dynamics.use)
+    if runs((rollout.steps, "steps"), (method.time_weights, "time_weights"), (method.advantage, "advantage")):
+        check_plan(bind(rollout.steps, "steps"), Method(method, list(config.rewards)), rollout)
+    if runs((optimizer, "optimizer")):
+        try_optimizer(optimizer, torch.zeros(2, 2, device=default_device()))
+
+
+def _sources(config: Config) -> list[tuple[str, Spec]]:
+    named = {"train": config.data.train, "eval": config.data.eval}
+    return [(name, spec) for name, spec in named.items() if isinstance(spec, Spec)]
+
+
+def _is_remote(spec: Spec) -> bool:
+    """Whether a data set would be downloaded."""
+    return exported(spec.use, "dataset") is HubDataset and not os.path.exists(str(spec.arguments.get("path")))  # noqa: PTH110
+
+
+def _check_base(config: Config, held_out: Sequence[Example]) -> None:
+    """Read the evaluation of the base policy that the run is to take over."""
+    settings = config.evaluation
+    if settings.base is not None:
+        examples = [held_out[n] for n in range(min(settings.examples, len(held_out)))]
+        reuse(settings.base, examples, [*config.rewards, *config.metrics], settings.replicates)
