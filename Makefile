@@ -23,7 +23,7 @@ help:
 	@echo "make train     train the embedded model and write a report (ARGS=\"training.iterations=5\" changes settings)"
 	@echo "make test      run all tests, the linter and the type checker"
 	@echo "make bench     measure the seconds per iteration of each stage"
-	@echo "make fuzz      read 20,000 damaged image files and manifests; each must be read or refused in one sentence"
+	@echo "make fuzz      give 20,000 damaged files and 1,900 bad command lines; each must be read or refused in one sentence"
 	@echo "make pretrain  train the weights of the embedded model from scratch (about two hours); re-run to resume"
 	@echo "make mutants   mutation testing: run the tests on a sample of small source changes (about an hour)"
 	@echo "make soak      check for memory leaks in 2,000 small iterations (about ten minutes)"
@@ -43,6 +43,7 @@ bench: $(INSTALLED)
 
 fuzz: $(INSTALLED)
 	@$(BIN)/python tools/fuzz.py $(ARGS)
+	@$(BIN)/python tools/bad_input.py
 
 pretrain: $(INSTALLED)
 	@$(BIN)/python -m tools.pretrain $(ARGS)
