@@ -78,7 +78,9 @@ def test_an_override_of_one_reward_keeps_the_arguments_of_the_others(tmp_path: P
     found = load_config(tmp_path / "c.yaml", ["rewards.prompt={use: 'a:b'}", "rewards.shape.reduce=max"]).rewards
     assert found["prompt"].model_dump() == {"use": "a:b"}
     assert found["shape"].model_dump() == {"use": "DinoReward", "path": "there", "reduce": "max"}
-    assert load_config(None, ["rewards.prompt.use='a:b'"]).rewards["identity"].arguments == {"path": "toyworld:dino"}
+    found = load_config(None, ["rewards.prompt.use='a:b'"]).rewards
+    assert found["prompt"].model_dump() == {"use": "a:b"}
+    assert found["identity"].arguments == {"path": "toyworld:dino"}
 
 
 def test_an_override_of_one_metric_keeps_those_that_suit_the_data() -> None:
