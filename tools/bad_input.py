@@ -514,24 +514,24 @@ class Outcome:
 @contextlib.contextmanager
 def nothing_is_loaded() -> Iterator[None]:
     """Inside it, whatever loads weights or begins a run raises `Loaded`."""
-    from customized_grpo.compare import command
+    from customized_grpo.cli import compare
     from customized_grpo.policies.pipeline import PipelinePolicy
     from customized_grpo.rewards import clip, dino
-    from customized_grpo.trainer import Trainer
+    from customized_grpo.train.trainer import Trainer
 
     def refuse(*given: Any, **named: Any) -> Any:
         raise Loaded
 
     owners = (PipelinePolicy, "load_pipeline"), (Trainer, "train"), (clip, "load"), (dino, "load")
     with ExitStack() as patches:
-        for owner, name in (*owners, (command, "measure_base"), (command, "run_cells")):
+        for owner, name in (*owners, (compare, "measure_base"), (compare, "run_cells")):
             patches.enter_context(patch.object(owner, name, refuse))
         yield
 
 
 def run(words: tuple[str, ...]) -> Outcome:
     """`cgrpo WORDS` in this process and the current folder."""
-    from customized_grpo import cli
+    from customized_grpo.cli.main import main as cgrpo
 
     error, said = io.StringIO(), io.StringIO()
     path, status, raised = list(sys.path), None, None
@@ -542,7 +542,7 @@ def run(words: tuple[str, ...]) -> Outcome:
         kept.enter_context(contextlib.redirect_stderr(error))
         kept.enter_context(warnings.catch_warnings())
         try:
-            cli.main(_command())
+            cgrpo(_command())
         except SystemExit as ended:
             status = ended.code
         except BaseException as other:
@@ -554,9 +554,9 @@ def run(words: tuple[str, ...]) -> Outcome:
 @cache
 def _command() -> Any:
     """`cgrpo`, which typer would make anew for each line."""
-    from customized_grpo import cli
+    from customized_grpo.cli.main import app
 
-    return typer.main.get_command(cli.app)
+    return typer.main.get_command(app)
 
 
 def main() -> int:

@@ -228,7 +228,7 @@ def test_a_checkpoint_that_is_not_there_is_missed_before_anything_is_loaded(
     def load(*given: object) -> None:
         raise AssertionError("a model was loaded")
 
-    for module in ("assemble", "generation", "probe.command", "bench.command"):
+    for module in ("assemble", "cli.generation"):
         monkeypatch.setattr(f"customized_grpo.{module}.build_policy", load)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["cgrpo", *words, "--run", str(straight), "--iteration", "99"])
