@@ -29,6 +29,8 @@ class Example:
     """Class noun, such as "dog"."""
     masks: tuple[Image | None, ...] = ()
     """Per reference an "L" image, 255 on the subject; empty where there are none."""
+    kind: str = ""
+    """Kind of prompt, such as "accessory"; evaluations are broken down by it. Empty where it is unknown."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,16 @@ def test_everything_wrong_is_told_at_once(clean):
     assert report.counts() == {"bad line": 2, "empty prompt": 1, "repeated id": 1, "missing picture": 1, "tiny": 1}
 
 
+def test_too_many_kinds_of_prompt(clean):
+    rows = [json.loads(clean.read_text().splitlines()[0]) | {"id": str(n), "kind": f"k{n}"} for n in range(21)]
+    clean.write_text("\n".join(map(json.dumps, rows[:20])))
+    assert check_data(clean, smallest=16).usable
+    clean.write_text("\n".join(map(json.dumps, rows)))
+    report, findings = found(clean)
+    assert findings == [("many kinds", "data.jsonl")]
+    assert not report.usable
+
+
 def test_pictures(clean):
     root = clean.parent
     (root / "dog0" / "0.png").write_bytes((root / "dog0" / "0.png").read_bytes()[:60])

@@ -33,9 +33,10 @@ def line(name="a", **fields):
 
 def test_reads_everything_in_a_line(folder):
     masks = [None, "dog/mask.png"]
-    path = write(folder, line(references=["dog/0.png", "dog/1.png"], masks=masks, subject="dog", split="eval"), "")
+    pair = ["dog/0.png", "dog/1.png"]
+    path = write(folder, line(references=pair, masks=masks, subject="dog", split="eval", kind=" a  scene "), "")
     (example,) = list(JsonlDataset(path))
-    assert (example.id, example.prompt, example.subject) == ("a", "a dog", "dog")
+    assert (example.id, example.prompt, example.subject, example.kind) == ("a", "a dog", "dog", "a scene")
     assert [picture.size for picture in example.references] == [(6, 4), (6, 4)]
     assert example.masks[0] is None
     assert [example.masks[1].getpixel((x, 0)) for x in (0, 5)] == [255, 0]
@@ -66,6 +67,11 @@ def test_a_single_reference_needs_no_list_and_ids_may_be_numbers(folder):
         ([line(masks=["dog/mask.png", None])], r"line 1: 2 masks for 1 references"),
         ([line(masks=["dog/absent.png"])], r"line 1: there is no image '.*absent.png'"),
         ([""], r"holds no example"),
+        ([line(kind="k" * 41)], r"line 1: field 'kind': 'kkk.*' has 41 characters; name .* at most 40\.$"),
+        (
+            [line(str(n), kind=f"k{n}") for n in range(21)],
+            r"has 21 kinds of prompt, such as k0, k1, k2; use at most 20",
+        ),
     ],
 )
 def test_a_bad_line_is_named(lines, sentence, folder):
@@ -159,6 +165,20 @@ def test_held_out_examples_begin_with_one_of_each_subject(folder):
     _, held_out = load_datasets(DataSettings(train=str(write(folder, *lines, line("t"))), eval=None))
     assert [example.id for example in held_out] == ["0", "3", "1", "2"]
     assert [cluster(example) for example in held_out] == ["dog", "cat", "dog", "dog"]
+
+
+def test_held_out_examples_begin_with_all_kinds(folder):
+    """Prompts are often listed kind by kind, and evaluation takes the first few examples."""
+    kinds = ("scene", "scene", "colour") * 2
+    lines = [line(str(n), kind=kind, subject_id=str(n // 3)) for n, kind in enumerate(kinds)]
+    spread = JsonlDataset(write(folder, *lines)).spread()
+    assert [example.id for example in spread] == ["0", "5", "2", "3", "1", "4"]
+    assert [example.kind for example in spread][:4] == ["scene", "colour", "colour", "scene"]
+
+
+def test_as_many_kinds_as_a_table_can_show(folder):
+    lines = [line(str(n), kind="k" * 39 + chr(ord("a") + n)) for n in range(20)]
+    assert len({example.kind for example in JsonlDataset(write(folder, *lines, line("none")))}) == 21
 
 
 def test_two_dogs_are_two_subjects(folder):

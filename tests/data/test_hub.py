@@ -16,6 +16,9 @@ from data.test_importers import row
 class Table(list):
     column_names = ("key", "text", "photo", "more", "kind")
 
+    def unique(self, column):
+        return list(dict.fromkeys(row[column] for row in self))
+
 
 @pytest.fixture
 def table(monkeypatch):
@@ -25,6 +28,7 @@ def table(monkeypatch):
         dict(zip(Table.column_names, ("b", "a cat", row(as_bytes=True)["image"], [], None), strict=True)),
     ])  # fmt: skip
     monkeypatch.setattr(hub, "open_dataset", lambda path, split: rows)
+    return rows
 
 
 def test_columns_become_examples(table):
@@ -34,6 +38,18 @@ def test_columns_become_examples(table):
     assert (second.subject, second.references[0].size) == ("", (22, 12))
     assert first.references[0].mode == "RGB"
     assert HubDataset("somewhere", prompt="text", references="photo")[0:1][0].id == "0"
+
+
+def test_the_kind_of_prompt_is_a_column(table, monkeypatch):
+    first, second = HubDataset("somewhere", prompt="text", references="photo", kind="kind")
+    assert (first.kind, second.kind) == ("dog", "")
+    assert HubDataset("somewhere", prompt="text", references="photo")[0].kind == ""
+    table[0]["kind"] = "k" * 41
+    with pytest.raises(UserError, match=r"Row 0 of 'somewhere', column 'kind': 'kkk.*' has 41 characters"):
+        HubDataset("somewhere", prompt="text", references="photo", kind="kind")[0]
+    table += [{"kind": f"k{n}"} for n in range(20)]
+    with pytest.raises(UserError, match=r"'somewhere' has 21 kinds of prompt"):
+        HubDataset("somewhere", prompt="text", references="photo", kind="kind")
 
 
 def test_images_are_read_as_those_of_files_are(table, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,7 @@ def test_import_dreambench(clone, tmp_path):
             ("backpack_dog-01", "a red backpack", "backpack"),
             ("cat2-00", "a cat wearing a red hat", "cat"),
         ]
+        assert [r["kind"] for r in lines(imported.manifest)] == ["recontext", "property", "accessory"]
 
 
 def test_a_clone_that_is_none(clone, tmp_path):
@@ -217,6 +219,8 @@ def test_the_real_dreambench_asks_what_the_published_protocol_asks(tmp_path):
     theirs = {(Path(entry["image_paths"][0]).parent.name, entry["prompt"]) for entry in protocol}
     ours = {(record.id.rpartition("-")[0], record.prompt) for record in JsonlDataset(imported.manifest).records}
     assert ours == theirs
+    kinds = Counter(record.kind for record in JsonlDataset(imported.manifest).records)
+    assert kinds == {"recontext": 21 * 20 + 9 * 10, "accessory": 9 * 10, "property": 30 * 5}, "as the lists have them"
     each = import_dreambench(DREAMBENCH, tmp_path / "each.jsonl", references="each")
     assert each.examples == 158 * 25
 

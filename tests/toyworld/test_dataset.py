@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from customized_grpo.toyworld.dataset import ToyWorld, toy_examples, toy_reference
-from customized_grpo.toyworld.world import prompt_split, subject_split
+from customized_grpo.toyworld.world import KINDS, prompt_split, subject_split
 
 
 def test_example_is_a_pure_function_of_seed_and_index() -> None:
@@ -48,6 +48,12 @@ def test_sequence_protocol() -> None:
 
 def test_kinds_can_be_chosen() -> None:
     assert {e.truth_scene.kind for e in ToyWorld("eval", 8, kinds=("property",))} == {"property"}
+
+
+def test_an_example_says_its_kind() -> None:
+    examples = ToyWorld("eval", 24)[:]
+    assert [e.kind for e in examples] == [e.truth_scene.kind for e in examples]
+    assert {e.kind for e in examples} == set(KINDS)
 
 
 def test_intervals_tell_creatures_apart_and_keep_the_prompts_of_one_together():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from customized_grpo.data.decode import as_rgb, open_image, read_mask
-from customized_grpo.data.examples import Record, identities, parse_line
+from customized_grpo.data.examples import Record, check_kinds, identities, parse_line
 from customized_grpo.errors import UserError
 from customized_grpo.store import is_file, read_text
 
@@ -21,6 +21,7 @@ SEVERITY: dict[str, Severity] = {
     "bad line": "error",
     "empty prompt": "error",
     "repeated id": "error",
+    "many kinds": "error",
     "missing picture": "error",
     "missing mask": "error",
     "corrupt": "error",
@@ -132,6 +133,10 @@ def check_data(
     findings += _of_pictures(seen, smallest)
     findings += _of_masks(records, seen)
     findings += _leaks(records, seen)
+    try:
+        check_kinds((record.kind for record in records.values()), path.name)
+    except UserError as error:
+        findings.append(Finding("many kinds", path.name, str(error)))
     order = list(SEVERITY)
     return DataReport(
         manifest=path,

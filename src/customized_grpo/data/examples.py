@@ -1,7 +1,7 @@
 """Examples from a JSONL manifest, whose images are read when they are needed.
 
 One object per line: {"id", "prompt", "references": [paths], "subject"?, "subject_id"?, "masks"?: [paths or null],
-"mask_labels"?, "split"?}. Paths are relative to the manifest.
+"mask_labels"?, "split"?, "kind"?}. Paths are relative to the manifest.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +21,8 @@ from customized_grpo.structures import Example, LazyExamples
 
 EVAL = frozenset({"eval", "evaluation", "validation", "valid", "val", "dev", "test", "testing"})
 """Names of the split that is held out."""
+LONGEST_KIND, MOST_KINDS = 40, 20
+"""Characters in the name of a kind of prompt, and kinds in a data set: a table by kind has to stay readable."""
 OUTLINES = 10_000
 """Most examples with different references that `JsonlDataset.outlines` looks at."""
 
@@ -38,6 +40,7 @@ class Record(Settings):
     masks: tuple[str | None, ...] = ()
     mask_labels: tuple[int | str | None, ...] = ()
     split: str = ""
+    kind: str = ""
 
     @field_validator("prompt")
     @classmethod
@@ -45,6 +48,11 @@ class Record(Settings):
         if not prompt.strip():
             raise ValueError("the prompt is empty")
         return prompt
+
+    @field_validator("kind")
+    @classmethod
+    def _short(cls, kind: str) -> str:
+        return short_kind(kind)
 
     @field_validator("split")
     @classmethod
@@ -63,6 +71,24 @@ class PhotoExample(Example):
     """An example that knows who its subject is: two dogs are two subjects."""
 
     subject_id: str = ""
+
+
+def short_kind(kind: str) -> str:
+    """The name of a kind without blanks around it. Raises ValueError if it is too long."""
+    kind = " ".join(kind.split())
+    if len(kind) > LONGEST_KIND:
+        raise ValueError(f"'{kind[:20]}...' has {len(kind)} characters; name a kind with at most {LONGEST_KIND}")
+    return kind
+
+
+def check_kinds(kinds: Iterable[str], where: str | Path) -> None:
+    """Raise UserError if there are too many kinds of prompt to compare."""
+    found = list(dict.fromkeys(kind for kind in kinds if kind))
+    if len(found) > MOST_KINDS:
+        raise UserError(
+            f"'{where}' has {len(found)} kinds of prompt, such as {', '.join(found[:3])}; use at most {MOST_KINDS}, or "
+            f"leave the kinds out."
+        )
 
 
 def parse_line(line: str, where: str) -> Record:
@@ -140,6 +166,7 @@ class JsonlDataset(LazyExamples[Example]):
             records.append(record)
         if not records:
             raise UserError(f"'{self.path}' holds no example; write one JSON object per line.")
+        check_kinds((record.kind for record in records), self.path)
         return records
 
     def __len__(self) -> int:
@@ -161,6 +188,7 @@ class JsonlDataset(LazyExamples[Example]):
             references=tuple(picture for picture, _ in pictures),
             subject=record.subject,
             masks=tuple(masks) if any(masks) else (),
+            kind=record.kind,
             subject_id=self.subjects[index],
         )
 
@@ -190,12 +218,16 @@ class JsonlDataset(LazyExamples[Example]):
         return self._only(chosen)
 
     def spread(self) -> "JsonlDataset":
-        """An example of each subject in turn: the first few, which evaluation takes, are of many subjects."""
-        own: dict[str, list[int]] = {}
-        for place, subject in enumerate(self.subjects):
-            own.setdefault(subject, []).append(place)
-        rounds = chain.from_iterable(zip_longest(*own.values()))
-        return self._only(place for place in rounds if place is not None)
+        """An example of each subject in turn: the first few, which evaluation takes, are of many subjects and kinds."""
+        own: dict[str, dict[str, list[int]]] = {}
+        for place, (subject, record) in enumerate(zip(self.subjects, self.records, strict=True)):
+            own.setdefault(subject, {}).setdefault(record.kind, []).append(place)
+        turns = []
+        for number, by_kind in enumerate(own.values()):
+            groups = list(by_kind.values())
+            start = number % len(groups)
+            turns.append(in_turn(groups[start:] + groups[:start]))
+        return self._only(in_turn(turns))
 
     def held_out(self) -> tuple["JsonlDataset", "JsonlDataset | None"]:
         """Training and evaluation examples without a subject in common.
@@ -226,6 +258,11 @@ def identities(records: Sequence[Record]) -> list[str]:
         record.subject_id or (record.references[0] if flat else folder)
         for record, folder in zip(records, folders, strict=True)
     ]
+
+
+def in_turn(groups: Sequence[Sequence[int]]) -> list[int]:
+    """The first of each group, then the second of each, and so on."""
+    return [place for place in chain.from_iterable(zip_longest(*groups)) if place is not None]
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from customized_grpo.data.decode import read_picture
-from customized_grpo.data.examples import PhotoExample
+from customized_grpo.data.examples import PhotoExample, check_kinds, short_kind
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.structures import Example, LazyExamples
 
@@ -25,10 +25,11 @@ class HubDataset(LazyExamples[Example]):
         id: the column with unique ids; None numbers the rows.
         subject_id: the column that tells subjects apart, because two dogs are two subjects; None takes rows with the
             same first image for one subject.
+        kind: the column with the kind of prompt, if there is one.
 
     Raises:
-        UserError: if `datasets` is not installed, cannot read the path, or a column is missing; for a row, if it has no
-            prompt or no image, or cannot be decoded.
+        UserError: if `datasets` is not installed, cannot read the path, a column is missing, or there are more than 20
+            kinds; for a row, if it has no prompt or no image, or cannot be decoded.
     """
 
     def __init__(
@@ -41,14 +42,17 @@ class HubDataset(LazyExamples[Example]):
         subject: str | None = None,
         id: str | None = None,
         subject_id: str | None = None,
+        kind: str | None = None,
     ) -> None:
         self.rows, self.path = open_dataset(path, split), path
-        self.prompt, self.subject, self.id, self.subject_id = prompt, subject, id, subject_id
+        self.prompt, self.subject, self.id, self.subject_id, self.kind = prompt, subject, id, subject_id, kind
         self.references = [references] if isinstance(references, str) else list(references)
         known = list(self.rows.column_names)
-        for column in (prompt, *self.references, subject, id, subject_id):
+        for column in (prompt, *self.references, subject, id, subject_id, kind):
             if column is not None and column not in known:
                 raise UserError(f"'{path}' has no column '{column}', only {', '.join(known)}.{nearest(column, known)}")
+        if kind is not None:
+            check_kinds((str(name or "") for name in self.rows.unique(kind)), path)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,7 +88,14 @@ class HubDataset(LazyExamples[Example]):
             subject=str(row[self.subject] or "") if self.subject else "",
             masks=masks if any(masks) else (),
             subject_id=who,
+            kind=self._kind(row, where),
         )
+
+    def _kind(self, row: Mapping[str, Any], where: str) -> str:
+        try:
+            return short_kind(str(row[self.kind] or "")) if self.kind else ""
+        except ValueError as error:
+            raise UserError(f"{where}, column '{self.kind}': {error}.") from None
 
 
 def open_dataset(source: str | Path, split: str = "train") -> Any:

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -134,11 +134,15 @@ def import_dreambench(clone: str | Path, output: str | Path, *, references: Refe
         UserError: if the folder is not DreamBench, a subject has no pictures, or `output` exists.
 
     Source: dataset/prompts_and_classes.txt; live subjects (cats and dogs) have prompts of their own. The unique token
-    of the prompts is left out, as all methods without fine-tuning per subject do.
+    of the prompts is left out, as all methods without fine-tuning per subject do. The kind of a prompt is recontext,
+    accessory or property.
     """
     subjects, prompts = read_dreambench(clone)
     path = check_free(output)
-    return write_manifest(path, _ask(subjects, lambda s: prompts["live" if is_live(s) else "object"], path, references))
+    records = _ask(
+        subjects, lambda s: prompts["live" if is_live(s) else "object"], path, references, dreambench_kind
+    )  # fmt: skip
+    return write_manifest(path, records)
 
 
 def read_dreambench(clone: str | Path) -> tuple[list[Subject], dict[str, list[str]]]:
@@ -175,7 +179,20 @@ def is_live(subject: Subject) -> bool:
     return subject.noun in ("cat", "dog")
 
 
-def _ask(subjects: Iterable[Subject], prompts: Any, manifest: Path, references: References) -> Iterator[Record]:
+def dreambench_kind(prompt: str) -> str:
+    """The kind of a prompt of DreamBench's lists, with {subject} for the noun, by its wording.
+
+    The lists hold recontextualisations, then (live subjects alone) accessories, then properties: "a red {subject}".
+    """
+    if re.fullmatch(r"an? .+ {subject}", prompt):
+        return "property"
+    return "accessory" if re.search(r"\bwearing\b|\boutfit\b", prompt) else "recontext"
+
+
+def _ask(
+    subjects: Iterable[Subject], prompts: Any, manifest: Path, references: References,
+    kind_of: Callable[[str], str] | None = None,
+) -> Iterator[Record]:  # fmt: skip
     for subject in subjects:
         count = len(subject.pictures)
         chosen = {"first": [[0]], "all": [list(range(count))], "each": [[n] for n in range(count)]}
@@ -189,6 +206,7 @@ def _ask(subjects: Iterable[Subject], prompts: Any, manifest: Path, references: 
                     references=tuple(relative(subject.pictures[n], manifest) for n in which),
                     subject=subject.noun,
                     masks=tuple(mask and relative(mask, manifest) for mask in masks) if any(masks) else (),
+                    kind=kind_of(prompt) if kind_of else "",
                 )
 
 

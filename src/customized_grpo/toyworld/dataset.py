@@ -74,6 +74,7 @@ class ToyWorld(LazyExamples[ToyExample]):
             references=(reference,),
             subject=subject.noun,
             masks=(mask,),
+            kind=scene.kind or "",
             truth_subject=subject,
             truth_scene=scene,
             subject_id=f"toy-{self.split}-{self.seed}-subject-{index // self.per_subject}",
