@@ -25,6 +25,7 @@ REWARDS = {
 METRICS = {
     "oracle_prompt": _spec("customized_grpo.toyworld.oracle:PromptShown"),
     "oracle_subject": _spec("customized_grpo.toyworld.oracle:SubjectKept"),
+    "oracle_right": _spec("customized_grpo.toyworld.oracle:FullyRight"),
 }
 
 

@@ -31,6 +31,7 @@ from customized_grpo.page import (
     Row,
     Section,
     Share,
+    Shift,
     Table,
     Text,
     publish,
@@ -50,6 +51,7 @@ def page(name="a name"):
         ("gain", "level", "share", "note"),
         [
             Row(name, (Estimate(0.1, 0.05, 0.2), Plain(0.5, 0.4, 0.6), Bar(0.25), "text"), strong=True),
+            Row("moved", (Shift("0.4 → 0.5", Estimate(0.1, 0.05, 0.2)), Estimate(0.25, 0.25, 0.25), Bar(0.5), "")),
             Row("other", (Flipped(0.1, 0.05, 0.2), Plain(NAN, NAN, NAN), Bar(0.75), 12345.0)),
         ],
         title="A table",
@@ -100,7 +102,10 @@ def test_every_output_says_what_the_page_says():
 def test_an_interval_stands_with_its_value():
     assert "| a name | +0.100 [+0.050, +0.200] | 0.500 [0.400, 0.600] |  | text |" in to_markdown(page())
     assert "Which? Undecided. a name gain +0.100" in terminal(page())
+    assert "| moved | 0.4 → 0.5, +0.100 [+0.050, +0.200] | +0.250 [no spread] |" in to_markdown(page())
     html = to_html(page())
+    assert '0.4 → 0.5<span class="range rose">▲ +0.100 [+0.050, +0.200]</span>' in html
+    assert "0.4 → 0.5" in terminal(page())
     assert '<span class="rose">▲ +0.100</span><span class="range">+0.050 to +0.200</span>' in html
     assert '<span class="fell">▲ +0.100</span>' in html  # less is better
     assert '<td>0.500<span class="range">0.400 to 0.600</span></td>' in html

@@ -65,6 +65,24 @@ def test_a_recipe_names_only_settings_that_exist(file):
     assert config.policy.arguments["dtype"] != "bfloat16" or config.training.old_log_probs == "recompute"
 
 
+REAL = [
+    pytest.param(RECIPES / f"{name}.yaml", id=name)
+    for name in ("flux2-klein", "kontext", "qwen-image-edit", "uno-syncd")
+]
+
+
+@pytest.mark.parametrize("file", REAL)
+def test_a_recipe_for_a_real_model_measures_what_it_does_not_train_on(file):
+    """Where reward hacking shows."""
+    config = load_config(file)
+    trained = [spec.model_dump() for spec in config.rewards.values()]
+    for spec in config.metrics.values():
+        check_spec(spec, "metric")
+    assert {"clip_t", "clip_i", "dino"} <= config.metrics.keys()
+    assert all(spec.model_dump() not in trained for spec in config.metrics.values())
+    assert config.metrics["dino"].arguments["path"] == "facebook/dino-vits16"
+
+
 def test_the_papers_recipe():
     config = load_config(RECIPES / "uno-syncd.yaml")
     policy, rollout = config.policy.arguments, config.rollout

@@ -133,7 +133,39 @@ def test_a_damaged_or_later_file_is_a_value_error(tmp_path: Path, content: objec
         read_scores(tmp_path / "e.json")
 
 
+def test_kinds_are_parts_of_the_table() -> None:
+    found = replace(table(0, BASE, BASE), kinds=("a", "b", "a", "", "b"))
+    assert found.distinct_kinds() == ["a", "b", ""]
+    assert table(0, BASE, BASE).distinct_kinds() == []
+    part = found.of_kind("b")
+    assert (part.tasks, part.subjects, part.kinds) == (("a-1", "c-0"), ("a", "c"), ("b", "b"))
+    np.testing.assert_array_equal(part.per_task("prompt"), [0.2, 0.5])
+
+
 # Intervals
+
+
+def test_images_are_counted_where_a_task_is_scored_twice() -> None:
+    first = replace(table(0, BASE, BASE), values=np.array([[[1, 0]] * 5, [[1, math.nan]] * 5]))
+    after = table(1, [1, 0.5, 0, math.nan, 1], BASE)
+    moved = change(first, after, "prompt")
+    assert (moved.complete, moved.images) == ((8, 2), (8, 4))
+    assert change(first, after, "identity").images == (5, 5)
+
+
+def test_an_interval_around_a_share_is_of_shares() -> None:
+    """Half of the subjects lost all and half gained all: the change is uncertain by more than the level can be."""
+    first, last = table(0, [1, 1, 0, 0, 0], BASE), table(1, [0, 0, 1, 1, 0], BASE)
+    moved = change(first, last, "prompt").difference
+    assert 0.4 + moved.low < 0
+    assert since_first([first, last], "prompt")[1].low == 0
+    wide = [replace(s, values=3 * s.values) for s in (first, last)]
+    assert since_first(wide, "prompt")[1].low == pytest.approx(3 * (0.4 + moved.low)), "no share"
+
+
+def test_a_bound_that_rounding_keeps_from_zero_is_zero() -> None:
+    moved = change(table(0, BASE, BASE), table(1, BASE + np.array([0, 0, 0, 0, 0.3]), BASE), "prompt").difference
+    assert moved.low == 0
 
 
 def test_a_change_is_paired_over_the_tasks_scored_twice() -> None:

@@ -21,13 +21,14 @@ from customized_grpo.errors import UserError
 from customized_grpo.page import formats, plots
 from customized_grpo.settings.parse import parse_config
 from customized_grpo.store.run import RunFolder, read_run
-from customized_grpo.store.scores import Estimate, Scores, change, write_scores
+from customized_grpo.store.scores import Estimate, Scores, write_scores
 from customized_grpo.studies.report import write_report
 from customized_grpo.studies.report.remarks import remarks
-from customized_grpo.studies.report.run import contents, headline, reward_changes, stages
+from customized_grpo.studies.report.run import compared, contents, headline, stages
+from customized_grpo.studies.report.verdict import Verdict
 from customized_grpo.train.settings import TrainerConfig
 from customized_grpo.train.trainer import Trainer
-from store.tables import BASE, table
+from store.tables import BASE, by_kind, ones, table
 
 
 def save(result: Scores, run: Path) -> None:
@@ -94,21 +95,21 @@ def text_of(html: str) -> str:
 @pytest.mark.parametrize(
     ("differences", "expected"),
     [
-        ({"prompt": 0.1, "identity": 0.1}, "Both rewards rose on held-out subjects."),
-        ({"prompt": -0.1, "identity": -0.1}, "Both rewards fell on held-out subjects."),
-        ({"prompt": 0.1, "identity": -0.1}, "Prompt rose, identity fell on held-out subjects."),
-        ({"prompt": 0.0, "identity": -0.1}, "Identity fell, no clear change in prompt on held-out subjects."),
-        ({"prompt": 0.0, "identity": 0.0}, "No clear change in either reward on held-out subjects."),
-        ({"prompt": 0.1}, "Prompt rose on held-out subjects."),
-        ({"prompt": 0.1, "identity": 0.1, "style": 0.1}, "All 3 rewards rose on held-out subjects."),
+        ({"prompt": 0.1, "identity": -0.1}, "Prompt 0.300 → 0.400 and identity 0.300 → 0.200 on held-out subjects."),
+        ({"prompt": 0.1}, "Prompt 0.300 → 0.400 on held-out subjects."),
+        (
+            {"prompt": 0, "identity": 0.1, "style": 0.2},
+            "Prompt 0.300 → 0.300 and identity 0.300 → 0.400 on held-out subjects.",
+        ),
     ],
 )
-def test_the_headline_is_what_the_intervals_say(run: Path, differences: dict[str, float], expected: str) -> None:
-    record = read_run(run)
+def test_the_headline_is_in_numbers(run: Path, differences: dict[str, float], expected: str) -> None:
     metrics = tuple(differences)
     before = table(0, *(BASE for _ in metrics), metrics=metrics)
     after = table(1, *(BASE + d for d in differences.values()), metrics=metrics)
-    assert headline(record, [change(before, after, m) for m in metrics], [])[0] == expected
+    answer, lead = headline(read_run(run), Verdict(before, after))
+    assert answer == expected
+    assert ("Not trained on: style 0.300 → 0.500 (+0.200 [no spread])." in lead) == ("style" in metrics)
 
 
 # The page
@@ -119,8 +120,8 @@ def test_the_report_is_one_page_that_needs_no_network(run: Path) -> None:
     assert path == run / "report.html"
     html = path.read_text()
     text = text_of(html)
-    assert "Prompt rose, identity fell on held-out subjects." in text
-    assert "Untrained metrics: no clear change in subject kept." in text
+    assert "Prompt 0.300 → 0.500 and identity 0.300 → 0.200 on held-out subjects." in text
+    assert "Not trained on: subject kept 0.300 → 0.300 (" in text
     assert "finished, 3 iterations" in text
     assert "cgrpo train &#39;a b&#39;" in html
     for source in re.findall(r'src="([^"]*)"', html):
@@ -211,7 +212,7 @@ def test_three_rewards(run: Path) -> None:
     for iteration in (0, 3):
         save(replace(table(iteration, *[BASE + iteration] * 3, metrics=names), rewards=names), run)
     text = text_of(write_report(run).read_text())
-    assert "All 3 rewards rose" in text
+    assert "Prompt 0.300 → 3.300, identity 0.300 → 3.300 and style 0.300 → 3.300" in text
     assert "style" in text
 
 
@@ -247,7 +248,7 @@ def test_one_evaluation_is_shown_but_not_compared(run: Path) -> None:
     (run / "evaluations" / "iteration-000003.json").unlink()
     text = text_of(write_report(run).read_text())
     assert "One held-out evaluation so far, at iteration 0." in text
-    assert reward_changes(read_run(run)) == []
+    assert compared(read_run(run)) is None
 
 
 @pytest.mark.parametrize(
@@ -322,9 +323,11 @@ def test_health_is_remarked_on(run: Path) -> None:
     write_rows(run, [row(i) | bad | {"update/skipped": skipped} for i, skipped in ((1, 0), (2, 2), (3, 2))])
     save(table(3, BASE + 0.2, BASE, BASE - 0.2, metrics=("prompt", "identity", "subject_kept")), run)
     record = read_run(run)
-    serious = {remark.text for remark in remarks(record, reward_changes(record)) if remark.serious}
+    found = remarks(record, compared(record))
+    hacking = "subject kept 0.300 → 0.100 (−0.200 [no spread]), which was not trained on, fell while prompt rose"
+    assert f"{hacking}: reward hacking? (3 subjects: too few to be sure)." in {r.text for r in found if not r.serious}
+    serious = {remark.text for remark in found if remark.serious and not remark.text.startswith("Only 3 subjects")}
     assert serious == {
-        "prompt rose while subject kept, which was not trained on, fell: reward hacking?",
         "prompt could not score 6 of 24 training samples.",
         "identity was the same for every sample of a group, so it taught nothing.",
         "2 updates were skipped: loss or gradient was not finite.",
@@ -335,9 +338,46 @@ def test_health_is_remarked_on(run: Path) -> None:
 
 
 @pytest.mark.usefixtures("unplotted")
-def test_a_healthy_run_gives_no_remarks(run: Path) -> None:
+def test_a_healthy_run_gives_no_remark_but_on_its_three_subjects(run: Path) -> None:
     said = [block for block in contents(read_run(run)).summary if isinstance(block, page.Remarks)]
-    assert [list(block.remarks) for block in said] == [[]]
+    assert [[remark.text.split(":")[0] for remark in block.remarks] for block in said] == [["Only 3 subjects"]]
+
+
+@pytest.fixture
+def kinds(run: Path) -> Path:
+    """The run with twelve subjects of each of two kinds, one of which lost what had been right."""
+    metrics, spread = ("prompt", "identity", "oracle_right"), np.linspace(0.4, 0.6, 12)
+    for iteration, right in ((0, 10), (3, 1)):
+        columns = {"a b": [spread, spread + iteration / 10, ones(right, 12)], "scene": [spread, spread, ones(5, 12)]}
+        save(by_kind(iteration, metrics, **columns), run)
+    for file, colour in (("reference", "red"), ("iteration-000000", "green"), ("iteration-000003", "blue")):
+        Image.new("RGB", (8, 8), colour).save(run / "samples" / "cells" / f"000-{file}.png")
+    (run / "samples" / "cells" / "000-iteration-000003.json").write_text('{"<hat>": true, "blue hat": false}')
+    return run
+
+
+def test_a_run_with_kinds_shows_them(kinds: Path) -> None:
+    html = write_report(kinds).read_text()
+    text = text_of(html)
+    assert "Worst kind, a: fully right 10 of 12 → 1 of 12 images." in text
+    assert "A got worse: fully right 10 of 12 → 1 of 12 images" in text
+    assert "identity 0.500 → 0.800 (+0.300 [no spread]) rose while fully right 10 of 12 → 1 of 12 images" in text
+    order = ["Worst kind", "Images", "Before and after, by kind", "Rewards over training", "Conflict between", "Health",
+             "Where the time went"]  # fmt: skip
+    places = [text.rindex(words) if n else text.index(words) for n, words in enumerate(order)]
+    assert places == sorted(places)
+    assert {path.stem for path in (kinds / "plots").glob("kinds-*.svg")} == {
+        "kinds-prompt", "kinds-identity", "kinds-oracle_right"
+    }  # fmt: skip
+    assert re.findall(r"<th>([^<]*)</th>", html)[:3] == ["reference", "base", "tuned, iteration 3"]
+    assert "✓ &lt;hat&gt;" in html
+    assert "✗ blue hat" in html
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_an_image_that_is_gone_is_named(kinds: Path) -> None:
+    (kinds / "samples" / "cells" / "000-iteration-000000.png").write_bytes(b"")
+    assert "Samples/cells/000-iteration-000000.png could not be read" in text_of(write_report(kinds).read_text())
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file"])

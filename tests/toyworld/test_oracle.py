@@ -1,3 +1,6 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -6,14 +9,16 @@ from customized_grpo.structures import Example
 from customized_grpo.toyworld import draw
 from customized_grpo.toyworld.dataset import ToyWorld
 from customized_grpo.toyworld.oracle import (
+    FullyRight,
     Oracle,
     PromptShown,
     SubjectKept,
+    expected_of_all,
     expected_of_prompt,
     expected_of_subject,
     share_right,
 )
-from customized_grpo.toyworld.world import ATTRIBUTES
+from customized_grpo.toyworld.world import ATTRIBUTES, Scene, Subject
 from tools.pretrain import corpus, reader
 
 
@@ -40,6 +45,8 @@ def test_true_pictures_score_high_and_copies_show_no_prompt(oracle: Oracle) -> N
     kept, shown = SubjectKept(oracle), PromptShown(oracle)
     assert kept(true, examples).mean() > 0.95
     assert shown(true, examples).mean() > 0.95
+    assert FullyRight(oracle)(true, examples).mean() > 0.85
+    assert FullyRight(oracle)(copies, examples).sum() == 0
     assert kept(copies, examples).mean() > 0.95
     assert shown(copies, examples).mean() < 0.2
 
@@ -63,11 +70,38 @@ def test_a_colour_counts_only_on_the_right_thing() -> None:
     assert [share_right(read, row, expected) for row in range(3)] == [1.0, 0.0, 0.5]
 
 
+def test_fully_right_is_all_of_the_prompt_and_all_that_it_leaves_of_the_subject(monkeypatch) -> None:
+    """A recolouring in the snow: the old colour and the pattern's colour are not asked for, everything else is."""
+    subject = Subject("star", "red", "stripes", "blue", "horns", "big", "smile")
+    example = replace(
+        ToyWorld("eval", 1)[0], truth_subject=subject, truth_scene=Scene("property", "snow", recolour="green")
+    )
+    right = {"background": "snow", "colour": "green", "noun": "star", "pattern": "stripes", "ears": "horns",
+             "eyes": "big", "mouth": "smile"}  # fmt: skip
+    other = {
+        "pattern_colour": "pink",
+        "accessory": "hat",
+        "accessory_colour": "red",
+        "companion": "none",
+        "companion_colour": "red",
+    }
+    seen = [right, {**right, "colour": "red"}, {**right, "ears": "none"}, {**right, "background": "sea"}]
+    read = {name: torch.tensor([v.index({**other, **row}[name]) for row in seen]) for name, v in ATTRIBUTES.items()}
+    oracle = SimpleNamespace(read=lambda images: read)
+    images, examples = torch.zeros(4, 3, 64, 64), [example] * 4
+    assert FullyRight(oracle)(images, examples).tolist() == [1, 0, 0, 0]  # pyright: ignore[reportArgumentType]
+    assert expected_of_all(example) == right
+    assert PromptShown(oracle)(images, examples).tolist() == [1, 0.5, 1, 0.5]  # pyright: ignore[reportArgumentType]
+    kept = SubjectKept(oracle)(images, examples).tolist()  # pyright: ignore[reportArgumentType]
+    assert kept == pytest.approx([1, 1, 0.8, 1])
+
+
 def test_an_example_without_truth_is_not_scored(oracle: Oracle) -> None:
     example = ToyWorld("eval", 1)[0]
     photo = Example("photo", "a dog", example.references)
     scores = SubjectKept(oracle)(pictures([example, example]), [photo, example])
     assert scores.isnan().tolist() == [True, False]
+    assert FullyRight(oracle)(pictures([example, example]), [photo, example]).isnan().tolist() == [True, False]
     assert scores.dtype == torch.float32
 
 

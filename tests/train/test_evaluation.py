@@ -10,10 +10,11 @@ import torch
 from rich.console import Console
 
 import fakes
-from customized_grpo.cli.display import show_changes
+from customized_grpo.cli.display import show_verdict
 from customized_grpo.errors import UserError
 from customized_grpo.randomness import normal
 from customized_grpo.store.scores import Scores, read_scores, write_scores
+from customized_grpo.studies.report.verdict import Verdict
 from customized_grpo.train import evaluation as evaluations
 from customized_grpo.train.evaluation import Evaluation, batches, evaluate
 from customized_grpo.train.rollout import sample_ode
@@ -94,7 +95,7 @@ def test_what_could_not_be_scored_is_counted_and_is_no_zero() -> None:
     assert [(change.metric, change.tasks, change.unscored) for change in changes] == [("red", 5, 0), ("some", 4, 1)]
     assert changes[1].before.value == 0.5
     console = Console(record=True, width=200)
-    show_changes(console, changes, ["red"])
+    show_verdict(console, Verdict(found, found))
     assert "some (not trained on) (1 of 5 tasks unscored)" in console.export_text()
 
 
@@ -106,6 +107,21 @@ def test_the_grid_shows_the_first_replicate_of_the_first_examples() -> None:
     assert [example.id for example in made.examples] == ["e0", "e1"]
     nothing = EvaluationSettings(replicates=1, grid_rows=0)
     assert evaluate(fakes.LinearPolicy(), examples, REWARDS, {}, nothing, 4, 0).images.shape == (0,)
+
+
+def test_a_metric_marks_what_is_right_in_the_images_that_are_kept() -> None:
+    class Marking:
+        def __call__(self, images, examples):
+            return fakes.dark(images, examples)
+
+        def marks(self, images, examples):
+            assert images.shape == (1, 3, 2, 2)
+            return [{example.id: True} for example in examples]
+
+    settings = EvaluationSettings(replicates=2, grid_rows=2)
+    made = evaluate(fakes.LinearPolicy(), fakes.examples(5), REWARDS, {"m": Marking()}, settings, 4, 0)
+    assert made.marks == ({"e0": True}, {"e1": True})
+    assert run(fakes.LinearPolicy()).marks == ({}, {})
 
 
 def test_noise_depends_on_the_seed_the_example_and_the_replicate() -> None:

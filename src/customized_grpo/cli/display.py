@@ -1,7 +1,8 @@
 """Terminal output of `cgrpo train`: a summary, live progress, and the changes. No live progress without a terminal."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +11,11 @@ from rich.table import Table
 
 from customized_grpo import page
 from customized_grpo.errors import UserError
-from customized_grpo.store.scores import Change
+from customized_grpo.store.run import read_run
+from customized_grpo.store.scores import Scores
+from customized_grpo.studies.report.alarms import alarms
+from customized_grpo.studies.report.run import compared
+from customized_grpo.studies.report.verdict import Verdict, kind_name
 from customized_grpo.train.evaluation import Evaluation
 from customized_grpo.train.preflight import Summary
 from customized_grpo.train.trainer import Observer, Result
@@ -74,7 +79,7 @@ class Display(Observer):
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
         scores = evaluation.scores
-        self.console.print(f"held-out, iteration {scores.iteration:>3}: {scores.summary()}", highlight=False)
+        show_scores(self.console, f"held-out, iteration {scores.iteration:>3}", scores)
 
     def on_end(self, run: Path, status: str) -> None:
         from customized_grpo.studies.report import write_report
@@ -90,22 +95,42 @@ class Display(Observer):
             self.progress = None
 
 
-def show_changes(console: Console, changes: Sequence[Change], rewards: Sequence[str]) -> None:
-    """Print the metrics on held-out subjects before and after training, with intervals."""
+def show_scores(console: Console, label: str, scores: Scores) -> None:
+    """Print the means of one evaluation, and below them those of every kind of prompt."""
+    console.print(f"{label}: {scores.summary()}", highlight=False)
+    kinds = scores.distinct_kinds()
+    width = max((len(kind_name(kind)) for kind in kinds), default=0)
+    for kind in kinds:
+        console.print(f"  {kind_name(kind):<{width}}  {scores.of_kind(kind).summary()}", highlight=False)
+
+
+def show_verdict(console: Console, verdict: Verdict) -> None:
+    """Print what two evaluations say: the headline, every metric with its interval, by kind, and alarms."""
+    if not verdict.changes:
+        return
+    answer, _ = verdict.headline()
+    console.print(answer, style="bold", highlight=False)
+    title = "Held-out subjects, same prompts and noise: before → after, change [95 % interval]; * not trained on"
+    page.show_block(console, replace(verdict.table(), title=title) if verdict.by_kind else changes_table(verdict))
+    page.show_block(console, page.Remarks(alarms(verdict)))
+
+
+def changes_table(verdict: Verdict) -> page.Table:
+    """The metrics over all tasks, one a row."""
     rows = []
-    for change in changes:
-        name = change.metric if change.metric in rewards else f"{change.metric} (not trained on)"
+    for change in verdict.changes:
+        name = change.metric if change.metric in verdict.before.rewards else f"{change.metric} (not trained on)"
         name += f" ({change.unscored} of {change.tasks + change.unscored} tasks unscored)" if change.unscored else ""
         before, after = (page.Plain(some.value, math.nan, math.nan) for some in (change.before, change.after))
         rows.append(page.Row(name, (before, after, change.difference)))
-    if rows:
-        title = "Held-out subjects, same prompts and noise; 95 % intervals below the change"
-        page.show_block(console, page.Table(("before", "after", "change"), rows, first="", title=title))
+    title = "Held-out subjects, same prompts and noise; 95 % intervals below the change"
+    return page.Table(("before", "after", "change"), rows, first="", title=title)
 
 
-def show_result(console: Console, result: Result, rewards: Sequence[str], report: Path | None) -> None:
+def show_result(console: Console, result: Result, report: Path | None) -> None:
     """Print the results, the paths of the outputs, and suggested next commands."""
-    show_changes(console, result.changes, rewards)
+    if result.changes and (verdict := compared(read_run(result.run))):
+        show_verdict(console, verdict)
     if result.interrupted:
         console.print("Stopped; everything is saved. Resume with:", end=" ")
         console.print(f"cgrpo train --resume {result.run}", style="bold", highlight=False, soft_wrap=True)

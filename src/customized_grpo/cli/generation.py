@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from customized_grpo.assemble import build_policy, build_rewards, held_out_examples, load_trained, open_policy
-from customized_grpo.cli.display import show_changes
+from customized_grpo.cli.display import show_scores, show_verdict
 from customized_grpo.data.decode import read_picture
 from customized_grpo.data.images import to_pil
 from customized_grpo.errors import UserError
@@ -19,6 +19,7 @@ from customized_grpo.store import check_place, is_file
 from customized_grpo.store.run import RunFolder
 from customized_grpo.store.scores import Scores, write_scores
 from customized_grpo.structures import Example
+from customized_grpo.studies.report.verdict import Verdict
 from customized_grpo.train import evaluation as evaluations
 from customized_grpo.train.grids import grid, save_grid
 from customized_grpo.train.rollout import sample_ode
@@ -102,7 +103,7 @@ def evaluate_command(
 
     def measure(step: int) -> Scores:
         result = evaluations.evaluate(policy, examples, rewards, metrics, config.evaluation, steps, step)
-        console.print(f"{'base' if step == 0 else f'iteration {step}'}: {result.scores.summary()}", highlight=False)
+        show_scores(console, "base" if step == 0 else f"iteration {step}", result.scores)
         if output is not None:
             write_scores(output / f"iteration-{step:06d}.json", result.scores)
             save_grid(result, output)
@@ -111,6 +112,6 @@ def evaluate_command(
     base = measure(0)
     if source.run is not None:
         after = measure(load_trained(policy, source.run, source.iteration))
-        show_changes(console, evaluations.changes(base, after), list(config.rewards))
+        show_verdict(console, Verdict(base, after))
     if output is not None:
         console.print(f"scores and images: {output}", highlight=False, soft_wrap=True)

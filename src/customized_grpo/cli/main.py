@@ -102,7 +102,7 @@ def train(
     finally:
         display.stop()
     if main:
-        show_result(console, result, list(trainer.rewards), display.report)
+        show_result(console, result, display.report)
     if result.interrupted:
         raise typer.Exit(130)
 

@@ -27,6 +27,7 @@ from customized_grpo.page.blocks import (
     Row,
     Section,
     Share,
+    Shift,
     Table,
     Text,
 )  # fmt: skip
@@ -62,6 +63,7 @@ __all__ = [
     "Row",
     "Section",
     "Share",
+    "Shift",
     "Shown",
     "Table",
     "Text",

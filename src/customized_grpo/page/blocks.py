@@ -29,13 +29,20 @@ class Flipped(Estimate):
         return {"rose": "fell", "fell": "rose", "unclear": "unclear"}[self.verdict]
 
 
+class Shift(NamedTuple):
+    """Levels before and after, as text, and the change between them."""
+
+    levels: str
+    change: Estimate
+
+
 class Bar(NamedTuple):
     """A share between 0 and 1, drawn as a bar."""
 
     share: float
 
 
-Cell = Estimate | Bar | str | float
+Cell = Estimate | Shift | Bar | str | float
 """Of a table."""
 
 

@@ -4,8 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from customized_grpo.page.blocks import Estimate, Share
+from customized_grpo.page.blocks import Estimate, Share, Shift
 
+NO_SPREAD = "no spread"
+"""In place of an interval without width, which a bootstrap of equal numbers makes."""
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
@@ -67,9 +69,21 @@ def parts(cell: Any) -> tuple[str, str]:
     """A table cell as its value and its interval, each as text; the interval may be empty."""
     if isinstance(cell, str):
         return cell, ""
+    if isinstance(cell, Shift):
+        return cell.levels, with_interval(cell.change)
     if not isinstance(cell, Estimate):
         return number(cell), ""
     if not math.isfinite(cell.value):
         return DASH, ""
     write = percent if isinstance(cell, Share) else number if cell.plain else signed
-    return write(cell.value), f"{write(cell.low)} to {write(cell.high)}" if math.isfinite(cell.low) else ""
+    if not math.isfinite(cell.low):
+        return write(cell.value), ""
+    if cell.high - cell.low <= 1e-6 * abs(cell.value):  # all are alike, which does not make it certain
+        return write(cell.value), NO_SPREAD
+    return write(cell.value), f"{write(cell.low)} to {write(cell.high)}"
+
+
+def with_interval(estimate: Estimate) -> str:
+    """A value with its interval in brackets, such as "+0.100 [+0.050, +0.150]"."""
+    value, interval = parts(estimate)
+    return f"{value} [{interval.replace(' to ', ', ')}]" if interval else value

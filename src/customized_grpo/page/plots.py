@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILLION = "#0072B2", "#E69F00", "#009E73", 
 SERIES = (BLUE, ORANGE, PURPLE, GREEN, SKY, VERMILLION)
 STYLES = tuple(zip(SERIES, ("o", "s", "D", "^", "v", "P"), strict=True))
 """(colour, marker) of lines, in their order."""
+DASHES = ("-", "--", ":", "-.")
 INK, FAINT, GRID = "#222222", "#767676", "#E4E4E4"
 
 _STYLE: Any = {
@@ -87,6 +88,23 @@ def training_curve(
     axes.set_ylabel(ylabel)
     iteration_axis(axes, [*iterations, *evaluated])
     legend(axes)
+    return figure
+
+
+def by_kind(evaluated: Sequence[int], lines: Mapping[str, Sequence[Estimate]], *, ylabel: str) -> Figure:
+    """Held-out levels of one metric over training, a line for each kind of prompt, with intervals at its end."""
+    figure, axes = canvas(5.0, 3.4)
+    for n, (kind, levels) in enumerate(lines.items()):
+        (colour, marker), dash = STYLES[n % len(STYLES)], DASHES[n // len(STYLES) % len(DASHES)]
+        values = np.array([level.value for level in levels])
+        axes.plot(evaluated, values, ls=dash, marker=marker, ms=4, color=colour, lw=1.8, label=kind)
+        axes.errorbar(
+            evaluated[-1:], values[-1:], yerr=whiskers(levels[-1:]), fmt="none", color=colour, capsize=3, lw=1.2
+        )
+    axes.set_ylabel(ylabel)
+    iteration_axis(axes, evaluated)
+    axes.margins(y=0.1)
+    legend(axes, ncols=2 if len(lines) > 6 else 1)
     return figure
 
 

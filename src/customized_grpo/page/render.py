@@ -117,8 +117,9 @@ def _text(cell: Any) -> str:
     """A value, and its interval in brackets."""
     if isinstance(cell, b.Bar):
         return ""
-    value, interval = formats.parts(cell)
-    return f"{value} [{interval.replace(' to ', ', ')}]" if interval else value
+    if isinstance(cell, b.Shift):
+        return ", ".join(formats.parts(cell))
+    return formats.with_interval(cell) if isinstance(cell, b.Estimate) else formats.parts(cell)[0]
 
 
 def _answer(found: b.Finding) -> str:
@@ -205,7 +206,10 @@ def _styled(cell: Any) -> Any:
     from rich.text import Text
 
     value, interval = formats.parts(cell)
+    change = cell.change if isinstance(cell, b.Shift) else cell
     colour = (
-        "" if not isinstance(cell, b.Estimate) or cell.plain else {"rose": "green", "fell": "red"}.get(cell.tone, "")
+        ""
+        if not isinstance(change, b.Estimate) or change.plain
+        else {"rose": "green", "fell": "red"}.get(change.tone, "")
     )
     return Text(value, colour) + Text(f"\n{interval}" if interval else "", "dim")

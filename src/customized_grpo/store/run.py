@@ -73,8 +73,10 @@ class RunFolder(Folder):
             files.write(aside, before + b"".join(line + b"\n" for line in found.damaged.values()))
         if found.damaged or len(kept) < len(found.rows):
             self.write(self.metrics.name, "".join(json.dumps(row) + "\n" for row in kept))
-        images = iteration_files(self.samples, ".png"), iteration_files(self.samples / "cells", ".png", "*-")
-        for some in (iteration_files(self.evaluations, ".json"), *images):
+        cells = self.samples / "cells"
+        images = iteration_files(self.samples, ".png"), iteration_files(cells, ".png", "*-")
+        marks = iteration_files(cells, ".json", "*-")
+        for some in (iteration_files(self.evaluations, ".json"), *images, marks):
             for number, path in some:
                 if number > iteration:
                     path.unlink()

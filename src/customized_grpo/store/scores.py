@@ -67,6 +67,15 @@ class Scores:
         names = {n: tuple(getattr(self, n)[t] for t in keep) for n in ("tasks", "subjects", "kinds", "prompts")}
         return replace(self, values=self.values[:, keep], **names)
 
+    def distinct_kinds(self) -> list[str]:
+        """The kinds of prompt in the order of their tasks; empty where all tasks are of one kind."""
+        found = list(dict.fromkeys(self.kinds))
+        return found if len(found) > 1 else []
+
+    def of_kind(self, kind: str) -> "Scores":
+        """The tasks of one kind alone."""
+        return self.select([other == kind for other in self.kinds])
+
     def means(self) -> dict[str, float]:
         """Mean of each metric over all images that it scored."""
         return {metric: float(finite_mean(self.column(metric))) for metric in self.metrics}
@@ -227,21 +236,38 @@ class Change(NamedTuple):
     subjects: int
     unscored: int
     """How many tasks are not."""
+    complete: tuple[int, int] = (0, 0)
+    """Images with a score of exactly 1, before and after."""
+    images: tuple[int, int] = (0, 0)
+    """Scored images, before and after."""
 
 
 def estimate(values: np.ndarray, subjects: Sequence[str]) -> Estimate:
     """Mean of the finite values (tasks,) and its interval over subjects, from the same resamples every time."""
+    return _estimate_columns(values[:, None], subjects)[0]
+
+
+def _estimate_columns(values: np.ndarray, subjects: Sequence[str]) -> list[Estimate]:
+    """`estimate` for each column of (tasks, columns), which are finite for the same tasks and share the resamples."""
     import torch
 
     from customized_grpo.functional.statistics import mean_interval
 
-    scored = np.isfinite(values)
+    scored: np.ndarray = np.isfinite(values).all(axis=1)
     if not scored.any():
-        return Estimate(np.nan, np.nan, np.nan)
+        return [Estimate(np.nan, np.nan, np.nan)] * values.shape[1]
     clusters = [subject for subject, kept in zip(subjects, scored, strict=True) if kept]
     generator = torch.Generator().manual_seed(0)
-    value, low, high = map(float, mean_interval(torch.from_numpy(values[scored])[None], clusters, generator))
-    return Estimate(value, low, high) if len(set(clusters)) > 1 else Estimate(value, np.nan, np.nan)
+    interval = torch.stack(mean_interval(torch.from_numpy(values[scored])[None], clusters, generator))
+    bounded = len(set(clusters)) > 1
+    return [Estimate(v, *_snapped(low, high)) if bounded else Estimate(v, np.nan, np.nan)
+            for v, low, high in interval.T.tolist()]  # fmt: skip
+
+
+def _snapped(low: float, high: float) -> tuple[float, float]:
+    """A bound that only float32 keeps from 0, at 0."""
+    rounding = 1e-6 * (high - low)
+    return (0.0 if abs(low) < rounding else low), (0.0 if abs(high) < rounding else high)
 
 
 def level(scores: Scores, metric: str) -> Estimate:
@@ -251,32 +277,54 @@ def level(scores: Scores, metric: str) -> Estimate:
 
 def change(before: Scores, after: Scores, metric: str) -> Change:
     """Paired change of a metric, over the tasks that are scored in both."""
+    first, last = _paired(before, after, metric)
+    both = np.isfinite(first)
+    kept = {task for task, scored in zip(before.tasks, both, strict=True) if scored}
+    earlier, later, moved = _estimate_columns(np.stack([first, last, last - first], axis=1), before.subjects)
+    images = [s.column(metric)[:, [task in kept for task in s.tasks]] for s in (before, after)]
+    return Change(
+        metric=metric,
+        before=earlier,
+        after=later,
+        difference=moved,
+        tasks=int(both.sum()),
+        subjects=len({subject for subject, kept in zip(before.subjects, both, strict=True) if kept}),
+        unscored=int((~both).sum()),
+        complete=(int((images[0] == 1).sum()), int((images[1] == 1).sum())),
+        images=(int(np.isfinite(images[0]).sum()), int(np.isfinite(images[1]).sum())),
+    )
+
+
+def _paired(before: Scores, after: Scores, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """(tasks,) scores before and after, NaN in both where a task is not scored in both."""
     later = dict(zip(after.tasks, after.per_task(metric), strict=True))
     first = before.per_task(metric)
     last = np.array([later.get(task, np.nan) for task in before.tasks])
     both = np.isfinite(first) & np.isfinite(last)
-    first, last = np.where(both, first, np.nan), np.where(both, last, np.nan)
-    return Change(
-        metric=metric,
-        before=estimate(first, before.subjects),
-        after=estimate(last, before.subjects),
-        difference=estimate(last - first, before.subjects),
-        tasks=int(both.sum()),
-        subjects=len({subject for subject, kept in zip(before.subjects, both, strict=True) if kept}),
-        unscored=int((~both).sum()),
-    )
+    return np.where(both, first, np.nan), np.where(both, last, np.nan)
+
+
+def is_share(evaluations: Sequence[Scores], metric: str) -> bool:
+    """Whether every score of a metric lies between 0 and 1."""
+    found = np.concatenate([scores.column(metric).ravel() for scores in evaluations] or [np.empty(0)])
+    found = found[np.isfinite(found)]
+    return bool(len(found) and ((found >= 0) & (found <= 1)).all())
 
 
 def since_first(evaluations: Sequence[Scores], metric: str) -> list[Estimate]:
     """The level at every evaluation, with the interval of its paired change since the first one around it.
 
     Subjects differ far more from each other than from themselves, so this, not the interval of the level, shows what
-    training did. The first evaluation has no interval, unless it is the only one.
+    training did. The first evaluation has no interval, unless it is the only one. Where all scores lie between 0 and 1
+    the interval does too.
     """
     if len(evaluations) == 1:
         return [level(evaluations[0], metric)]
-    found = [Estimate(level(scores, metric).value, np.nan, np.nan) for scores in evaluations]
+    found = [Estimate(float(finite_mean(scores.per_task(metric))), np.nan, np.nan) for scores in evaluations]
+    bounds = (0.0, 1.0) if is_share(evaluations, metric) else (-np.inf, np.inf)
     for n, scores in enumerate(evaluations[1:], start=1):
-        value, moved = found[n].value, change(evaluations[0], scores, metric).difference
-        found[n] = Estimate(value, value + (moved.low - moved.value), value + (moved.high - moved.value))
+        first, last = _paired(evaluations[0], scores, metric)
+        value, moved = found[n].value, estimate(last - first, evaluations[0].subjects)
+        low, high = np.clip([value + (moved.low - moved.value), value + (moved.high - moved.value)], *bounds)
+        found[n] = Estimate(value, float(low), float(high))
     return found

@@ -16,7 +16,7 @@ from customized_grpo.toyworld.dataset import ToyExample
 from customized_grpo.toyworld.draw import SIZE
 from customized_grpo.toyworld.world import ATTRIBUTES, SUBJECT_ATTRIBUTES, visible_attributes
 
-__all__ = ["PromptShown", "SubjectKept"]
+__all__ = ["FullyRight", "PromptShown", "SubjectKept"]
 """What a configuration can name as a metric."""
 
 WEIGHTS_FILE = "model.safetensors"
@@ -97,14 +97,24 @@ def expected_of_prompt(example: ToyExample) -> dict[str, str]:
     return {name: value for name, value in asked.items() if value is not None}
 
 
+def expected_of_all(example: ToyExample) -> dict[str, str]:
+    """All that the prompt asks for, and all of the subject that the prompt leaves."""
+    return {**expected_of_subject(example), **expected_of_prompt(example)}
+
+
 def share_right(read: Mapping[str, Tensor], row: int, expected: Mapping[str, str]) -> float:
     """Share of the expected attributes that row `row` shows; NaN if nothing is expected."""
+    right = shown_right(read, row, expected)
+    return sum(right.values()) / len(right) if right else torch.nan
+
+
+def shown_right(read: Mapping[str, Tensor], row: int, expected: Mapping[str, str]) -> dict[str, bool]:
+    """Whether row `row` shows each expected attribute."""
 
     def shown(name: str) -> bool:
         return name not in expected or int(read[name][row]) == ATTRIBUTES[name].index(expected[name])
 
-    right = [shown(name) and shown(NEEDS.get(name, name)) for name in expected]
-    return sum(right) / len(right) if right else torch.nan
+    return {name: shown(name) and shown(NEEDS.get(name, name)) for name in expected}
 
 
 class _Judge:
@@ -137,3 +147,31 @@ class PromptShown(_Judge):
 
     name = "oracle_prompt"
     expected = staticmethod(expected_of_prompt)
+
+
+class FullyRight(_Judge):
+    """1 if all that the prompt asks is shown and all of the subject that the prompt leaves is kept, else 0."""
+
+    name = "oracle_right"
+    expected = staticmethod(expected_of_all)
+
+    def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        """(B,) float32, 0 or 1, on the images' device; NaN for examples whose truth is not known."""
+        share = super().__call__(images, examples)
+        return torch.where(share.isnan(), share, (share == 1).to(share))
+
+    def marks(self, images: Tensor, examples: Sequence[Example]) -> list[dict[str, bool]]:
+        """Per image what the prompt asks for, and the subject, each with whether it is right; for the sample grids."""
+        read = {name: value.cpu() for name, value in self.oracle.read(images).items()}
+        return [_marks(read, row, e) if isinstance(e, ToyExample) else {} for row, e in enumerate(examples)]
+
+
+def _marks(read: Mapping[str, Tensor], row: int, example: ToyExample) -> dict[str, bool]:
+    expected = expected_of_prompt(example)
+    right = shown_right(read, row, expected)
+    things = {"accessory_colour": expected.get("accessory"), "companion_colour": expected.get("companion"),
+              "colour": example.subject}  # fmt: skip
+    found = {f"{value} {things[name]}" if things.get(name) else value: right[name] for name, value in expected.items()}
+    lost = [name for name, kept in shown_right(read, row, expected_of_subject(example)).items() if not kept]
+    changed = ", ".join(name.replace("_", " ") for name in lost)
+    return {**found, f"subject's {changed}" if lost else "subject kept": not lost}

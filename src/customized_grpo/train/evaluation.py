@@ -31,6 +31,8 @@ class Evaluation:
     """Those whose images are kept: the first `grid_rows`."""
     images: Tensor
     """(rows, 3, H, W) their first replicate; empty where the scores are another run's."""
+    marks: tuple[dict[str, bool], ...] = ()
+    """Per image what a metric with a method `marks(images, examples)` says is right and wrong in it."""
 
 
 def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], replicates: int) -> Evaluation:
@@ -89,7 +91,8 @@ def evaluate(
     """
     measured = {**rewards, **metrics}
     scored: dict[tuple[int, int], list[float]] = {}
-    shown: dict[int, Tensor] = {}
+    shown: dict[int, tuple[Tensor, dict[str, bool]]] = {}
+    marking = [metric.marks for metric in measured.values() if hasattr(metric, "marks")]  # pyright: ignore[reportFunctionMemberAccess]
     tasks = [(replicate, index) for index in range(len(examples)) for replicate in range(settings.replicates)]
     size = settings.batch // settings.replicates * settings.replicates or settings.batch  # metrics see whole groups
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
@@ -105,15 +108,17 @@ def evaluate(
             for row, (replicate, index) in enumerate(batch):
                 scored[replicate, index] = scores[row].tolist()
                 if replicate == 0 and index < settings.grid_rows:
-                    shown[index] = images[row].cpu()
+                    picture, example = images[row : row + 1], examples[index]
+                    marks = {name: right for mark in marking for name, right in mark(picture, [example])[0].items()}
+                    shown[index] = picture[0].cpu(), marks
     if accelerator is not None:
         for other_scored, other_shown in gather_objects(accelerator, (scored, shown)):
             scored, shown = {**scored, **other_scored}, {**shown, **other_shown}
     values = np.array([[scored[r, i] for i in range(len(examples))] for r in range(settings.replicates)])
     rows = sorted(shown)
-    images = torch.stack([shown[i] for i in rows]) if rows else torch.empty(0)
+    images = torch.stack([shown[i][0] for i in rows]) if rows else torch.empty(0)
     table = tabulate(values, examples, measured, rewards, iteration)
-    return Evaluation(table, tuple(examples[i] for i in rows), images)
+    return Evaluation(table, tuple(examples[i] for i in rows), images, tuple(shown[i][1] for i in rows))
 
 
 def batches(

@@ -1,5 +1,6 @@
 """Pictures of pictures: sample grids with captions."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def save_grid(evaluation: "Evaluation", folder: Path) -> None:
-    """samples/iteration-NNNNNN.png (reference | generation) and the pictures alone, for the grid over training."""
+    """samples/iteration-NNNNNN.png (reference | generation) and the pictures alone, for the report.
+
+    What is right and wrong in a picture, where a metric says it, is beside it as JSON.
+    """
     if len(evaluation.images) == 0:
         return
     shown, iteration = evaluation.examples, evaluation.scores.iteration
@@ -30,11 +34,13 @@ def save_grid(evaluation: "Evaluation", folder: Path) -> None:
         write(cells / f"{index:03d}-{stem}.png", png(picture))
         write(cells / f"{index:03d}-reference.png", png(fit(example.references[0])))
         write(cells / f"{index:03d}-prompt.txt", example.prompt)
+        if index < len(evaluation.marks) and evaluation.marks[index]:
+            write(cells / f"{index:03d}-{stem}.json", json.dumps(evaluation.marks[index]))
 
 
 def copy_grid(source: Path, stem: str, folder: Path) -> None:
     """Bring what `save_grid` wrote into `source` for one evaluation into another folder."""
-    wanted = [f"{stem}.png", f"cells/*-{stem}.png", "cells/*-reference.png", "cells/*-prompt.txt"]
+    wanted = [f"{stem}.png", f"cells/*-{stem}.*", "cells/*-reference.png", "cells/*-prompt.txt"]
     for path in (path for pattern in wanted for path in sorted(source.glob(pattern))):
         write(folder / path.relative_to(source), path.read_bytes())
 

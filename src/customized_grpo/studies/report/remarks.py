@@ -1,13 +1,15 @@
 """What the reader of a run's report should know before trusting it. The limits are explained in docs/metrics.md."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from customized_grpo.page import Remark
-from customized_grpo.page.formats import listed, words
+from customized_grpo.page.formats import words
 from customized_grpo.store.run import RunRecord
-from customized_grpo.store.scores import Change
+from customized_grpo.store.scores import change
+from customized_grpo.studies.report.alarms import alarms
+from customized_grpo.studies.report.verdict import Verdict
 
 RATIO_TOLERANCE = 1e-4
 """A first-update ratio further from 1 than this is no longer small against the usual clip ranges."""
@@ -17,16 +19,16 @@ CLAMP_LIMIT = 0.05
 """Mean share of clamped advantages."""
 
 
-def remarks(record: RunRecord, changes: Sequence[Change], problems: Iterable[str] = ()) -> list[Remark]:
+def remarks(record: RunRecord, verdict: Verdict | None, problems: Iterable[str] = ()) -> list[Remark]:
     """Everything worth a sentence, serious or not.
 
     Args:
         record: the run.
-        changes: first against last evaluation; may be empty.
+        verdict: first against last evaluation; None without two.
         problems: what else could not be read.
     """
     unreadable = (Remark(problem) for problem in (*record.problems, *problems))
-    return [*_status(record), *_hacking(record, changes), *_rewards(record), *_scores(record, changes),
+    return [*_status(record), *(alarms(verdict) if verdict else ()), *_rewards(record), *_scores(record, verdict),
             *_update(record), *unreadable]  # fmt: skip
 
 
@@ -43,16 +45,6 @@ def _status(record: RunRecord) -> Iterator[Remark]:
         yield Remark("No iteration has been logged yet.")
 
 
-def _hacking(record: RunRecord, changes: Sequence[Change]) -> Iterator[Remark]:
-    rose = [words(c.metric) for c in changes if c.metric in record.rewards and c.difference.verdict == "rose"]
-    fell = [words(c.metric) for c in changes if c.metric not in record.rewards and c.difference.verdict == "fell"]
-    if rose and fell:
-        was = "was" if len(fell) == 1 else "were"
-        yield Remark(
-            f"{listed(rose)} rose while {listed(fell)}, which {was} not trained on, fell: reward hacking?", True
-        )
-
-
 def _rewards(record: RunRecord) -> Iterator[Remark]:
     samples = np.nan_to_num(record.series("samples")).max(initial=0)
     for name in record.rewards:
@@ -63,14 +55,14 @@ def _rewards(record: RunRecord) -> Iterator[Remark]:
             yield Remark(f"{words(name)} was the same for every sample of a group, so it taught nothing.", True)
 
 
-def _scores(record: RunRecord, changes: Sequence[Change]) -> Iterator[Remark]:
-    compared = {c.metric: c for c in changes}
+def _scores(record: RunRecord, verdict: Verdict | None) -> Iterator[Remark]:
     for metric in record.metrics:
         values = record.held_out(metric)
         if missing := int((~np.isfinite(values)).sum()):
             text = f"{words(metric)} could not score {missing:,} of {len(values):,} held-out pictures"
-            if metric in compared and (left_out := compared[metric].unscored):
-                text += f"; {left_out} of {left_out + compared[metric].tasks} tasks are left out of its change"
+            paired = change(verdict.before, verdict.after, metric) if verdict and metric in verdict.metrics else None
+            if paired and paired.unscored:
+                text += f"; {paired.unscored} of {paired.unscored + paired.tasks} tasks are left out of its change"
             yield Remark(f"{text}.")
 
 

@@ -1,5 +1,6 @@
 """The report of one run: what it contains, and in which order."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from customized_grpo import page
-from customized_grpo.page.formats import count, duration, listed, number, words
+from customized_grpo.page.formats import count, duration, number, words
 from customized_grpo.store.run import RunRecord, iteration_files, read_run
-from customized_grpo.store.scores import Change, change, since_first
+from customized_grpo.store.scores import Change, since_first
 from customized_grpo.studies.report.remarks import CLAMP_LIMIT, CLIP_LIMIT, RATIO_TOLERANCE, remarks
+from customized_grpo.studies.report.verdict import Verdict, kind_name
 
 STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
 
@@ -78,21 +80,20 @@ def write_report(run: Path, status: str | None = None) -> Path:
 
 def contents(record: RunRecord) -> page.Page:
     """The page of a run. Writes the plots."""
-    changes = reward_changes(record)
-    trained = [c for c in changes if c.metric in record.rewards]
-    untrained = [c for c in changes if c.metric not in record.rewards]
+    verdict = compared(record)
     problems: list[str] = []
-    over_training, grids = sample_grids(record, problems)
-    answer, lead = headline(record, trained, untrained)
+    pairs, (over_training, grids) = pairs_of_images(record, problems), sample_grids(record, problems)
+    answer, lead = headline(record, verdict)
     return page.Page(
         kind="Training report",
         title=record.name,
         badges=[progress(record)],
         headline=answer,
         lead=lead,
-        summary=[*change_cards(record, trained, untrained), page.Remarks(remarks(record, changes, problems))],
+        summary=[page.Remarks(remarks(record, verdict, problems))],
         sections=[
-            page.Section("Images", image_blocks(over_training, grids)),
+            page.Section("Images", [*pairs, *image_blocks(over_training, grids)]),
+            page.Section("Before and after, by kind of prompt", change_blocks(record, verdict), name="By kind"),
             page.Section("Rewards over training", reward_blocks(record), name="Rewards"),
             page.Section("Conflict between the rewards", conflict_blocks(record), name="Conflict"),
             page.Section("Health of the update", update_blocks(record), name="Update"),
@@ -103,10 +104,23 @@ def contents(record: RunRecord) -> page.Page:
     )
 
 
-def change_cards(record: RunRecord, trained: Sequence[Change], untrained: Sequence[Change]) -> list[page.Block]:
-    """The metrics before and after training, those that were trained on first."""
-    if not trained:
-        return []
+def change_blocks(record: RunRecord, verdict: Verdict | None) -> list[page.Block]:
+    """The metrics before and after training, by kind of prompt if there are several."""
+    if verdict is None or not verdict.changes:
+        return [page.Text("There are no two evaluations to compare.", "soft")]
+    first, last = verdict.before.iteration, verdict.after.iteration
+    note = (
+        f"Before (iteration {first}) → after (iteration {last}) on the same {max(c.tasks for c in verdict.changes)} "
+        f"held-out tasks of {verdict.subjects} subjects with the same noise; where an image scores 0 or 1, images are "
+        f"counted. Below it the paired change and its 95 % interval, bootstrapped over subjects. It does not cover the "
+        f"training seed: another seed can give another change. * Not trained on: reward hacking shows as a fall here."
+    )
+    table = [verdict.table()] if verdict.by_kind else change_cards(record, verdict)
+    return [*table, page.Text(note, "note"), *_kind_curves(record)]
+
+
+def change_cards(record: RunRecord, verdict: Verdict) -> list[page.Block]:
+    """The metrics over all tasks, those that were trained on first."""
     colours = dict(zip(record.metrics, _colours(record.metrics), strict=True))
 
     def cards(changes: Sequence[Change]) -> page.Cards:
@@ -115,23 +129,67 @@ def change_cards(record: RunRecord, trained: Sequence[Change], untrained: Sequen
             for c in changes
         ])  # fmt: skip
 
-    first, last = record.evaluations[0].iteration, record.evaluations[-1].iteration
-    note = (
-        f"Before (iteration {first}) and after (iteration {last}) on the same {trained[0].tasks} held-out tasks of "
-        f"{trained[0].subjects} subjects with the same noise. In brackets the 95 % interval of the change, "
-        f"bootstrapped over subjects. It does not cover the training seed: another seed can give another change."
-    )
-    found: list[page.Block] = [cards(trained)]
-    if untrained:
-        found += [page.Text("Not trained on; reward hacking would show here as a fall:", "soft"), cards(untrained)]
-    return [*found, page.Text(note, "note")]
+    found: list[page.Block] = [cards(verdict.trained)]
+    return [*found, page.Text("Not trained on:", "soft"), cards(verdict.untrained)] if verdict.untrained else found
+
+
+def _kind_curves(record: RunRecord) -> list[page.Block]:
+    """A plot for each metric with a line for each kind."""
+    kinds = record.evaluations[0].distinct_kinds()
+    if len(record.evaluations) < 2 or not kinds:
+        return []
+    evaluated = [scores.iteration for scores in record.evaluations]
+    parts = {kind: [scores.of_kind(kind) for scores in record.evaluations] for kind in kinds}
+    found = []
+    for metric in record.metrics:
+        lines = {kind_name(kind): since_first(part, metric) for kind, part in parts.items()}
+        figure = page.plots.by_kind(evaluated, lines, ylabel=words(metric))
+        last = "; ".join(f"{kind} {number(line[-1].value)}" for kind, line in lines.items())
+        title, file = f"{words(metric)} by kind", f"kinds-{metric}"
+        found.append(page.embed_plot(figure, record.folder, file, title=title, alt=f"{title}, at the end: {last}"))
+    explained = "Held-out evaluations. The bars at the end are the 95 % intervals of the change since the first."
+    return [page.Text(explained), page.Figures(found)]
+
+
+def pairs_of_images(record: RunRecord, problems: list[str]) -> list[page.Block]:
+    """Reference, image of the first and image of the last evaluation of every task in the sample grids."""
+    cells = record.folder / "samples" / "cells"
+    shown = sorted({iteration for iteration, _ in iteration_files(cells, ".png", "*-")})
+    if len(shown) < 2:
+        return []
+    stages = [f"iteration-{iteration:06d}" for iteration in (shown[0], shown[-1])]
+    kinds = record.evaluations[-1].kinds if record.evaluations else ()
+    rows = []
+    for file in sorted(cells.glob("*-prompt.txt")):
+        number_, prompt = file.name.split("-")[0], file.read_text(encoding="utf-8", errors="replace")
+        images = []
+        for what in ("reference", *stages):
+            try:
+                source = page.thumbnail(cells / f"{number_}-{what}.png")
+            except (OSError, SyntaxError):
+                problems.append(f"samples/cells/{number_}-{what}.png could not be read as an image.")
+                continue
+            images.append(page.ImageCell(source, f"{what} of {prompt}", _marks(cells / f"{number_}-{what}.json")))
+        place = int(number_) if number_.isdecimal() else -1
+        rows.append(page.ImageRow(prompt, kind_name(kinds[place]) if 0 <= place < len(kinds) else "", images))
+    first = "base" if shown[0] == 0 else f"iteration {shown[0]}"
+    return [page.ImageGrid(["reference", first, f"tuned, iteration {shown[-1]}"], rows)] if rows else []
+
+
+def _marks(file: Path) -> list[str]:
+    """What a metric says is right and wrong in an image."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return [f"{'✓' if right else '✗'} {what}" for what, right in found.items()]
+    except (OSError, ValueError, AttributeError):
+        return []
 
 
 def image_blocks(over_training: page.Figure | None, grids: Sequence[page.Figure]) -> list[page.Block]:
     blocks: list[page.Block] = []
     if over_training:
         title = f"{over_training.title}. A row is one task."
-        blocks += [page.Text(title), page.Figures([replace(over_training, title="")], "wide")]
+        blocks.append(page.Details(title, [page.Figures([replace(over_training, title="")], "wide")]))
     for n, grid in enumerate(grids):
         shown = page.Figures([replace(grid, title="")], "wide")
         opened = n == 0 and over_training is None
@@ -180,43 +238,26 @@ def _with_text(text: str, figures: Sequence[page.Figure], absent: str) -> list[p
     return [page.Text(text), page.Figures(figures)] if figures else [page.Text(absent, "soft")]
 
 
-def reward_changes(record: RunRecord) -> list[Change]:
-    """First against last evaluation, rewards first; empty without two of them."""
+def compared(record: RunRecord) -> Verdict | None:
+    """First against last evaluation; None without two of them."""
     if len(record.evaluations) < 2:
-        return []
-    first, last = record.evaluations[0], record.evaluations[-1]
-    return [change(first, last, metric) for metric in record.metrics]
+        return None
+    return Verdict(record.evaluations[0], record.evaluations[-1])
 
 
-def headline(record: RunRecord, trained: Sequence[Change], untrained: Sequence[Change]) -> tuple[str, str]:
+def headline(record: RunRecord, verdict: Verdict | None) -> tuple[str, str]:
     """The answer in one sentence, and what qualifies it."""
     if not record.evaluations:
         return "No held-out evaluation yet.", "Whether training helps can only be said from held-out evaluations."
-    if not trained:
+    if verdict is None:
         at = record.evaluations[-1].iteration
         return (
             f"One held-out evaluation so far, at iteration {at}.",
-            "There is nothing to compare it with; the levels are below.",
+            f"There is nothing to compare it with; the levels: {record.evaluations[-1].summary()}.",
         )
-    answer = _verdicts(trained, "reward")
-    second = f"Untrained metrics: {_verdicts(untrained, 'score')}." if untrained else ""
-    return f"{answer[0].upper()}{answer[1:]} on held-out subjects.", second.strip()
-
-
-def _verdicts(changes: Sequence[Change], noun: str) -> str:
-    """Such as 'both rewards rose' or 'prompt rose, no clear change in identity'."""
-    parts = []
-    for kind in ("rose", "fell", "unclear"):
-        names = [words(c.metric) for c in changes if c.difference.verdict == kind]
-        if not names:
-            continue
-        every, none = listed(names), listed(names)
-        if len(names) == len(changes) == 2:
-            every, none = f"both {noun}s", f"either {noun}"
-        elif len(names) == len(changes) > 2:
-            every, none = f"all {len(names)} {noun}s", f"any of the {len(names)} {noun}s"
-        parts.append(f"no clear change in {none}" if kind == "unclear" else f"{every} {kind}")
-    return ", ".join(parts)
+    if not verdict.changes:
+        return "No image was scored in both evaluations.", "The rewards could not score any."
+    return verdict.headline()
 
 
 def progress(record: RunRecord) -> str:

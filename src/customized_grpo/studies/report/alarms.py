@@ -1,0 +1,89 @@
+"""What should alarm the reader of two evaluations: one function a rule, for the terminal and the report alike.
+
+A change is clear if its paired 95 % interval, clustered by subject, excludes 0. An alarm on fewer than 10 subjects is
+said, and is not serious. docs/metrics.md has the rules too.
+"""
+
+import re
+from collections.abc import Iterator
+
+from customized_grpo.page import Remark, parts
+from customized_grpo.page.formats import listed
+from customized_grpo.page.parts import FEW_SUBJECTS
+from customized_grpo.store.scores import Change
+from customized_grpo.studies.report.verdict import Verdict, kind_name, title
+
+PROMPT, IDENTITY = re.compile(r"prompt|clip_t|right"), re.compile(r"identity|subject|clip_i|dino")
+"""What the name of a metric says that it measures."""
+
+
+def alarms(verdict: Verdict) -> list[Remark]:
+    """All of them, in the order of their weight."""
+    return [*kinds_that_got_worse(verdict), *copying(verdict), *untrained_that_fell(verdict), *few_subjects(verdict)]
+
+
+def kinds_that_got_worse(verdict: Verdict) -> Iterator[Remark]:
+    """A kind got worse if the upper bound of the interval of a deciding metric's change is below 0.
+
+    Deciding are the metrics that were not trained on; if there are none, the rewards.
+    """
+    for kind, changes in verdict.by_kind.items():
+        fell = [c for c in changes if c.metric in verdict.deciding and c.difference.verdict == "fell"]
+        if fell:
+            told = listed([verdict.told(c) + verdict.complete(c) for c in fell])
+            yield _remark(f"{kind_name(kind)} got worse: {told}", min(c.subjects for c in fell))
+
+
+def copying(verdict: Verdict) -> Iterator[Remark]:
+    """A metric of identity rose clearly where one of the prompt fell clearly: the policy copies, or refuses.
+
+    Looked for in each kind; without kinds, in all tasks. A metric is of the prompt if its name has "prompt", "clip_t"
+    or "right" in it, and of identity if it has "identity", "subject", "clip_i" or "dino".
+    """
+    for kind, changes in (verdict.by_kind or {"": verdict.changes}).items():
+        rose = [c for c in changes if IDENTITY.search(c.metric) and c.difference.verdict == "rose"]
+        fell = [c for c in changes if PROMPT.search(c.metric) and c.difference.verdict == "fell"]
+        if rose and fell:
+            where = f"{kind_name(kind)}: " if verdict.by_kind else ""
+            up, down = (listed([verdict.told(c) for c in some]) for some in (rose, fell))
+            text = f"{where}{up} rose while {down} fell: the reference is copied, or what the prompt asks is refused"
+            yield _remark(text + _part_of_gain(verdict, rose[0]), min(c.subjects for c in (*rose, *fell)))
+
+
+def _part_of_gain(verdict: Verdict, rose: Change) -> str:
+    """How much of a metric's gain over all tasks comes from the tasks of one kind."""
+    (whole,) = (c for c in verdict.changes if c.metric == rose.metric)
+    total = whole.difference.value * whole.tasks
+    if not verdict.by_kind or total <= 0:
+        return ""
+    part = rose.difference.value * rose.tasks / total
+    return f"; {f'{part:.0%}' if part < 1 else 'all'} of the gain in {title(rose.metric)} over all tasks is from here"
+
+
+def untrained_that_fell(verdict: Verdict) -> Iterator[Remark]:
+    """A metric that was not trained on fell clearly over all tasks. Where a reward rose, it may be hacked."""
+    fell = [c for c in verdict.untrained if c.difference.verdict == "fell"]
+    rose = [c for c in verdict.trained if c.difference.verdict == "rose"]
+    if fell:
+        was = "was" if len(fell) == 1 else "were"
+        text = f"{listed([verdict.told(c) for c in fell])}, which {was} not trained on, fell"
+        text += f" while {listed([title(c.metric) for c in rose])} rose: reward hacking?" if rose else ""
+        yield _remark(text, min(c.subjects for c in fell))
+
+
+def few_subjects(verdict: Verdict) -> Iterator[Remark]:
+    """Fewer than 10 subjects, in all or of a kind: a bootstrap of so few makes intervals that are too narrow."""
+    if verdict.subjects == 1:
+        yield Remark("There is one held-out subject, so there are no intervals.", True)
+    if verdict.subjects < FEW_SUBJECTS:
+        yield from parts.few_subjects(verdict.subjects)
+        return
+    few = [(kind_name(kind), max(c.subjects for c in changes)) for kind, changes in verdict.by_kind.items()]
+    few = [f"{kind} ({count})" for kind, count in few if count < FEW_SUBJECTS]
+    if few:
+        yield Remark(f"Fewer than {FEW_SUBJECTS} subjects, so shown but not deciding the headline: {listed(few)}.")
+
+
+def _remark(text: str, subjects: int) -> Remark:
+    few = f" ({subjects} subject{'s' * (subjects != 1)}: too few to be sure)" if subjects < FEW_SUBJECTS else ""
+    return Remark(f"{text}{few}{'' if text.endswith('?') and not few else '.'}", not few)

@@ -1,0 +1,91 @@
+"""Every rule by hand, on the side where it holds and on the side where it does not."""
+
+from typing import Any
+
+import numpy as np
+
+from customized_grpo.studies.report.alarms import (
+    alarms,
+    copying,
+    few_subjects,
+    kinds_that_got_worse,
+    untrained_that_fell,
+)
+from customized_grpo.studies.report.verdict import Verdict
+from store.tables import by_kind, ones
+
+METRICS = ("prompt", "identity", "oracle_prompt")
+SPREAD = np.linspace(-0.1, 0.1, 12)
+NOISE = np.resize([0.02, -0.02], 12)
+
+
+def moved(property: tuple[Any, ...], scene: tuple[Any, ...], subjects: int = 12) -> Verdict:
+    """Twelve subjects of each kind (or fewer recolourings), whose metrics changed by what is given."""
+    base = [0.5 + SPREAD] * 3
+    first, second = ([b + step for b, step in zip(base, steps, strict=True)] for steps in (property, scene))
+    return Verdict(
+        by_kind(0, METRICS, property=[b[:subjects] for b in base], scene=base),
+        by_kind(1, METRICS, property=[column[:subjects] for column in first], scene=second),
+    )
+
+
+def test_a_kind_got_worse_if_the_interval_is_below_zero() -> None:
+    (remark,) = kinds_that_got_worse(moved((0, 0, NOISE - 0.1), (0, 0, NOISE)))
+    assert remark.text.startswith("property got worse: prompt shown 0.500 → 0.400 (−0.100 [−0.1")
+    assert remark.serious
+    assert list(kinds_that_got_worse(moved((0, 0, NOISE - 0.001), (0, 0, NOISE)))) == [], "the interval reaches 0"
+    assert list(kinds_that_got_worse(moved((-0.1, -0.1, 0), (0, 0, 0)))) == [], "rewards do not decide here"
+
+
+def test_an_alarm_on_few_subjects_is_said_and_not_serious() -> None:
+    (remark,) = kinds_that_got_worse(moved((0, 0, -0.1), (0, 0, 0), subjects=9))
+    assert remark.text.endswith("(9 subjects: too few to be sure).")
+    assert not remark.serious
+
+
+def test_identity_that_rises_where_the_prompt_falls() -> None:
+    (remark,) = copying(moved((0, 0.2, -0.1), (0.1, 0.1, 0.1)))
+    assert remark.text == (
+        "property: identity 0.500 → 0.700 (+0.200 [no spread]) rose while prompt shown 0.500 → 0.400 "
+        "(−0.100 [no spread]) fell: the reference is copied, or what the prompt asks is refused; "
+        "67% of the gain in identity over all tasks is from here."
+    )
+    assert remark.serious
+    assert list(copying(moved((0, 0.2, 0), (0, 0.2, 0)))) == [], "the prompt did not fall"
+    assert list(copying(moved((0, 0.2, 0), (0, 0, -0.1)))) == [], "another kind is another matter"
+    assert "all of the gain" in next(copying(moved((0, 0.2, -0.1), (0, -0.1, 0)))).text
+
+
+def test_copying_is_looked_for_without_kinds_too() -> None:
+    before, after = (by_kind(n, METRICS, one=[0.5, 0.5 + n / 10, 0.5 - n / 10 + 0 * SPREAD]) for n in (0, 1))
+    (remark,) = copying(Verdict(before, after))
+    assert remark.text.startswith("identity 0.500 → 0.600")
+    assert "of the gain" not in remark.text
+
+
+def test_what_was_not_trained_on_and_fell() -> None:
+    (remark,) = untrained_that_fell(moved((0.1, 0, -0.1), (0.1, 0, -0.1)))
+    assert remark.text.endswith("which was not trained on, fell while prompt rose: reward hacking?")
+    (remark,) = untrained_that_fell(moved((0, 0, -0.1), (0, 0, -0.1)))
+    assert remark.text.endswith("which was not trained on, fell.")
+    assert list(untrained_that_fell(moved((-0.1, 0, 0), (-0.1, 0, 0)))) == []
+
+
+def test_few_subjects_are_named() -> None:
+    (remark,) = few_subjects(moved((0, 0, 0), (0, 0, 0), subjects=9))
+    assert remark.text == "Fewer than 10 subjects, so shown but not deciding the headline: property (9)."
+    assert list(few_subjects(moved((0, 0, 0), (0, 0, 0), subjects=10))) == []
+    three = by_kind(0, METRICS, one=[0.5, 0.5, SPREAD[:3]])
+    (remark,) = few_subjects(Verdict(three, three))
+    assert remark.text == "Only 3 subjects: intervals that resample so few subjects are too narrow."
+    assert remark.serious
+    one = by_kind(0, METRICS, one=[0.5, 0.5, [0.5]])
+    assert [remark.text for remark in few_subjects(Verdict(one, one))] == [
+        "There is one held-out subject, so there are no intervals."
+    ]
+
+
+def test_what_stayed_as_it_was_alarms_nobody() -> None:
+    metrics = (*METRICS, "oracle_right")
+    same = by_kind(0, metrics, a=[0.5 + SPREAD] * 3 + [ones(0, 12)], b=[0.5 + SPREAD] * 3 + [ones(12, 12)])
+    assert alarms(Verdict(same, same)) == []
