@@ -17,7 +17,12 @@ def test_metrics_survive_a_cut_line_and_rewind(tmp_path: Path) -> None:
     run.evaluations.mkdir()
     for iteration in (0, 2, 3):
         run.evaluation(iteration).write_text("{}")
+    cells = run.samples / "cells"
+    cells.mkdir(parents=True)
+    for name in ("000-iteration-000002.json", "000-iteration-000003.json", "000-iteration-000003.png"):
+        (cells / name).write_text("{}")
     run.rewind(2)
+    assert [path.name for path in cells.iterdir()] == ["000-iteration-000002.json"]
     assert [r["iteration"] for r in run.records()] == [1, 2]
     assert sorted(p.name for p in run.evaluations.iterdir()) == ["iteration-000000.json", "iteration-000002.json"]
 

@@ -91,6 +91,12 @@ def test_fully_right_is_all_of_the_prompt_and_all_that_it_leaves_of_the_subject(
     images, examples = torch.zeros(4, 3, 64, 64), [example] * 4
     assert FullyRight(oracle)(images, examples).tolist() == [1, 0, 0, 0]  # pyright: ignore[reportArgumentType]
     assert expected_of_all(example) == right
+    assert FullyRight(oracle).marks(images, examples) == [  # pyright: ignore[reportArgumentType]
+        {"snow": True, f"green {example.subject}": True, "subject kept": True},
+        {"snow": True, f"green {example.subject}": False, "subject kept": True},
+        {"snow": True, f"green {example.subject}": True, "subject's ears": False},
+        {"snow": False, f"green {example.subject}": True, "subject kept": True},
+    ]
     assert PromptShown(oracle)(images, examples).tolist() == [1, 0.5, 1, 0.5]  # pyright: ignore[reportArgumentType]
     kept = SubjectKept(oracle)(images, examples).tolist()  # pyright: ignore[reportArgumentType]
     assert kept == pytest.approx([1, 1, 0.8, 1])

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 import fakes
-from customized_grpo.cli.display import show_verdict
+from customized_grpo.cli.display import show_scores, show_verdict
 from customized_grpo.errors import UserError
 from customized_grpo.randomness import normal
 from customized_grpo.store.scores import Scores, read_scores, write_scores
@@ -19,6 +19,7 @@ from customized_grpo.train import evaluation as evaluations
 from customized_grpo.train.evaluation import Evaluation, batches, evaluate
 from customized_grpo.train.rollout import sample_ode
 from customized_grpo.train.settings import EvaluationSettings
+from store.tables import by_kind, ones
 
 REWARDS = {"red": fakes.red}
 METRICS = {"dark": fakes.dark}
@@ -122,6 +123,20 @@ def test_a_metric_marks_what_is_right_in_the_images_that_are_kept() -> None:
     made = evaluate(fakes.LinearPolicy(), fakes.examples(5), REWARDS, {"m": Marking()}, settings, 4, 0)
     assert made.marks == ({"e0": True}, {"e1": True})
     assert run(fakes.LinearPolicy()).marks == ({}, {})
+
+
+def test_an_evaluation_and_a_verdict_are_printed_by_kind() -> None:
+    console, spread = Console(record=True, width=200), np.linspace(0.4, 0.6, 12)
+    before, after = (by_kind(n, ("prompt", "identity", "oracle_right"), scene=[spread, spread, ones(5 + n, 12)],
+                             colour=[spread, spread + n / 10, ones(8 - 6 * n, 12)]) for n in (0, 1))  # fmt: skip
+    show_scores(console, "held-out, iteration   1", after)
+    show_verdict(console, Verdict(before, after))
+    said = console.export_text()
+    assert "\n  scene   prompt 0.500  identity 0.500  oracle_right 0.500\n" in said
+    assert "\n  colour  prompt 0.500  identity 0.600  oracle_right 0.167\n" in said
+    assert "\nWorst kind, colour: fully right 8 of 12 → 2 of 12 images.\n" in said
+    assert "colour (12 subjects)" in said
+    assert "! colour got worse: fully right 8 of 12 → 2 of 12 images" in said
 
 
 def test_noise_depends_on_the_seed_the_example_and_the_replicate() -> None:

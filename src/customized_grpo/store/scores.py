@@ -253,7 +253,7 @@ def _estimate_columns(values: np.ndarray, subjects: Sequence[str]) -> list[Estim
 
     from customized_grpo.functional.statistics import mean_interval
 
-    scored: np.ndarray = np.isfinite(values).all(axis=1)
+    scored = np.isfinite(values).min(axis=1)
     if not scored.any():
         return [Estimate(np.nan, np.nan, np.nan)] * values.shape[1]
     clusters = [subject for subject, kept in zip(subjects, scored, strict=True) if kept]
