@@ -18,8 +18,8 @@ FLOORS = (
 )
 """The packages and modules of the library, lowest first. Each may import only those before it."""
 TRAIN = (
-    *("settings", "trajectory", "meters", "memory", "method", "rollout", "checkpoint", "trackers", "evaluation"),
-    *("grids", "update", "preflight", "trainer", "fitted"),
+    *("settings", "trajectory", "meters", "memory", "method", "rollout", "objectives", "checkpoint"),
+    *("trackers", "evaluation", "grids", "update", "preflight", "trainer", "fitted"),
 )
 """The modules of `train`, in the same order."""
 STUDIES = {"report", "probe"}

@@ -4,7 +4,8 @@ import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,13 +15,14 @@ from customized_grpo.data import HubDataset, load_datasets
 from customized_grpo.errors import UserError
 from customized_grpo.policies.pipeline import default_device
 from customized_grpo.settings import Spec
-from customized_grpo.settings.build import arguments, bind, exported
+from customized_grpo.settings.build import arguments, exported
 from customized_grpo.sources import check_location
 from customized_grpo.store.run import RunFolder
 from customized_grpo.structures import Example
 from customized_grpo.train.evaluation import reuse
 from customized_grpo.train.method import Method
-from customized_grpo.train.preflight import check_noise, check_plan, check_sizes
+from customized_grpo.train.objectives import make_objective
+from customized_grpo.train.preflight import check_plan, check_sizes
 from customized_grpo.train.trackers import check_trackers
 from customized_grpo.train.update import try_optimizer
 
@@ -138,18 +140,20 @@ def _check_beta(config: Config) -> None:
 
 
 def _check_functions(config: Config, foreign: bool) -> None:
-    """Compute once what the settings name: steps, time weights, advantages, noise, and a step of the optimizer."""
-    rollout, method, optimizer = config.rollout, config.method, config.training.optimizer
+    """Compute once what the settings name: the objective's places, time weights, advantages, an optimizer step."""
 
-    def runs(*parts: tuple[Spec, str]) -> bool:
-        return foreign or all(exported(spec.use, slot) is not None for spec, slot in parts)
+    def runs(*slots: str) -> bool:
+        named = [(spec, slot) for _, slot, spec in config.specs() if slot in slots]
+        return foreign or all(exported(spec.use, slot) is not None for spec, slot in named)
 
-    if runs((rollout.dynamics, "dynamics")):
-        check_noise(bind(rollout.dynamics, "dynamics"), rollout.dynamics.use)
-    if runs((rollout.steps, "steps"), (method.time_weights, "time_weights"), (method.advantage, "advantage")):
-        check_plan(bind(rollout.steps, "steps"), Method(method, list(config.rewards)), rollout)
-    if runs((optimizer, "optimizer")):
-        try_optimizer(optimizer, torch.zeros(2, 2, device=default_device()))
+    if runs("objective", "dynamics", "steps"):
+        policy: Any = SimpleNamespace(trainable_state=dict)  # nothing is loaded yet
+        objective = make_objective(policy, config)
+        objective.check()
+        if runs("time_weights", "advantage"):
+            check_plan(objective, Method(config.method, list(config.rewards)))
+    if runs("optimizer"):
+        try_optimizer(config.training.optimizer, torch.zeros(2, 2, device=default_device()))
 
 
 def _sources(config: Config) -> list[tuple[str, Spec]]:

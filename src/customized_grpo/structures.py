@@ -35,29 +35,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Rollout:
-    """P * G trajectories of one policy and everything the update needs from them."""
+    """P * G images of one policy. What else the update needs from them is kept by a subclass of the objective."""
 
-    latents: Tensor
-    """(B, S, N, C) float32, before each trained step."""
-    next_latents: Tensor
-    """(B, S, N, C) float32, after each trained step."""
-    log_probs: Tensor
-    """(B, S) float32, nats per latent element, under the policy that sampled."""
-    sigmas: Tensor
-    """(T + 1,) float32, from 1 (noise) to 0 (image)."""
-    steps: Tensor
-    """(S,) int64, the true indices of the trained steps, ascending."""
     images: Tensor
     """(B, 3, H, W) float32 in [0, 1]."""
     conditioning: Conditioning
     """Leading axis B."""
-    means: Tensor | None = None
-    """(B, S, N, C) means of the trained steps, where the update normalises ratios."""
 
-    @property
-    def progress(self) -> Tensor:
-        """(S,) step / T: 0 at pure noise, 1 at the image."""
-        return self.steps / (len(self.sigmas) - 1)
+    def __len__(self) -> int:
+        return len(next(iter(self.conditioning.values())))
 
 
 @dataclass(frozen=True)

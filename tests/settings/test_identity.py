@@ -51,21 +51,25 @@ def of_optimizer(trainer: Trainer) -> Any:
 
 NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "seed": (1, None),
+    "objective": (
+        {"use": "grpo", "divergence_threshold": 1e-3}, lambda t: {"use": "grpo", **t.objective.settings.model_dump()},
+    ),
     "output": ("elsewhere", lambda t: str(t.config.output)),
     "method.advantage": ({"use": "minimum"}, lambda t: {"use": t.method.advantage.__name__}),
     "method.time_weights": (
         {"use": "constant", "weights": [0.5, 0.5]}, lambda t: {"use": "constant", **t.method.time_weights.keywords},
     ),
     "method.advantage_clamp": (2.0, lambda t: t.method.settings.advantage_clamp),
-    "method.clip_range": (1e-2, lambda t: t.update.method.clip_range),
-    "method.ratio_norm": (False, lambda t: t.update.method.ratio_norm),
-    "method.beta": (0.1, lambda t: t.update.method.beta),
+    "method.clip_range": (1e-2, lambda t: t.objective.config.method.clip_range),
+    "method.ratio_norm": (False, lambda t: t.objective.keep_means),
+    "method.beta": (0.1, lambda t: t.objective.config.method.beta),
     "rollout.num_generations": (2, lambda t: (t.samples - 8) // 2),
     "rollout.num_inference_steps": (6, None),
     "rollout.dynamics": (
-        {"use": "dance_sde", "noise_level": 0.3}, lambda t: {"use": t.dynamics.func.__name__, **t.dynamics.keywords},
+        {"use": "dance_sde", "noise_level": 0.3},
+        lambda t: {"use": t.objective.dynamics.func.__name__, **t.objective.dynamics.keywords},
     ),
-    "rollout.steps": ({"use": "all_steps"}, lambda t: {"use": t.plan.__name__}),
+    "rollout.steps": ({"use": "all_steps"}, lambda t: {"use": t.objective.steps.__name__}),
     "rollout.share_initial_noise": (False, of_config("rollout.share_initial_noise")),
     "rollout.chunk_prompts": (1, of_config("rollout.chunk_prompts")),
     "training.iterations": (3, lambda t: t.iteration),
@@ -79,6 +83,7 @@ NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "training.micro_batch": (2, lambda t: t.update.settings.micro_batch),
     "training.old_log_probs": ("recompute", lambda t: t.update.settings.old_log_probs),
     "training.ema_decay": (0.0, lambda t: 0.9 if t.update.ema else 0.0),
+    "evaluation.num_inference_steps": (6, None),
     "evaluation.every": (5, of_config("evaluation.every")),
     "evaluation.examples": (1, None),
     "evaluation.replicates": (2, None),

@@ -689,7 +689,7 @@ def test_pictures_that_nobody_scored_leave_the_statistics(tmp_path: Path) -> Non
 
     alone = {"advantage": "weighted_sum", "time_weights": {"use": "constant", "weights": [1.0]}}
     made = trainer(tmp_path, rewards={"red": two_of_four}, method=alone)
-    count = 4 * len(made._step_plan(1).trained)  # two pictures of each of two groups, at +-1/sqrt 2
+    count = 4 * len(made.objective.plan(1).progress)  # two pictures of each of two groups, at +-1/sqrt 2
     expected = math.sqrt(0.5 * count / (count - 1))
     assert [line["advantage/std"] for line in records(made.train())] == pytest.approx([expected] * 3, rel=1e-4)
 

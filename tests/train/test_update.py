@@ -19,9 +19,10 @@ from customized_grpo.functional.sde import flow_sde
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import generator
 from customized_grpo.settings import Spec
-from customized_grpo.structures import Conditioning, Example, Rollout
+from customized_grpo.structures import Conditioning, Example
 from customized_grpo.train.checkpoint import TrainingState
-from customized_grpo.train.settings import MethodSettings, TrainingSettings
+from customized_grpo.train.objectives.grpo import Grpo, Trajectories
+from customized_grpo.train.settings import GrpoSettings, MethodSettings, TrainerConfig, TrainingSettings
 from customized_grpo.train.update import Updater
 
 SEED, LR, NOISE = 7, 0.5, 0.7
@@ -219,7 +220,7 @@ def ordered(case: dict[str, Any]) -> dict[str, Any]:
 CASES = pairwise_cover()
 
 
-def rollouts(data: Data, weights: Tensor, case: dict[str, Any], dtype: torch.dtype) -> list[Rollout]:
+def rollouts(data: Data, weights: Tensor, case: dict[str, Any], dtype: torch.dtype) -> list[Trajectories]:
     """What sampling with the given weights would have left, `chunk_prompts` prompts in each."""
     steps = [step_mean(weights, data.latents[:, i], data.condition, step) for i, step in enumerate(STEPS)]
     means, stds = torch.stack([mean for mean, _ in steps], 1), [std for _, std in steps]
@@ -232,7 +233,7 @@ def rollouts(data: Data, weights: Tensor, case: dict[str, Any], dtype: torch.dty
     for first in range(0, P * G, case["chunk_prompts"] * G):
         some = slice(first, first + case["chunk_prompts"] * G)
         found.append(
-            Rollout(
+            Trajectories(
                 latents=data.latents[some].to(dtype),
                 next_latents=after[some].to(dtype),
                 log_probs=old[some].to(dtype),
@@ -266,8 +267,10 @@ def make_updater(
         **({} if "optimizer" in case else {"optimizer": Spec(use="SGD", lr=LR)}),
     )
     method = MethodSettings(**{name: case[name] for name in MethodSettings.model_fields if name in case})
-    dynamics = lambda *step, sigma_max: flow_sde(*step, noise_level=NOISE, sigma_max=sigma_max)  # noqa: E731
-    updater = Updater(policy, training, method, dynamics, accelerator, SEED)
+    config = TrainerConfig(training=training, method=method)
+    objective = Grpo(GrpoSettings(), policy, config)
+    objective.dynamics = lambda *step, sigma_max: flow_sde(*step, noise_level=NOISE, sigma_max=sigma_max)
+    updater = Updater(objective, config.training, accelerator, SEED)
     seen: list[Tensor] = []
     updater.optimizer.register_step_pre_hook(lambda *_: seen.append(updater.parameters[0].grad.double()))
     return updater, seen

@@ -99,7 +99,7 @@ def evaluate_command(
     if not examples:
         raise UserError("There is nothing to evaluate: evaluation.examples is 0; set it to 1 or more.")
     rewards, metrics = build_rewards(config.rewards), build_rewards(config.metrics, "metric")
-    policy, steps = build_policy(config), config.rollout.num_inference_steps
+    policy, steps = build_policy(config), config.evaluation_steps
 
     def measure(step: int) -> Scores:
         result = evaluations.evaluate(policy, examples, rewards, metrics, config.evaluation, steps, step)

@@ -136,7 +136,7 @@ def generate(
     policy = build_policy(config)
     sheet = draw(
         policy, example, lambda: load_trained(policy, folder, iteration), count, seed,
-        config.rollout.num_inference_steps,
+        config.evaluation_steps,
     )  # fmt: skip
     with replacing(target, new=True) as draft:
         sheet.save(draft, Image.registered_extensions()[target.suffix.lower()])

@@ -19,6 +19,7 @@ from customized_grpo.studies.probe.findings import Findings
 from customized_grpo.studies.probe.measure import Probe, ProbeSettings, choose
 from customized_grpo.studies.probe.record import ProbeFolder
 from customized_grpo.studies.probe.run import run_probe
+from customized_grpo.train.settings import FLOW_SDE
 
 
 def new_probe(
@@ -76,5 +77,5 @@ def build_probe(source: PolicySource, settings: ProbeSettings) -> Probe:
     """The probe of a policy, on the training data of its configuration. Cheap parts first."""
     config = source.config
     examples = choose(load_datasets(config.data)[0], settings)
-    rewards, dynamics = build_rewards(config.rewards), bind(config.rollout.dynamics, "dynamics")
+    rewards, dynamics = build_rewards(config.rewards), bind(config.rollout.dynamics or FLOW_SDE, "dynamics")
     return Probe(source.build(), rewards, examples, settings, dynamics, config.rollout.num_inference_steps)

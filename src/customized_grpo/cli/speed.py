@@ -78,9 +78,11 @@ def stage_table(trainer: Trainer, recorder: Recorder, warmup: int = 1) -> tuple[
     config = trainer.config
     rows = config.training.prompts_per_iteration * config.rollout.num_generations
     forward, backward = bare_passes(trainer, rows)
-    trained = trainer.job().trained_steps * config.training.inner_epochs
-    bare = config.rollout.num_inference_steps * forward + trained * backward
-    table.add_row("bare passes", f"{bare:.2f}", f"{config.rollout.num_inference_steps} x {forward:.3f}", "")
+    job = trainer.job()
+    trained = job.trained * config.training.inner_epochs
+    passes = config.rollout.num_inference_steps + job.trained * job.objective.extra_passes()
+    bare = passes * forward + trained * backward
+    table.add_row("bare passes", f"{bare:.2f}", f"{passes} x {forward:.3f}", "")
     table.add_row("", "", f"+ {trained} x {backward:.3f}", "")
     other = statistics.median(r["seconds/other"] for r in records) / statistics.median(totals)
     return table, other, statistics.median(totals) / bare

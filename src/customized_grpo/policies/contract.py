@@ -1,8 +1,8 @@
 """What a model family must offer to be trained: `Policy`, and `check_policy` that proves it does."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -95,6 +95,20 @@ def repeat(conditioning: Conditioning, times: int) -> dict[str, Tensor]:
 def rows(conditioning: Conditioning, index: slice | Tensor) -> dict[str, Tensor]:
     """The given rows of every tensor."""
     return {key: value[index] for key, value in conditioning.items()}
+
+
+@contextmanager
+def weights_replaced(policy: Policy, state: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """Inside it the policy has other trained weights, which it may not change; None leaves its own."""
+    if state is None:
+        yield
+        return
+    own = {name: tensor.clone() for name, tensor in policy.trainable_state().items()}
+    policy.load_trainable_state(state)
+    try:
+        yield
+    finally:
+        policy.load_trainable_state(own)
 
 
 def check_policy(policy: Policy, examples: Sequence[Example], *, num_inference_steps: int = 4) -> None:

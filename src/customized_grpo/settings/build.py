@@ -3,7 +3,8 @@
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ HOMES = {
     "time_weights": ("customized_grpo.functional.time_weights", "customized_grpo.train.fitted"),
     "dynamics": ("customized_grpo.functional.sde",),
     "steps": ("customized_grpo.functional.schedule",),
+    "objective": ("customized_grpo.train.objectives.grpo", "customized_grpo.train.objectives.forward"),
     "reward": REWARDS,
     "metric": REWARDS,
     "policy": ("customized_grpo.policies",),
@@ -59,6 +61,8 @@ def _fits(found: Any, slot: str) -> bool:
         return inspect.isclass(found) and hasattr(found, "velocity") and not inspect.isabstract(found)
     if slot == "dataset":
         return inspect.isclass(found) and issubclass(found, Sequence)
+    if slot == "objective":
+        return inspect.isclass(found) and hasattr(found, "SETTINGS")
     if slot == "optimizer":
         from torch.optim import Optimizer
 
@@ -145,6 +149,20 @@ def bind(spec: Spec, slot: str) -> Callable[..., Any]:
     return partial(function, **spec.arguments) if spec.arguments else function
 
 
+@contextmanager
+def named_after(setting: str) -> Iterator[None]:
+    """Anybody's function may stand behind a setting, and fails with its arguments in its own words."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).startswith(setting.split()[0]):
+            raise
+        raise UserError(f"{setting}: {error}") from error
+    except Exception as error:
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        raise UserError(f"{setting} cannot be computed with these settings: {kind}{error}") from error
+
+
 def construct(spec: Spec, slot: str, **extra: Any) -> Any:
     """Construct the object of a spec: call a class, through `from_pretrained` if it has one, or bind a function.
     `extra` arguments are passed if the signature has them and the spec does not set them."""
@@ -187,10 +205,14 @@ def check_spec(spec: Spec, slot: str, where: str = "") -> Any:
     makers = _makers(target)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(makers[0]).parameters.values())
     known = {name: p for maker in makers for name, p in _parameters(maker).items() if _is_setting(p, target)}
+    settings = getattr(target, "SETTINGS", None)  # of an objective
+    names = settings.model_fields if settings else known
     for name in spec.arguments:
-        if name not in known and not open_ended:
-            hint = nearest(name, known) or f" It takes {', '.join(known) or 'none'}."
+        if name not in names and not open_ended:
+            hint = nearest(name, names) or f" It takes {', '.join(names) or 'none'}."
             raise UserError(f"{where}: {spec.use} takes no setting '{name}'.{hint}")
+    if settings:
+        return target  # which checks their values
     for name, parameter in _parameters(makers[-1]).items():
         required = _is_setting(parameter, target) and parameter.default is parameter.empty and name not in MAY_BE_GIVEN
         if required and name not in spec.arguments:

@@ -62,15 +62,20 @@ def read_tree(path: str | Path, *, stored: bool = False) -> dict[str, Any]:
     return tree
 
 
-def parse_config(tree: Mapping[str, Any], model: type[S]) -> S:
-    """Build a settings object from plain data merged over the defaults. Errors are one sentence."""
+def parse_config(tree: Mapping[str, Any], model: type[S], prefix: str = "") -> S:
+    """Build a settings object from plain data merged over the defaults. Errors are one sentence.
+
+    `prefix` is the setting that holds the tree, for errors.
+    """
     values = _over_defaults(tree, model)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         problems = error.errors()
+        if isinstance(told := problems[0].get("ctx", {}).get("error"), UserError):  # a validator sees several settings
+            raise told from None
         listed = getattr(model, "LISTED", "") if problems[0]["type"] == "extra_forbidden" else ""
-        raise UserError(f"{sentence(problems, values, model)}{listed}") from None
+        raise UserError(f"{sentence(problems, values, model, prefix)}{listed}") from None
 
 
 def to_yaml(config: BaseModel) -> str:
@@ -155,7 +160,7 @@ def _over_defaults(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str,
     merged = dict(tree)
     for name, field in model.model_fields.items():
         given, kind, default = tree.get(name), field.annotation, _default(model, name, tree)
-        if kind is Spec and isinstance(given, str):
+        if kind in (Spec, Spec | None) and isinstance(given, str):
             merged[name] = {"use": given}
         elif not isinstance(given, Mapping):
             continue
@@ -163,16 +168,17 @@ def _over_defaults(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str,
             below = default.model_dump(exclude_unset=True) if isinstance(default, kind) else {}
             merged[name] = _over_defaults({**below, **given}, kind)
         elif kind is Spec:
-            merged[name] = _over_spec(given, default)
+            merged[name] = over_spec(given, default)
         elif get_origin(kind) is dict and get_args(kind)[1] is Spec:
             merged[name] = dict(default) if _is_merged(model, name, given) else {}
             for key, spec in given.items():
                 spec = {"use": spec} if isinstance(spec, str) else spec
-                merged[name][key] = _over_spec(spec, default.get(key)) if isinstance(spec, Mapping) else spec
+                merged[name][key] = over_spec(spec, default.get(key)) if isinstance(spec, Mapping) else spec
     return merged
 
 
-def _over_spec(given: Mapping[str, Any], default: Spec | None) -> dict[str, Any]:
+def over_spec(given: Mapping[str, Any], default: Spec | None) -> dict[str, Any]:
+    """What was given for a spec, with the default's arguments where they still fit."""
     if default is None or ("use" in given and given["use"] != default.use):
         return dict(given)
     kept = default.model_dump()

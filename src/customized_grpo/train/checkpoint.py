@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class TrainingState:
     scheduler: Mapping[str, Any]
     trainable: Mapping[str, Tensor]
     ema: Mapping[str, Tensor] | None
+    objective: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the objective keeps, such as the weights of the old policy; empty if nothing."""
 
 
 def save(folder: Path, state: TrainingState, policy: Policy, config_yaml: str) -> Path:
@@ -71,6 +73,8 @@ def save(folder: Path, state: TrainingState, policy: Policy, config_yaml: str) -
 def _write(draft: Path, state: TrainingState, policy: Policy, config_yaml: str) -> None:
     draft.mkdir(parents=True)
     save_file(_portable(state.trainable), draft / "trainable.safetensors")
+    if state.objective:
+        save_file(_portable(state.objective), draft / "objective.safetensors")
     if state.ema is not None:
         save_file(_portable(state.ema), draft / "ema.safetensors")
         policy.load_trainable_state(state.ema)
@@ -102,7 +106,7 @@ def load(checkpoint: Path) -> TrainingState:
     iteration, progress = verify(checkpoint, lambda name: not name.startswith("adapter/"))
     try:
         rest = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
-        ema = checkpoint / "ema.safetensors"
+        ema, objective = checkpoint / "ema.safetensors", checkpoint / "objective.safetensors"
         return TrainingState(
             iteration=iteration,
             progress=progress,
@@ -110,6 +114,7 @@ def load(checkpoint: Path) -> TrainingState:
             scheduler=rest["scheduler"],
             trainable=load_file(checkpoint / "trainable.safetensors"),
             ema=load_file(ema) if ema.exists() else None,
+            objective=load_file(objective) if objective.exists() else {},
         )
     except Exception as error:  # without checksums, damage shows in whatever reads it
         raise damaged(checkpoint, f"{type(error).__name__}: {error}") from error

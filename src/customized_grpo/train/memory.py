@@ -26,13 +26,14 @@ class Workload:
     """Rows in one training pass."""
     sampled: int
     """Rows in one batch of the rollout or of the evaluation, whichever has more."""
-    trained_steps: int
-    kept: int = 2
-    """Latents kept for each trained step: before and after it, and the mean if ratios are normalised."""
+    kept: int
+    """Latents kept for each row of a rollout."""
     base: bool = False
     """Whether the base policy runs beside the trained one, for the KL term."""
     average: bool = False
     """Whether the trained weights are averaged."""
+    old: bool = False
+    """Whether the weights of an old policy are kept, and replace the trained ones while sampling."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,16 @@ def estimate_memory(
     moments = [
         {"gradients": trained, "activations": peak(passes.learn, work.micro_batch)},
         {"gradients": trained, "optimizer step": trained if on_gpu else max(map(_bytes, parameters))},
-        {"sampling": work.sampled * passes.conditioning_bytes + peak(passes.forward, work.sampled)},
+        {
+            "swapped weights": trained * work.old,
+            "sampling": work.sampled * passes.conditioning_bytes + peak(passes.forward, work.sampled),
+        },
         {"decoding": 2 * work.sampled * passes.picture_bytes + decoding},
         {"encoding": encoding},
     ]
-    per_row = passes.latent_bytes * work.kept * work.trained_steps + passes.conditioning_bytes + passes.picture_bytes
+    per_row = passes.latent_bytes * work.kept + passes.conditioning_bytes + passes.picture_bytes
     weights = size_of(tensor for module in modules([policy, *others]) for tensor in _tensors(module, policy.device))
-    average, held = trained * work.average, size_of(_state(optimizer))
+    average, held = trained * (work.average + work.old), size_of(_state(optimizer))
     return MemoryEstimate(
         {
             "other" if on_gpu else "libraries": max(0, in_use(policy.device) - weights - average - held),

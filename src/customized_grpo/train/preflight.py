@@ -1,8 +1,7 @@
 """Before a run: what stops it at once, and what it will cost."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,12 +12,12 @@ import torch
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import generator
+from customized_grpo.settings.build import named_after
 from customized_grpo.store.run import RunFolder
 from customized_grpo.structures import Example
 from customized_grpo.train.memory import MemoryEstimate, Workload, estimate_memory, explain_full_device
 from customized_grpo.train.method import Method
-from customized_grpo.train.rollout import complete_dynamics
-from customized_grpo.train.settings import RolloutSettings
+from customized_grpo.train.objectives import Objective
 
 if TYPE_CHECKING:
     from customized_grpo.train.settings import TrainerConfig
@@ -55,41 +54,14 @@ def check_examples(policy: Policy, train: Any, held_out: Sequence[Example]) -> N
         policy.shape_key(example)
 
 
-def check_noise(dynamics: Any, name: str) -> None:
-    """Raise UserError if the stochastic step is deterministic: it would have no density to train on."""
-    probe, sigma, sigma_next = torch.zeros(1, 1, 1), torch.tensor([0.8]), torch.tensor([0.6])
-    with _named_after(f"rollout.dynamics '{name}'"):
-        std = complete_dynamics(dynamics, torch.tensor([1.0, 0.8, 0.0]))(probe, probe, sigma, sigma_next).std
-    if not bool((std > 0).all()):
-        raise UserError(
-            f"rollout.dynamics '{name}' has no noise (std {float(std):g}), but training needs stochastic steps; "
-            f"set a noise_level above 0."
-        )
-
-
-def check_plan(plan: Any, method: Method, settings: RolloutSettings) -> None:
-    """Raise UserError if the steps, time weights or aggregation cannot be computed as they are set."""
-    draw, count = generator("check"), settings.num_inference_steps
-    with _named_after(f"rollout.steps '{settings.steps.use}'"):
-        trained = plan(0, count, generator=draw).trained
-    with _named_after(f"method.time_weights '{method.settings.time_weights.use}'"):
-        weights = method.weights(trained / count, count, draw)
-    with _named_after(f"method.advantage '{method.settings.advantage.use}'"):
+def check_plan(objective: Objective, method: Method) -> None:
+    """Raise UserError if the steps or levels, time weights or aggregation cannot be computed as they are set."""
+    settings, draw = objective.config.rollout, generator("check")
+    progress = objective.plan(1).progress
+    with named_after(f"method.time_weights '{method.settings.time_weights.use}'"):
+        weights = method.weights(progress, settings.num_inference_steps, draw)
+    with named_after(f"method.advantage '{method.settings.advantage.use}'"):
         method.advantages(torch.randn(2, settings.num_generations, len(method.names), generator=draw), weights)
-
-
-@contextmanager
-def _named_after(setting: str) -> Iterator[None]:
-    """Anybody's function may stand behind a setting, and fails with its arguments in its own words."""
-    try:
-        yield
-    except UserError as error:
-        if str(error).startswith(setting.split()[0]):
-            raise
-        raise UserError(f"{setting}: {error}") from error
-    except Exception as error:
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        raise UserError(f"{setting} cannot be computed with these settings: {kind}{error}") from error
 
 
 # ---- what it will cost
@@ -100,7 +72,7 @@ class Job:
     """What a run will work with."""
 
     config: "TrainerConfig"
-    policy: Policy
+    objective: Objective
     optimizer: torch.optim.Optimizer
     example: Example
     """Stands for all."""
@@ -108,10 +80,18 @@ class Job:
     metrics: Mapping[str, object]
     held_out: int
     """Examples in one evaluation."""
-    trained_steps: int
     processes: int
     iteration: int
     """Iterations that are done already."""
+
+    @property
+    def policy(self) -> Policy:
+        return self.objective.policy
+
+    @property
+    def trained(self) -> int:
+        """S, of the first iteration."""
+        return len(self.objective.plan(1).progress)
 
 
 @dataclass(frozen=True)
@@ -164,15 +144,15 @@ def summarize(job: Job, run: RunFolder) -> Summary:
 def expected_memory(job: Job) -> MemoryEstimate:
     """Of the device, at the fullest moment of encoding, sampling, decoding and updating."""
     mine, chunk, size = _batches(job)
-    held_out, method = job.config.evaluation, job.config.method
+    held_out = job.config.evaluation
     work = Workload(
         rows=mine,
         micro_batch=size,
         sampled=max(chunk, min(held_out.batch, job.held_out * held_out.replicates)),
-        trained_steps=job.trained_steps,
-        kept=3 if method.ratio_norm else 2,
-        base=method.beta > 0,
+        kept=job.objective.kept(job.trained),
+        base=job.config.method.beta > 0,
         average=job.config.training.ema_decay > 0,
+        old=bool(job.objective.state()),
     )
     others = [*job.rewards.values(), *job.metrics.values()]
     return estimate_memory(job.policy, job.optimizer, job.example, work, others)
@@ -180,14 +160,15 @@ def expected_memory(job: Job) -> MemoryEstimate:
 
 def expected_seconds(job: Job) -> float:
     """Transformer passes still to come, at the cost of one forward and one forward with backward measured now."""
-    settings, training, held_out = job.config.rollout, job.config.training, job.config.evaluation
+    config, training, held_out = job.config, job.config.training, job.config.evaluation
     mine, _, size = _batches(job)
     forward, learning = pass_seconds(job.policy, job.example, size)
-    trained, left = job.trained_steps * training.inner_epochs, training.iterations - job.iteration
-    iteration = mine / size * (settings.num_inference_steps * forward + trained * learning)
+    left, updated = training.iterations - job.iteration, job.trained * training.inner_epochs
+    passes = config.rollout.num_inference_steps + job.trained * job.objective.extra_passes()
+    iteration = mine / size * (passes * forward + updated * learning)
     pictures = job.held_out * held_out.replicates / job.processes
     times = (left // held_out.every if held_out.every else 1) + (job.iteration == 0)
-    return left * iteration + times * pictures / size * settings.num_inference_steps * forward
+    return left * iteration + times * pictures / size * config.evaluation_steps * forward
 
 
 def _batches(job: Job) -> tuple[int, int, int]:

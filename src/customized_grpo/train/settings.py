@@ -1,11 +1,19 @@
 """Settings of training. A run folder and the command line read them without importing torch."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from customized_grpo.errors import UserError
 from customized_grpo.settings import Role, Settings, Spec
+from customized_grpo.settings.parse import over_spec, parse_config
+
+
+def _spec(use: str, **arguments: Any) -> Spec:
+    return Spec(use=use, **arguments)
 
 
 class MethodSettings(Settings):
@@ -19,13 +27,13 @@ class MethodSettings(Settings):
     package.module:name."""
     advantage_clamp: Annotated[float, Role.APPLIED] = Field(default=5.0, gt=0)
     """Advantages are clamped to plus or minus this value."""
-    clip_range: Annotated[float, Role.APPLIED] = Field(default=1e-3, gt=0)
-    """c of the clipped surrogate; 1e-4 in the paper's recipe."""
-    ratio_norm: Annotated[bool, Role.APPLIED] = True
-    """Use GRPO-Guard's normalized log-ratio. Without it, the gradients of late steps, which have little noise, dominate
-    those of early steps, where the prompt is decided."""
+    clip_range: Annotated[float | None, Role.APPLIED] = Field(default=None, gt=0)
+    """c of the clipped surrogate; 1e-4 in the paper's recipe. Null is 1e-3 for grpo and 1 for awm; nft has none."""
+    ratio_norm: Annotated[bool | None, Role.APPLIED] = None
+    """For grpo, where null is true: use GRPO-Guard's normalized log-ratio. Without it, the gradients of late steps,
+    which have little noise, dominate those of early steps, where the prompt is decided."""
     beta: Annotated[float, Role.APPLIED] = Field(default=0.0, ge=0)
-    """Weight of the KL divergence from the base policy; requires an adapter."""
+    """Weight of the KL divergence from the base policy, of nft and awm that of velocities; requires an adapter."""
 
 
 class RolloutSettings(Settings):
@@ -34,13 +42,16 @@ class RolloutSettings(Settings):
     num_generations: Annotated[int, Role.APPLIED] = Field(default=8, ge=2)
     """G: images per prompt. At least two, because advantages are relative to the group."""
     num_inference_steps: Annotated[int, Role.KEPT] = Field(default=10, ge=2)
-    """T: denoising steps, in training and in evaluation."""
-    dynamics: Annotated[Spec, Role.APPLIED] = Spec(use="flow_sde", noise_level=0.7)  # pyright: ignore[reportCallIssue]
-    """The stochastic step: dance_sde, flow_sde, cps, or package.module:name."""
-    steps: Annotated[Spec, Role.APPLIED] = Spec(use="random_fraction", fraction=0.6)  # pyright: ignore[reportCallIssue]
-    """Which steps are stochastic and trained: all_steps, random_fraction, sliding_window, or package.module:name."""
-    share_initial_noise: Annotated[bool, Role.APPLIED] = True
-    """Start all generations of a prompt from the same noise; they are computed once until the first stochastic step."""
+    """T: denoising steps in training."""
+    dynamics: Annotated[Spec | None, Role.APPLIED] = None
+    """For grpo, the stochastic step: dance_sde, flow_sde, cps, or package.module:name. Null is flow_sde with
+    noise_level 0.7. The other objectives sample without noise."""
+    steps: Annotated[Spec | None, Role.APPLIED] = None
+    """For grpo, which steps are stochastic and trained: all_steps, random_fraction, sliding_window, or
+    package.module:name. Null is random_fraction with fraction 0.6."""
+    share_initial_noise: Annotated[bool | None, Role.APPLIED] = None
+    """Start all generations of a prompt from the same noise; they are computed once until the first stochastic step.
+    Null is true for grpo. The other objectives need separate noise."""
     chunk_prompts: Annotated[int | None, Role.RUNTIME] = Field(default=None, ge=1)
     """Prompts sampled in one batch; default: all. It affects memory, and the result only by rounding."""
 
@@ -53,9 +64,9 @@ class TrainingSettings(Settings):
     prompts_per_iteration: Annotated[int, Role.KEPT] = Field(default=8, ge=1)
     """Prompts per iteration over all processes; must be divisible by their number."""
     optimizer: Annotated[Spec, Role.ARGUMENTS] = Spec.model_validate(
-        {"use": "AdamW", "lr": 1.5e-4, "betas": [0.9, 0.99], "weight_decay": 0.0}
+        {"use": "AdamW", "lr": None, "betas": [0.9, 0.99], "weight_decay": 0.0}
     )
-    """An optimizer of torch.optim, or package.module:name."""
+    """An optimizer of torch.optim, or package.module:name. The learning rate null is 1.5e-4 for grpo, else 3e-4."""
     lr_schedule: Annotated[Literal["constant", "constant_with_warmup", "linear", "cosine"], Role.APPLIED] = "constant"
     """Learning rate schedule, as in diffusers' `get_scheduler`. A run resumed with more iterations continues on the
     schedule of its new length."""
@@ -66,12 +77,13 @@ class TrainingSettings(Settings):
     inner_epochs: Annotated[int, Role.APPLIED] = Field(default=1, ge=1)
     """Passes over each rollout per update."""
     updates_per_epoch: Annotated[int, Role.APPLIED] = Field(default=2, ge=1)
-    """Optimizer steps per pass; the trained denoising steps are divided among them."""
+    """Optimizer steps per pass; the trained steps or levels are divided among them."""
     micro_batch: Annotated[int | None, Role.RUNTIME] = Field(default=None, ge=1)
     """Rows in one forward pass; default: a whole chunk, which reproduces the rollout's log-probabilities exactly."""
-    old_log_probs: Annotated[Literal["rollout", "recompute"], Role.RUNTIME] = "rollout"
-    """Source of the ratio's denominator. `recompute` first runs a pass in the batches of the update. Use it in bfloat16
-    if the micro-batch differs from the rollout's, because rounding alone can then exceed the clip range."""
+    old_log_probs: Annotated[Literal["rollout", "recompute"] | None, Role.RUNTIME] = None
+    """For grpo, source of the ratio's denominator; null is `rollout`. `recompute` first runs a pass in the batches of
+    the update. Use it in bfloat16 if the micro-batch differs from the rollout's, because rounding alone can then exceed
+    the clip range."""
     ema_decay: Annotated[float, Role.APPLIED] = Field(default=0.9, ge=0, lt=1)
     """Decay of the moving average of the trained weights, used in evaluation and the saved adapter; 0 disables it."""
 
@@ -81,6 +93,8 @@ class EvaluationSettings(Settings):
 
     every: Annotated[int, Role.APPLIED] = Field(default=10, ge=0)
     """Iterations between evaluations; 0 evaluates only before and after training."""
+    num_inference_steps: Annotated[int | None, Role.KEPT] = Field(default=None, ge=2)
+    """Denoising steps in evaluation and of generated images; null is those of training."""
     examples: Annotated[int, Role.KEPT] = Field(default=48, ge=0)
     """Number of held-out examples, from the start of the evaluation data; 0 disables evaluation."""
     replicates: Annotated[int, Role.KEPT] = Field(default=2, ge=1)
@@ -94,6 +108,85 @@ class EvaluationSettings(Settings):
     base: Annotated[Path | None, Role.KEPT] = None
     """File with an evaluation of the base policy on the same tasks and noise. It replaces the evaluation before
     training, so that runs that are compared share it."""
+
+
+class GrpoSettings(Settings):
+    """Arguments of the objective grpo."""
+
+    divergence_threshold: float | None = Field(default=None, gt=0)
+    """Null clips the ratio. A number drops steps that have moved further from the old policy instead, in nats per
+    latent element (Flow-DPPO; 1e-5 in its code)."""
+
+
+class ForwardSettings(Settings):
+    """Arguments that the objectives on the forward process share."""
+
+    levels: int = Field(default=4, ge=1)
+    """S: noise levels of one iteration, the same for all images."""
+    window: tuple[float, float] = (0.0, 1.0)
+    """Progress from which and before which levels are drawn; 0 is noise, 1 the image."""
+    continuous: bool = False
+    """Draw one level from each of S equal parts of the window. Otherwise draw S of the sampling steps inside it."""
+    advantage_clip: float | None = Field(default=None, gt=0)
+    """c: advantages are clipped to plus or minus this value. Null is 1.25, or 1.8 with normalize=batch."""
+    normalize: Literal["none", "batch"] = "none"
+    """Divide advantages by their standard deviation over the batch of all processes, before the clip."""
+    centre: bool = False
+    """Subtract the mean of the group from advantages, which aggregations such as SARS do not leave at 0."""
+    decay: float = Field(default=0.3, ge=0, lt=1)
+    """Share of the old policy that remains after an iteration; with `decay_rate` the largest."""
+    decay_rate: float | None = Field(default=None, gt=0)
+    """Grow the decay by this much per optimizer step; null keeps it constant."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_clip(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("advantage_clip") is not None:
+            return values
+        return {**values, "advantage_clip": 1.8 if values.get("normalize") == "batch" else 1.25}
+
+    @field_validator("window")
+    @classmethod
+    def _window_is_one(cls, window: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= window[0] < window[1] <= 1:
+            raise ValueError("two ascending numbers from 0 to 1")
+        return window
+
+
+class NftSettings(ForwardSettings):
+    """Arguments of the objective nft."""
+
+    mix: float = Field(default=1.0, gt=0)
+    """The paper's beta: how far the new velocity moves the mixtures from the old one."""
+
+
+class AwmSettings(ForwardSettings):
+    """Arguments of the objective awm."""
+
+    weighting: Literal["uniform", "sigma", "sigma_squared", "huber", "ghuber"] = "ghuber"
+    """How the matching error counts as a log-probability."""
+    power: float = Field(default=0.25, gt=0)
+    """Of ghuber."""
+    old_beta: float = Field(default=1.0, ge=0)
+    """Weight of the KL divergence of velocities from the old policy, a moving average of the trained one."""
+
+
+OBJECTIVES: dict[str, type[Settings]] = {"grpo": GrpoSettings, "nft": NftSettings, "awm": AwmSettings}
+"""Those of this package, with their arguments."""
+FLOW_SDE = _spec("flow_sde", noise_level=0.7)
+RANDOM_STEPS = _spec("random_fraction", fraction=0.6)
+DEPENDENT: dict[str, dict[str, Any]] = {
+    "method.clip_range": {"grpo": 1e-3, "awm": 1.0},
+    "method.ratio_norm": {"grpo": True},
+    "rollout.dynamics": {"grpo": FLOW_SDE, "flow_dppo": FLOW_SDE},
+    "rollout.steps": {"grpo": RANDOM_STEPS, "flow_dppo": RANDOM_STEPS},
+    "rollout.share_initial_noise": {"grpo": True, "flow_dppo": True, "nft": False, "awm": False},
+    "training.old_log_probs": {"grpo": "rollout", "flow_dppo": "rollout"},
+}
+"""What null means in a setting, by objective; flow_dppo is grpo with a divergence_threshold. An objective of this
+package that is not listed has no use for the setting."""
+LEARNING_RATES = {"grpo": 1.5e-4, "flow_dppo": 1.5e-4}
+"""What null means as the learning rate; 3e-4 for other objectives."""
 
 
 class TrackingSettings(Settings):
@@ -126,6 +219,8 @@ class TrainerConfig(Settings):
     """Random seed of the run."""
     output: Annotated[Path | None, Role.RUNTIME] = None
     """The run folder; default: a new one under runs/."""
+    objective: Annotated[Spec, Role.ARGUMENTS] = Spec(use="grpo")
+    """What is trained on: grpo, nft, awm, or package.module:name. It also decides what null means in other settings."""
     method: MethodSettings = MethodSettings()
     rollout: RolloutSettings = RolloutSettings()
     training: TrainingSettings = TrainingSettings()
@@ -133,12 +228,82 @@ class TrainerConfig(Settings):
     tracking: TrackingSettings = TrackingSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Fill in what depends on the objective, and refuse what means nothing with it."""
+        objective = _with_arguments(_plain(values.get("objective", "grpo")))
+        names = ("method", "rollout", "training", "evaluation")
+        sections = {name: dict(part) for name in names if isinstance(part := _plain(values.get(name, {})), Mapping)}
+        if not isinstance(objective, Mapping) or "use" not in objective or len(sections) < len(names):
+            return values  # which is refused
+        for setting in DEPENDENT:
+            section, _, name = setting.partition(".")
+            sections[section][name] = _filled(setting, sections[section].get(name), objective)
+        training, evaluation = sections["training"], sections["evaluation"]
+        optimizer = _plain(training.get("optimizer", TrainingSettings.model_fields["optimizer"].default))
+        if isinstance(optimizer, Mapping) and "lr" in optimizer and optimizer["lr"] is None:
+            training["optimizer"] = {**optimizer, "lr": LEARNING_RATES.get(_kind(objective), 3e-4)}
+        if evaluation.get("num_inference_steps") is None:
+            default = RolloutSettings.model_fields["num_inference_steps"].default
+            evaluation["num_inference_steps"] = sections["rollout"].get("num_inference_steps", default)
+        return {**values, **sections, "objective": objective}
+
+    @property
+    def evaluation_steps(self) -> int:
+        """Denoising steps in evaluation and of generated images."""
+        return self.evaluation.num_inference_steps or self.rollout.num_inference_steps
+
+    def resolved(self) -> "TrainerConfig":
+        """The same with everything filled in that depends on the objective."""
+        return parse_config(dict(self), type(self))
+
     def specs(self) -> list[tuple[str, str, Spec]]:
         """(setting, slot, spec) of every function and class that the configuration names."""
-        return [
+        found = [
+            ("objective", "objective", self.objective),
             ("method.advantage", "advantage", self.method.advantage),
             ("method.time_weights", "time_weights", self.method.time_weights),
             ("rollout.dynamics", "dynamics", self.rollout.dynamics),
             ("rollout.steps", "steps", self.rollout.steps),
             ("training.optimizer", "optimizer", self.training.optimizer),
         ]
+        return [(setting, slot, spec) for setting, slot, spec in found if spec is not None]
+
+
+def _plain(value: Any) -> Any:
+    """Settings and specs as the mapping that they would be read from."""
+    return value.model_dump() if isinstance(value, Settings | Spec) else value
+
+
+def _with_arguments(objective: Any) -> Any:
+    """An objective of this package with all its arguments; anything else as it is."""
+    objective = {"use": objective} if isinstance(objective, str) else objective
+    settings = OBJECTIVES.get(objective.get("use", "")) if isinstance(objective, Mapping) else None
+    if settings is None:
+        return objective
+    given = {name: value for name, value in objective.items() if name != "use"}
+    return {"use": objective["use"], **parse_config(given, settings, "objective").model_dump(mode="json")}
+
+
+def _kind(objective: Mapping[str, Any]) -> str:
+    return "flow_dppo" if objective.get("divergence_threshold") is not None else objective["use"]
+
+
+def _filled(setting: str, value: Any, objective: Mapping[str, Any]) -> Any:
+    """A setting that depends on the objective: what was written, or what null means.
+
+    Raises:
+        UserError: if it was written, and means nothing with the objective.
+    """
+    kind = _kind(objective)
+    default = DEPENDENT[setting].get(kind)
+    if value is None:
+        return _plain(default)
+    if objective["use"] in OBJECTIVES and (default is None or (default is False and value)):
+        written = value["use"] if isinstance(value, Mapping) and "use" in value else value
+        why = "with a divergence_threshold" if kind == "flow_dppo" else f"with the objective {kind}"
+        raise UserError(
+            f"{setting} is {json.dumps(written)}, which means nothing {why}; remove it, or use objective=grpo."
+        )
+    return over_spec(value, default) if isinstance(value, Mapping) and isinstance(default, Spec) else value

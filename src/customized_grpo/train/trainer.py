@@ -1,4 +1,4 @@
-"""GRPO for competing rewards, on accelerate: draw prompts, sample groups, score, compute advantages, update."""
+"""Training on competing rewards, on accelerate: draw prompts, sample groups, score, compute advantages, update."""
 
 import errno
 import signal
@@ -25,11 +25,9 @@ from customized_grpo.distributed import (
     warn_of_missing_processes,
 )
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.functional.schedule import StepPlan
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import generator, seed_global
 from customized_grpo.rewards.scoring import RewardFunction, named, score_groups
-from customized_grpo.settings.build import bind
 from customized_grpo.settings.identity import changes_on_resume
 from customized_grpo.store.run import RunFolder
 from customized_grpo.store.scores import Change, read_scores, write_scores
@@ -42,16 +40,9 @@ from customized_grpo.train.grids import copy_grid, save_grid, save_history
 from customized_grpo.train.memory import explain_full_device
 from customized_grpo.train.meters import Clock
 from customized_grpo.train.method import Method, SpreadGuard, describe_advantages, describe_rewards
-from customized_grpo.train.preflight import (
-    Job,
-    Summary,
-    check_examples,
-    check_noise,
-    check_plan,
-    check_sizes,
-    summarize,
-)
-from customized_grpo.train.rollout import RowNoise, collect
+from customized_grpo.train.objectives import Plan, make_objective
+from customized_grpo.train.preflight import Job, Summary, check_examples, check_plan, check_sizes, summarize
+from customized_grpo.train.rollout import RowNoise
 from customized_grpo.train.trackers import (
     check_trackers,
     end_training,
@@ -128,24 +119,22 @@ class Trainer:
         from customized_grpo.train.settings import TrainerConfig
 
         self.policy, self.rewards, self.metrics = policy, named(rewards), dict(metrics or {})
-        self.config = config or TrainerConfig()
+        self.config = (config or TrainerConfig()).resolved()
         self.train_dataset = train_dataset
         count = self.config.evaluation.examples
         self.eval_examples = [eval_dataset[i] for i in range(min(count, len(eval_dataset)))] if eval_dataset else []
         self.accelerator = Accelerator(cpu=policy.device.type == "cpu")
         warn_of_missing_processes(self.accelerator.num_processes)
         self.method = Method(self.config.method, list(self.rewards))
-        self.dynamics = bind(self.config.rollout.dynamics, "dynamics")
-        self.plan = bind(self.config.rollout.steps, "steps")
+        self.objective = make_objective(policy, self.config)
         check_sizes(self.config, len(train_dataset), self.accelerator.num_processes)
         check_examples(policy, train_dataset, self.eval_examples)
-        check_noise(self.dynamics, self.config.rollout.dynamics.use)
-        check_plan(self.plan, self.method, self.config.rollout)
+        self.objective.check()
+        check_plan(self.objective, self.method)
         check_trackers(self.config.tracking)
         self.update = Updater(
-            policy, self.config.training, self.config.method, self.dynamics, self.accelerator, self.config.seed,
-            self._updates_after(0),
-        )  # fmt: skip
+            self.objective, self.config.training, self.accelerator, self.config.seed, self._updates_after(0)
+        )
         self.spread_guard, self.clock, self.observer = SpreadGuard(), Clock(), Observer()
         self.iteration, self.samples = 0, 0
         self.stop_requested = False
@@ -153,9 +142,8 @@ class Trainer:
     def job(self) -> Job:
         """What preflight counts from."""
         return Job(
-            self.config, self.policy, self.update.optimizer, self.train_dataset[0], self.rewards, self.metrics,
-            held_out=len(self.eval_examples), trained_steps=len(self._step_plan(1).trained),
-            processes=self.accelerator.num_processes, iteration=self.iteration,
+            self.config, self.objective, self.update.optimizer, self.train_dataset[0], self.rewards, self.metrics,
+            held_out=len(self.eval_examples), processes=self.accelerator.num_processes, iteration=self.iteration,
         )  # fmt: skip
 
     # ---- the loop
@@ -215,15 +203,18 @@ class Trainer:
         # 1. and 2. Draw prompts, sample groups, score them.
         self._stage("rollout")
         with fail_together(self.accelerator):
-            chunks, plan = self._chunks(*self._draw(iteration)), self._step_plan(iteration)
+            chunks, plan = self._chunks(*self._draw(iteration)), self.objective.plan(iteration)
             rollouts, scored = self._sample_and_score(iteration, chunks, plan)
         rewards = gather(self.accelerator, torch.cat([some.values for some in scored]))
         # 3. Scores to advantages, over the groups of all processes.
         draw = generator("weights", self.config.seed, iteration)
         with fail_together(self.accelerator):
             self.spread_guard.check(rewards, self.method.names, iteration)
-            weights = self.method.weights(rollouts[0].progress, settings.num_inference_steps, draw)
+            weights = self.method.weights(plan.progress, settings.num_inference_steps, draw)
             everyone = self.method.advantages(rewards, weights)
+            clamp = self.config.method.advantage_clamp
+            told = describe_rewards(rewards, self.method.names) | describe_advantages(everyone, rewards, clamp)
+            everyone, more = self.objective.advantages(everyone, rewards.isfinite().any(dim=-1))
         share = len(everyone) // self.accelerator.num_processes
         own = everyone[share * self.accelerator.process_index :][:share].flatten(0, 1)
         # 4. Update.
@@ -231,8 +222,7 @@ class Trainer:
         with self.clock("update"):
             record = self.update(iteration, rollouts, own.to(self.policy.device))
         self.iteration, self.samples = iteration, self.samples + rewards.shape[0] * rewards.shape[1]
-        clamp = self.config.method.advantage_clamp
-        return describe_rewards(rewards, self.method.names) | describe_advantages(everyone, rewards, clamp) | record
+        return told | more | record
 
     def _begin(self) -> None:
         """Remember what an iteration or an evaluation that fails must not leave behind."""
@@ -252,16 +242,12 @@ class Trainer:
         }
         return slots, [self.train_dataset[int(orders[epoch][place])] for epoch, place in places]
 
-    def _step_plan(self, iteration: int) -> StepPlan:
-        draw = generator("steps", self.config.seed, iteration)
-        return self.plan(iteration - 1, self.config.rollout.num_inference_steps, generator=draw)
-
     def _updates_after(self, iteration: int) -> int:
         """Optimizer steps of the iterations after this one, no more per epoch than there are trained steps."""
         training = self.config.training
         if training.lr_schedule not in ("linear", "cosine"):
             return 0  # no other schedule asks
-        counts = (len(self._step_plan(n).trained) for n in range(iteration + 1, training.iterations + 1))
+        counts = (len(self.objective.plan(n).progress) for n in range(iteration + 1, training.iterations + 1))
         return training.inner_epochs * sum(min(training.updates_per_epoch, count) for count in counts)
 
     def _chunks(self, slots: list[int], examples: list[Example]) -> list[list[tuple[int, Example]]]:
@@ -273,7 +259,7 @@ class Trainer:
         return [group[i : i + size] for group in by_shape.values() for i in range(0, len(group), size)]
 
     def _sample_and_score(
-        self, iteration: int, chunks: list[list[tuple[int, Example]]], plan: StepPlan
+        self, iteration: int, chunks: list[list[tuple[int, Example]]], plan: Plan
     ) -> tuple[list[Rollout], list[Rewards]]:
         """With several chunks, one is scored while the next is sampled; what is left to wait for counts as rewards."""
 
@@ -284,26 +270,23 @@ class Trainer:
         rollouts: list[Rollout] = []
         waiting: list[Future[Rewards]] = []
         with ThreadPoolExecutor(1) as beside:
-            for chunk in chunks:
-                with explain_full_device(self.policy.device, "rollout"):
+            with explain_full_device(self.policy.device, "rollout"), self.objective.sampling():
+                for chunk in chunks:
                     rollouts.append(self._collect(iteration, chunk, plan))
-                if len(chunks) > 1:
-                    waiting.append(beside.submit(score, rollouts[-1], chunk))
+                    if len(chunks) > 1:
+                        waiting.append(beside.submit(score, rollouts[-1], chunk))
             self._stage("rewards")
             with self.clock("rewards"), explain_full_device(self.policy.device, "rewards"):
                 if len(chunks) == 1:
                     return rollouts, [score(rollouts[0], chunks[0])]
                 return rollouts, [future.result() for future in waiting]
 
-    def _collect(self, iteration: int, chunk: list[tuple[int, Example]], plan: StepPlan) -> Rollout:
+    def _collect(self, iteration: int, chunk: list[tuple[int, Example]], plan: Plan) -> Rollout:
         with self.clock("rollout"):
             conditioning = self.policy.encode([example for _, example in chunk])
-        settings = self.config.rollout
-        noise = RowNoise(self.config.seed, iteration, [slot for slot, _ in chunk], settings.num_generations)
-        return collect(
-            self.policy, conditioning, plan, noise, settings, self.dynamics,
-            stage=self.clock, keep_means=self.config.method.ratio_norm,
-        )  # fmt: skip
+        slots, generations = [slot for slot, _ in chunk], self.config.rollout.num_generations
+        noise = RowNoise(self.config.seed, iteration, slots, generations)
+        return self.objective.collect(conditioning, plan, noise, self.clock)
 
     # ---- evaluation, tracking, checkpoints
 
@@ -335,7 +318,7 @@ class Trainer:
         with self.clock("evaluation"), self.update.averaged_weights():
             evaluation = evaluations.evaluate(
                 self.policy, self.eval_examples, self.rewards, self.metrics, self.config.evaluation,
-                self.config.rollout.num_inference_steps, self.iteration, self.accelerator,
+                self.config.evaluation_steps, self.iteration, self.accelerator,
             )  # fmt: skip
             if self.accelerator.is_main_process:
                 write_scores(run.evaluation(self.iteration), evaluation.scores)
@@ -376,6 +359,7 @@ class Trainer:
                 "updates": self.update.updates,
                 "skipped": self.update.skipped,
                 "streak": self._before,
+                "first_norm": self.update.first_norm,
             }
             state = TrainingState(
                 self.iteration, counters, **self.update.state(), trainable=self.policy.trainable_state(),
@@ -409,6 +393,7 @@ class Trainer:
         except KeyError as error:
             raise checkpoints.damaged(found[-1], f"state.json has no {error}") from error
         self.samples, self.update.updates, self.update.skipped, streak = counters
+        self.update.first_norm = state.progress.get("first_norm")  # not in earlier versions
         self.spread_guard.streak = streak if isinstance(streak, dict) else {}  # one number in earlier versions
         self.iteration, done = state.iteration, self.update.updates + self.update.skipped
         self.update.restore(state, arguments, total=done + self._updates_after(self.iteration))

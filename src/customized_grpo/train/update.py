@@ -1,10 +1,8 @@
-"""The update: trained steps of a rollout to optimizer steps, with the guards against training nothing."""
+"""The update: rollouts to optimizer steps on any objective, with the guards against training nothing."""
 
-import math
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -12,9 +10,7 @@ from torch import Tensor
 
 from customized_grpo.distributed import average, combine, fail_together, gather
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.functional import sde
-from customized_grpo.functional.surrogate import approx_kl, clipped_surrogate, gaussian_kl, normalized_log_ratio
-from customized_grpo.policies.contract import Policy, rows
+from customized_grpo.policies.contract import weights_replaced
 from customized_grpo.randomness import generator
 from customized_grpo.settings import Spec
 from customized_grpo.settings.build import construct
@@ -22,36 +18,23 @@ from customized_grpo.structures import Rollout
 from customized_grpo.train.checkpoint import TrainingState
 from customized_grpo.train.memory import explain_full_device
 from customized_grpo.train.meters import Meter
-from customized_grpo.train.rollout import complete_dynamics
-from customized_grpo.train.settings import MethodSettings, TrainingSettings
-from customized_grpo.train.trajectory import Dynamics
-
-
-class MicroBatch(NamedTuple):
-    """Some rows of one rollout at one trained step: what one forward and backward pass sees."""
-
-    rollout: Rollout
-    rows: slice
-    column: int
-    """Which of the S trained steps."""
-    advantage: Tensor
-    share: float
-    """Of the optimizer step that it belongs to."""
+from customized_grpo.train.objectives import MicroBatch, Objective
+from customized_grpo.train.settings import TrainingSettings
 
 
 def micro_batches(
-    rollouts: list[Rollout], advantage: Tensor, columns: list[int], size: int | None
+    rollouts: Sequence[Rollout], advantage: Tensor, columns: list[int], size: int | None, first: bool
 ) -> Iterator[MicroBatch]:
-    """All rows at the given trained steps, `size` rows at a time; None takes whole rollouts."""
+    """All rows at the given columns, `size` rows at a time; None takes whole rollouts."""
     start = 0
     for rollout in rollouts:
-        count = len(rollout.log_probs)
+        count = len(rollout)
         for low in range(0, count, size or count):
             some = slice(low, min(low + (size or count), count))
             share = (some.stop - some.start) / (len(advantage) * len(columns))
             for column in columns:
                 own = advantage[start + some.start : start + some.stop, column]
-                yield MicroBatch(rollout, some, column, own, share)
+                yield MicroBatch(rollout, some, column, own, share, first)
         start += count
 
 
@@ -91,10 +74,8 @@ class Updater:
     """Owns the optimizer, its schedule and the weight average; turns rollouts and advantages into optimizer steps.
 
     Args:
-        policy: the one that sampled.
+        objective: which gives the loss of a micro-batch, and has the policy.
         settings: of the update.
-        method: clip range, KL weight, ratio normalisation.
-        dynamics: those of the rollout.
         accelerator: of the run.
         seed: of the order of the steps.
         total: optimizer steps of the whole run, for schedules that end with it; None is the most there can be.
@@ -106,24 +87,24 @@ class Updater:
 
     def __init__(
         self,
-        policy: Policy,
+        objective: Objective,
         settings: TrainingSettings,
-        method: MethodSettings,
-        dynamics: Dynamics,
         accelerator: Accelerator,
         seed: int,
         total: int | None = None,
     ) -> None:
-        self.policy, self.settings, self.method, self.dynamics = policy, settings, method, dynamics
+        self.objective, self.policy, self.settings = objective, objective.policy, settings
         self.accelerator, self.seed, self.iteration = accelerator, seed, 0
-        self.parameters = policy.trainable_parameters()
+        self.parameters = self.policy.trainable_parameters()
         if not self.parameters:
             raise TrainingError("The policy has no trainable parameter: the adapter is bound to nothing.")
         self.optimizer: torch.optim.Optimizer = construct(settings.optimizer, "optimizer", params=self.parameters)
         self.state_names = try_optimizer(settings.optimizer, self._smallest[1])
         self.scheduler = self._make_scheduler(total)
-        self.ema = {n: t.clone() for n, t in policy.trainable_state().items()} if settings.ema_decay else None
+        self.ema = {n: t.clone() for n, t in self.policy.trainable_state().items()} if settings.ema_decay else None
         self.updates, self.skipped, self.moved = 0, 0, False
+        self.first_norm: float | None = None
+        """|v| of the first iteration, where there is no base policy to compare with."""
         self.whole = True
         """Whether the weights are those after a finished iteration."""
 
@@ -144,7 +125,7 @@ class Updater:
             last_epoch=done - 1,
         )  # fmt: skip
 
-    def __call__(self, iteration: int, rollouts: list[Rollout], advantage: Tensor) -> dict[str, float]:
+    def __call__(self, iteration: int, rollouts: Sequence[Rollout], advantage: Tensor) -> dict[str, float]:
         """inner_epochs x updates_per_epoch optimizer steps.
 
         Args:
@@ -158,73 +139,35 @@ class Updater:
         Raises:
             TrainingError: from a guard.
         """
-        self.iteration = iteration
+        self.iteration = self.objective.iteration = iteration
         meter, num_steps = Meter(), advantage.shape[1]
-        if self.settings.old_log_probs == "recompute":
-            with self._memory():
-                rollouts = [self._recompute(rollout) for rollout in rollouts]
+        with self._memory():
+            rollouts = self.objective.prepare(rollouts)
         parts = min(self.settings.updates_per_epoch, num_steps)
         for epoch in range(self.settings.inner_epochs):
             order = torch.randperm(num_steps, generator=generator("update", self.seed, iteration, epoch))
             for part in range(parts):
-                columns = order[part::parts].tolist()
+                columns, size = order[part::parts].tolist(), self.settings.micro_batch
                 with self._memory():
-                    for batch in micro_batches(rollouts, advantage, columns, self.settings.micro_batch):
-                        self._backward(batch, on_policy=epoch == part == 0, meter=meter)
+                    for batch in micro_batches(rollouts, advantage, columns, size, first=epoch == part == 0):
+                        self._backward(batch, meter)
                 self._step(meter, teaches=bool(advantage[:, columns].any()))
+        self.objective.after_iteration(self.updates)
         self.whole = True
-        return combine(self.accelerator, mean=meter.means(), maximum=meter.maxima) | {
+        record = combine(self.accelerator, mean=meter.means(), maximum=meter.maxima)
+        if "update/velocity_norm" in record and not self.objective.config.method.beta:
+            self.first_norm = self.first_norm or record["update/velocity_norm"]
+            record["update/velocity_norm"] /= self.first_norm
+        return record | {
             "update/learning_rate": self.optimizer.param_groups[0]["lr"],
             "update/skipped": self.skipped,
         }
 
-    def _backward(self, batch: "MicroBatch", on_policy: bool, meter: Meter) -> None:
+    def _backward(self, batch: MicroBatch, meter: Meter) -> None:
         """Accumulate the gradient of one micro-batch."""
-        method, rollout, some, column = self.method, batch.rollout, batch.rows, batch.column
-        step = self._gaussian(rollout, some, column)
-        log_ratio = sde.log_prob(step, rollout.next_latents[some, column]) - rollout.log_probs[some, column]
-        drift = float(log_ratio.detach().abs().max())
-        meter.maximum("update/ratio_max", math.exp(min(drift, 80.0)))
-        meter.mean("update/approx_kl", float(approx_kl(log_ratio.detach())), batch.share)
-        if method.ratio_norm:
-            assert rollout.means is not None
-            log_ratio = normalized_log_ratio(log_ratio, step, sde.Gaussian(rollout.means[some, column], step.std))
-        if on_policy:
-            drift = max(drift, float(log_ratio.detach().abs().max()))  # as it is, and as it is clipped
-            meter.maximum("update/first_ratio_error", drift)
-            self._guard_first_ratio(drift)
-        surrogate = clipped_surrogate(log_ratio, batch.advantage, method.clip_range)
-        loss = surrogate.losses.mean()
-        if method.beta:
-            with torch.no_grad(), self.policy.base():
-                base = self._gaussian(rollout, some, column)
-            kl = gaussian_kl(step, base).mean()
-            meter.mean("update/kl", float(kl.detach()), batch.share)
-            loss = loss + method.beta * kl
+        loss = self.objective.loss(batch, meter)
         meter.mean("update/loss", float(loss.detach()), batch.share)
-        meter.mean("update/clip_share", float(surrogate.clip_share), batch.share)
         (loss * batch.share).backward()
-
-    def _gaussian(self, rollout: Rollout, some: slice, column: int) -> sde.Gaussian:
-        latents, step = rollout.latents[some, column], int(rollout.steps[column])
-        sigma, sigma_next = (rollout.sigmas[i].expand(len(latents)) for i in (step, step + 1))
-        velocity = self.policy.velocity(latents, sigma, rows(rollout.conditioning, some))
-        return complete_dynamics(self.dynamics, rollout.sigmas)(latents, velocity, sigma, sigma_next)
-
-    @torch.no_grad()
-    def _recompute(self, rollout: Rollout) -> Rollout:
-        """The rollout with log-probs, and means where it keeps them, computed in the update's own batches."""
-        size = self.settings.micro_batch or len(rollout.log_probs)
-        old = torch.empty_like(rollout.log_probs)
-        means = None if rollout.means is None else torch.empty_like(rollout.means)
-        for row in range(0, len(old), size):
-            some = slice(row, row + size)
-            for column in range(old.shape[1]):
-                step = self._gaussian(rollout, some, column)
-                old[some, column] = sde.log_prob(step, rollout.next_latents[some, column])
-                if means is not None:
-                    means[some, column] = step.mean
-        return replace(rollout, log_probs=old, means=means)
 
     def _step(self, meter: Meter, teaches: bool) -> None:
         """Average gradients over processes, check, clip, step. `teaches`: whether any advantage is not 0."""
@@ -261,20 +204,6 @@ class Updater:
             yield
 
     # ---- guards
-
-    def _guard_first_ratio(self, drift: float) -> None:
-        """Before the first optimizer step the policy is the one that sampled, so the ratio must be 1: rounding may
-        move it by a tenth of the clip range at most, or the clip would act on noise."""
-        tolerance = min(1e-5 if self.policy.dtype == torch.float32 else 1e-3, self.method.clip_range / 10)
-        if not drift <= tolerance:
-            advice = "switch dropout off, and see that two equal calls of the policy's velocity give equal results"
-            if self.settings.old_log_probs == "rollout":
-                advice = f"set training.old_log_probs=recompute; if that does not help, {advice}"
-            raise TrainingError(
-                f"The first ratio of iteration {self.iteration} is off 1 by {drift:.1e} (allowed {tolerance:.0e} in "
-                f"{str(self.policy.dtype).removeprefix('torch.')} with method.clip_range={self.method.clip_range:g}): "
-                f"sampling and training compute different log-probs; {advice}."
-            )
 
     @contextmanager
     def _guard_moved(self, norm: Tensor, teaches: bool) -> Iterator[None]:
@@ -318,23 +247,18 @@ class Updater:
 
     # ---- the average
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
         """Inside it the policy has the averaged weights, where there is an average."""
-        if self.ema is None:
-            yield
-            return
-        own = {name: tensor.clone() for name, tensor in self.policy.trainable_state().items()}
-        self.policy.load_trainable_state(self.ema)
-        try:
-            yield
-        finally:
-            self.policy.load_trainable_state(own)
+        return weights_replaced(self.policy, self.ema)
 
     # ---- what a checkpoint holds
 
     def state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "objective": self.objective.state(),
+        }
 
     def restore(self, state: TrainingState, changed: Collection[str] = (), total: int | None = None) -> None:
         """Inverse of `state`, with the trained weights and their average.
@@ -361,6 +285,7 @@ class Updater:
         self.scheduler = self._make_scheduler(total, done=state.scheduler["last_epoch"])
         if self.ema is not None:
             self.ema = {n: t.to(self.ema[n]) for n, t in (state.ema or state.trainable).items()}
+        self.objective.restore(state.objective)
 
     def _check_changed(self, state: TrainingState, changed: Collection[str]) -> None:
         index, _ = self._smallest

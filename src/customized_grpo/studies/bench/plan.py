@@ -130,7 +130,7 @@ def make_plan(settings: BenchSettings, config: Config) -> Plan:
         images=settings.images or protocol.images,
         seed=protocol.seed if settings.seed is None else settings.seed,
         num_inference_steps=settings.num_inference_steps or protocol.num_inference_steps
-        or config.rollout.num_inference_steps,
+        or config.evaluation_steps,
     )  # fmt: skip
 
 

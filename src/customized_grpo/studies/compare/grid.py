@@ -20,6 +20,7 @@ from customized_grpo.settings.parse import load_settings, parse_config, read_tre
 from customized_grpo.store import Folder
 from customized_grpo.store.run import RunFolder
 from customized_grpo.studies.compare.methods import BASE, Method, find_method, merged
+from customized_grpo.train.settings import ForwardSettings
 
 
 class Grid(Settings):
@@ -169,13 +170,15 @@ def budget(config: Config) -> str:
     import torch
 
     training, rollout = config.training, config.rollout
-    plan = bind(rollout.steps, "steps")(0, rollout.num_inference_steps, generator=torch.Generator().manual_seed(0))
+    trained, draw = config.objective.arguments.get("levels", ForwardSettings().levels), torch.Generator().manual_seed(0)
+    if rollout.steps is not None:
+        trained = len(bind(rollout.steps, "steps")(0, rollout.num_inference_steps, generator=draw).trained)
     images = training.iterations * training.prompts_per_iteration * rollout.num_generations
-    steps = training.iterations * training.inner_epochs * min(training.updates_per_epoch, len(plan.trained))
+    steps = training.iterations * training.inner_epochs * min(training.updates_per_epoch, trained)
     return f"{images:,} images, {steps:,} gradient steps"
 
 
-PAIRED = ("policy.", "rewards.", "metrics.", "data.", "evaluation.", "rollout.num_inference_steps")
+PAIRED = ("policy.", "rewards.", "metrics.", "data.", "evaluation.")
 """Settings that must be equal in all cells for their scores to pair: base policy, data, what is measured and how."""
 
 

@@ -1,0 +1,198 @@
+"""GRPO: policy gradients on sampled steps, each of which is a Gaussian whose log-probability is known."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from customized_grpo.errors import UserError
+from customized_grpo.functional import sde
+from customized_grpo.functional.surrogate import (
+    approx_kl,
+    clipped_surrogate,
+    gaussian_kl,
+    masked_surrogate,
+    normalized_log_ratio,
+)
+from customized_grpo.policies.contract import Policy, repeat, rows
+from customized_grpo.randomness import generator
+from customized_grpo.settings.build import bind, named_after
+from customized_grpo.structures import Conditioning, Rollout
+from customized_grpo.train.meters import Meter
+from customized_grpo.train.objectives.contract import MicroBatch, Objective, Plan, Stage
+from customized_grpo.train.rollout import RowNoise, complete_dynamics
+from customized_grpo.train.settings import GrpoSettings, TrainerConfig
+from customized_grpo.train.trajectory import trajectory
+
+__all__ = ["grpo"]
+"""What a configuration can name as `objective`."""
+
+
+@dataclass(frozen=True)
+class Trajectories(Rollout):
+    """The trained steps of P * G trajectories."""
+
+    latents: Tensor
+    """(B, S, N, C) float32, before each trained step."""
+    next_latents: Tensor
+    """(B, S, N, C) float32, after each trained step."""
+    log_probs: Tensor
+    """(B, S) float32, nats per latent element, under the policy that sampled."""
+    sigmas: Tensor
+    """(T + 1,) float32, from 1 (noise) to 0 (image)."""
+    steps: Tensor
+    """(S,) int64, the true indices of the trained steps, ascending."""
+    means: Tensor | None = None
+    """(B, S, N, C) means of the trained steps, where the update compares them."""
+
+
+class Grpo(Objective):
+    """The clipped surrogate on stochastic steps; with `divergence_threshold`, Flow-DPPO's mask in place of the clip."""
+
+    SETTINGS = GrpoSettings
+
+    def __init__(self, settings: GrpoSettings, policy: Policy, config: TrainerConfig) -> None:
+        super().__init__(settings, policy, config)
+        dynamics, steps = config.rollout.dynamics, config.rollout.steps
+        assert dynamics is not None, "the configuration is not resolved"
+        assert steps is not None, "the configuration is not resolved"
+        self.dynamics, self.dynamics_name = bind(dynamics, "dynamics"), f"rollout.dynamics '{dynamics.use}'"
+        self.steps, self.steps_name = bind(steps, "steps"), f"rollout.steps '{steps.use}'"
+        self.keep_means = bool(config.method.ratio_norm) or settings.divergence_threshold is not None
+
+    def check(self) -> None:
+        """Raise UserError if the stochastic step is deterministic: it would have no density to train on."""
+        probe, sigma, sigma_next = torch.zeros(1, 1, 1), torch.tensor([0.8]), torch.tensor([0.6])
+        with named_after(self.dynamics_name):
+            step = complete_dynamics(self.dynamics, torch.tensor([1.0, 0.8, 0.0]))
+            std = step(probe, probe, sigma, sigma_next).std
+        if not bool((std > 0).all()):
+            raise UserError(
+                f"{self.dynamics_name} has no noise (std {float(std):g}), but training needs stochastic steps; "
+                f"set a noise_level above 0."
+            )
+
+    def plan(self, iteration: int) -> Plan:
+        count, draw = self.config.rollout.num_inference_steps, generator("steps", self.config.seed, iteration)
+        with named_after(self.steps_name):
+            steps = self.steps(iteration - 1, count, generator=draw)
+            return Plan(steps.trained / count, steps)
+
+    @torch.no_grad()
+    def collect(self, conditioning: Conditioning, plan: Plan, noise: RowNoise, stage: Stage) -> Trajectories:
+        """Sample stochastically in the steps of the plan, deterministically in the others.
+
+        Raises:
+            ValueError: if a trained step is deterministic (noise level 0), because it has no density.
+        """
+        assert plan.steps is not None
+        policy, settings = self.policy, self.config.rollout
+        with stage("rollout"):
+            groups, shape = settings.num_generations, policy.latent_shape(conditioning)
+            sigmas = policy.sigmas(settings.num_inference_steps, conditioning).to(policy.device)
+            stochastic, trained = set(plan.steps.stochastic.tolist()), set(plan.steps.trained.tolist())
+            if settings.share_initial_noise:
+                initial = noise.per_prompt(shape)
+            else:
+                conditioning, initial = repeat(conditioning, groups), noise.per_row(shape, -1)
+            steps = trajectory(
+                policy.velocity,
+                conditioning,
+                policy.initial_latents(conditioning, initial.to(policy.device)),
+                sigmas,
+                dynamics=complete_dynamics(self.dynamics, sigmas),
+                noise=lambda index: noise.per_row(shape, index).to(policy.device) if index in stochastic else None,
+            )
+            before, after, log_probs, means = [], [], [], []
+            for step in steps:
+                if step.index in trained:
+                    before.append(step.latents)
+                    after.append(step.next_latents)
+                    log_probs.append(sde.log_prob(step.gaussian, step.next_latents))
+                    if self.keep_means:
+                        means.append(step.gaussian.mean)
+        with stage("decode"):
+            images = policy.decode(step.next_latents, step.conditioning)
+        return Trajectories(
+            images=images,
+            conditioning=step.conditioning,
+            latents=torch.stack(before, dim=1),
+            next_latents=torch.stack(after, dim=1),
+            log_probs=torch.stack(log_probs, dim=1),
+            sigmas=sigmas,
+            steps=plan.steps.trained,
+            means=torch.stack(means, dim=1) if self.keep_means else None,
+        )
+
+    def prepare(self, rollouts: Sequence[Trajectories]) -> Sequence[Trajectories]:
+        recompute = self.config.training.old_log_probs == "recompute"
+        return [self._recompute(rollout) for rollout in rollouts] if recompute else rollouts
+
+    @torch.no_grad()
+    def _recompute(self, rollout: Trajectories) -> Trajectories:
+        """The rollout with log-probs, and means where it keeps them, computed in the update's own batches."""
+        size = self.size(rollout)
+        old = torch.empty_like(rollout.log_probs)
+        means = None if rollout.means is None else torch.empty_like(rollout.means)
+        for row in range(0, len(old), size):
+            some = slice(row, row + size)
+            for column in range(old.shape[1]):
+                _, step = self._step(rollout, some, column)
+                old[some, column] = sde.log_prob(step, rollout.next_latents[some, column])
+                if means is not None:
+                    means[some, column] = step.mean
+        return replace(rollout, log_probs=old, means=means)
+
+    def loss(self, batch: MicroBatch, meter: Meter) -> Tensor:
+        method, rollout, some, column = self.config.method, batch.rollout, batch.rows, batch.column
+        velocity, step = self._step(rollout, some, column)
+        old = None if rollout.means is None else sde.Gaussian(rollout.means[some, column], step.std)
+        log_ratio = sde.log_prob(step, rollout.next_latents[some, column]) - rollout.log_probs[some, column]
+        drift = float(log_ratio.detach().abs().max())
+        meter.maximum("update/ratio_max", math.exp(min(drift, 80.0)))
+        meter.mean("update/approx_kl", float(approx_kl(log_ratio.detach())), batch.share)
+        if method.ratio_norm:
+            assert old is not None
+            log_ratio = normalized_log_ratio(log_ratio, step, old)
+        if batch.first:
+            drift = max(drift, float(log_ratio.detach().abs().max()))  # as it is, and as it is clipped
+            recomputed = self.config.training.old_log_probs == "recompute"
+            advice = "" if recomputed else "set training.old_log_probs=recompute; if that does not help, "
+            self.guard_first_ratio(drift, meter, advice)
+        threshold = self.settings.divergence_threshold
+        if threshold is None:
+            assert method.clip_range is not None
+            surrogate = clipped_surrogate(log_ratio, batch.advantage, method.clip_range)
+        else:
+            assert old is not None
+            moved = gaussian_kl(step, old).detach()
+            surrogate = masked_surrogate(log_ratio, batch.advantage, moved, threshold=threshold)
+        loss, base = surrogate.losses.mean(), None
+        if method.beta:
+            with torch.no_grad(), self.policy.base():
+                base, base_step = self._step(rollout, some, column)
+            kl = gaussian_kl(step, base_step).mean()
+            meter.mean("update/kl", float(kl.detach()), batch.share)
+            loss = loss + method.beta * kl
+        meter.mean("update/clip_share", float(surrogate.clip_share), batch.share)
+        self.velocity_norm(velocity, base, batch, meter)
+        return loss
+
+    def _step(self, rollout: Trajectories, some: slice, column: int) -> tuple[Tensor, sde.Gaussian]:
+        """The velocity and the distribution of a trained step under the policy."""
+        latents, step = rollout.latents[some, column], int(rollout.steps[column])
+        sigma, sigma_next = (rollout.sigmas[i].expand(len(latents)) for i in (step, step + 1))
+        velocity = self.policy.velocity(latents, sigma, rows(rollout.conditioning, some))
+        dynamics = complete_dynamics(self.dynamics, rollout.sigmas)
+        return velocity, dynamics(latents, velocity, sigma, sigma_next)
+
+    def kept(self, count: int) -> int:
+        return count * (3 if self.keep_means else 2)
+
+    def extra_passes(self) -> int:
+        return (self.config.training.old_log_probs == "recompute") + (self.config.method.beta > 0)
+
+
+grpo = Grpo
