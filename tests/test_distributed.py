@@ -24,20 +24,26 @@ from customized_grpo.settings.parse import parse_config
 from customized_grpo.train.trainer import Trainer
 
 torch.set_num_threads(1)
-config = parse_config({
-    "output": sys.argv[1] + "/run",
+config = {
     "rollout": {"num_generations": 4, "num_inference_steps": 5},
     "training": {"iterations": 3, "prompts_per_iteration": 4, "updates_per_epoch": 1,
                  "optimizer": {"use": "AdamW", "lr": 1e-3}},
     "evaluation": {"examples": 3, "replicates": 1, "batch": 2},
     "tracking": {"log_with": []},
     "method": {"advantage": sys.argv[2]},
-}, TrainerConfig)
-policy = fakes.LinearPolicy()
-trainer = Trainer(policy, {"prompt": fakes.red, "identity": fakes.dark}, fakes.examples(), fakes.examples(3), config)
-trainer.train()
-rank = trainer.accelerator.process_index
-torch.save(policy.trainable_state(), f"{sys.argv[1]}/rank{rank}.pt")
+}
+for objective in ({"use": "nft", "normalize": "batch", "centre": True}, {"use": "grpo"}):
+    output = sys.argv[1] + ("/run" if objective["use"] == "grpo" else "/nft")
+    settings = parse_config({**config, "output": output, "objective": objective}, TrainerConfig)
+    policy = fakes.LinearPolicy()
+    rewards = {"prompt": fakes.red, "identity": fakes.dark}
+    trainer = Trainer(policy, rewards, fakes.examples(), fakes.examples(3), settings)
+    if objective["use"] == "nft":  # the processes stay together for another run
+        trainer.accelerator.end_training = lambda: None
+    trainer.train()
+    rank, state = trainer.accelerator.process_index, {**policy.trainable_state()}
+    state |= {f"old {name}": tensor for name, tensor in trainer.objective.state().items()}
+    torch.save(state, f"{sys.argv[1]}/{objective['use']}{rank}.pt")
 os._exit(0)  # see customized_grpo.cli.terminal.leave_at_once
 """
 
@@ -106,17 +112,17 @@ def start(script: str, folder: Path, processes: int, argument: str, expect: int 
     assert done.returncode == expect, done.stderr[-3000:]
 
 
-def launch(folder: Path, processes: int, advantage: str) -> list[dict[str, torch.Tensor]]:
-    start(SCRIPT, folder, processes, advantage)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
-
-
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    (alone,) = launch(tmp_path / "one", 1, "gdpo")
-    first, second = launch(tmp_path / "two", 2, "gdpo")
-    for name, tensor in alone.items():
-        assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], tensor, rtol=0, atol=1e-5)
+    """With both objectives."""
+    for processes, name in enumerate(("one", "two"), start=1):
+        start(SCRIPT, tmp_path / name, processes, "gdpo")
+    for objective, count in (("grpo", 2), ("nft", 4)):
+        files = [tmp_path / name / f"{objective}{rank}.pt" for name, rank in (("one", 0), ("two", 0), ("two", 1))]
+        alone, first, second = (torch.load(file, weights_only=True) for file in files)
+        assert len(alone) == count
+        for name, tensor in alone.items():
+            assert torch.equal(first[name], second[name])
+            torch.testing.assert_close(first[name], tensor, rtol=0, atol=1e-5)
     runs = [(tmp_path / n / "run" / "evaluations" / "iteration-000003.json").is_file() for n in ("one", "two")]
     assert runs == [True, True]
     said = [json.loads((tmp_path / n / "run" / "run.json").read_text())["summary"]["processes"] for n in ("one", "two")]

@@ -4,7 +4,9 @@ import pytest
 
 from customized_grpo.config import Config, check_names, load_config
 from customized_grpo.errors import UserError
+from customized_grpo.settings import Spec
 from customized_grpo.settings.parse import read_tree, to_yaml
+from customized_grpo.train.settings import EvaluationSettings, RolloutSettings, TrainerConfig
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
 
@@ -17,6 +19,68 @@ def test_a_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
     config = load_config(None, ["seed=3", "method.advantage.gamma=0.1", "rollout.steps.use=all_steps"])
     (tmp_path / "c.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "c.yaml") == config
+
+
+GRPO_ALONE = {
+    "method.ratio_norm": "true", "rollout.dynamics": "cps", "rollout.dynamics.noise_level": "0.5",
+    "rollout.steps": "all_steps", "training.old_log_probs": "recompute", "rollout.share_initial_noise": "true",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", ["grpo", "nft", "awm", "{use: grpo, divergence_threshold: 1e-5}"])
+def test_one_word_changes_the_objective_and_what_depends_on_it(tmp_path: Path, objective: str) -> None:
+    config = load_config(None, [f"objective={objective}"])
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "c.yaml") == config
+    assert config.resolved() == config
+    rollout, lr = config.rollout, config.training.optimizer.arguments["lr"]
+    if "grpo" in objective:
+        assert (rollout.dynamics.use, rollout.share_initial_noise, lr) == ("flow_sde", True, 1.5e-4)
+        assert config.method.clip_range == (1e-3 if objective == "grpo" else None)
+    else:
+        assert (rollout.dynamics, rollout.steps, rollout.share_initial_noise, lr) == (None, None, False, 3e-4)
+        assert config.objective.arguments["advantage_clip"] == 1.25
+        assert config.method.clip_range == (1.0 if objective == "awm" else None)
+    assert config.evaluation.num_inference_steps == rollout.num_inference_steps == 10
+
+
+def test_only_what_is_written_is_refused_when_it_means_nothing_with_the_objective() -> None:
+    for use in ("nft", "awm"):
+        for setting, value in GRPO_ALONE.items():
+            name = setting.removesuffix(".noise_level")
+            with pytest.raises(UserError, match=rf"{name} is .*, which means nothing with the objective {use}; remove"):
+                load_config(None, [f"objective={use}", f"{setting}={value}"])
+            load_config(None, [f"objective={use}", f"{name}=null"])
+        load_config(None, [f"objective={use}", "rollout.share_initial_noise=false"])
+    load_config(None, ["objective=awm", "method.clip_range=0.5"])
+    for words in (["objective=nft"], ["objective.divergence_threshold=1e-5"]):
+        with pytest.raises(UserError, match=r"method.clip_range is 0.5, which means nothing with"):
+            load_config(None, [*words, "method.clip_range=0.5"])
+    own = load_config(None, ["objective=mine:Own", "rollout.dynamics=cps"])
+    assert (own.rollout.dynamics.use, own.training.optimizer.arguments["lr"]) == ("cps", 3e-4)
+
+
+def test_written_values_stay_and_arguments_are_merged_with_what_null_means() -> None:
+    config = load_config(None, ["rollout.dynamics.noise_level=0.2", "rollout.steps=all_steps"])
+    assert config.rollout.dynamics.model_dump() == {"use": "flow_sde", "noise_level": 0.2}
+    assert config.rollout.steps.model_dump() == {"use": "all_steps"}
+    words = ["objective={use: nft, normalize: batch}", "training.optimizer.lr=1e-3"]
+    config = load_config(None, [*words, "evaluation.num_inference_steps=20"])
+    assert config.objective.arguments["advantage_clip"] == 1.8
+    assert config.training.optimizer.arguments == {"lr": 1e-3, "betas": [0.9, 0.99], "weight_decay": 0.0}
+    assert (config.rollout.num_inference_steps, config.evaluation_steps) == (10, 20)
+    assert load_config(None, ["objective=nft", "training.optimizer=SGD"]).training.optimizer.arguments == {}
+
+
+def test_a_configuration_made_in_python_is_filled_in_too() -> None:
+    config = TrainerConfig(objective=Spec(use="nft"), rollout=RolloutSettings(num_inference_steps=5))
+    assert (config.rollout.share_initial_noise, config.evaluation_steps) == (False, 5)
+    changed = TrainerConfig().model_copy(update={"rollout": RolloutSettings(), "evaluation": EvaluationSettings()})
+    assert changed.rollout.dynamics is None
+    assert changed.resolved() == TrainerConfig()
+    broken = changed.model_copy(update={"objective": Spec(use="nft")})
+    with pytest.raises(UserError, match=r"method.clip_range is 0.001, which means nothing"):
+        broken.resolved()
 
 
 def test_an_argument_keeps_the_rest_of_its_spec_and_a_new_use_does_not() -> None:
@@ -158,6 +222,10 @@ def test_the_toy_worlds_oracle_is_not_asked_about_other_data() -> None:
         ("data.train=no", r"'data.train' is false: expected text or a name, or a mapping such as {use: name}\."),
         ("rewards.prompt=null", r"'rewards.prompt' is null: expected a name, or a mapping"),
         ("tracking.log_with=5", r"'tracking.log_with' is 5: expected a list, such as"),
+        ("objective.levels=2", r"There is no setting 'objective.levels'"),
+        ("objective={use: nft, mixx: 1}", r"no setting 'objective.mixx'\. Did you mean 'mix'\?"),
+        ("objective={use: nft, mix: -1}", r"'objective.mix' is -1: expected more than 0"),
+        ("objective=5", r"'objective' is 5: expected a name, or a mapping"),
         ("training.lr_schedule=wavy", r"'training.lr_schedule' is \"wavy\""),
         ("iterations", r"'iterations' is not an override; write section.setting=value"),
         ("seed=[1", r"The value of 'seed=\[1': invalid YAML: a bracket or a brace is not closed"),
