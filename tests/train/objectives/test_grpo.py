@@ -1,7 +1,9 @@
+import math
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import pytest
 import torch
 
 import fakes
@@ -9,7 +11,8 @@ from customized_grpo.functional import sde
 from customized_grpo.functional.schedule import StepPlan
 from customized_grpo.policies.contract import Policy, repeat, rows
 from customized_grpo.settings.parse import parse_config
-from customized_grpo.train.objectives import Plan, make_objective
+from customized_grpo.train.meters import Meter
+from customized_grpo.train.objectives import MicroBatch, Plan, make_objective
 from customized_grpo.train.objectives.grpo import Trajectories
 from customized_grpo.train.rollout import RowNoise, sample_ode
 from customized_grpo.train.settings import TrainerConfig
@@ -96,3 +99,39 @@ def test_means_are_kept_where_they_are_asked_for() -> None:
             drawn = RowNoise(0, 1, [0, 1], 3).per_row((fakes.TOKENS, fakes.CHANNELS), step)
             std = 0.5 * (rollout.sigmas[step] - rollout.sigmas[step + 1]).sqrt()
             torch.testing.assert_close(rollout.means[:, column] + std * drawn, rollout.next_latents[:, column])
+
+
+def test_with_a_threshold_the_steps_that_moved_too_far_are_dropped() -> None:
+    """Against the formula, row by row, after the weights have moved."""
+    policy, threshold = fakes.LinearPolicy(), 2e-4
+    config = parse_config(
+        {"objective": {"use": "grpo", "divergence_threshold": threshold}, "training": {"micro_batch": None},
+         "rollout": {"num_generations": 3, "num_inference_steps": 5, "dynamics": {"use": "dance_sde"}}}, TrainerConfig,
+    )  # fmt: skip
+    objective, meter = make_objective(policy, config), Meter()
+    conditioning, noise, plan = policy.encode(fakes.examples(2)), RowNoise(0, 1, [0, 1], 3), objective.plan(1)
+    rollout = objective.collect(conditioning, plan, noise, lambda name: nullcontext())
+    assert isinstance(rollout, Trajectories)
+    assert rollout.means is not None
+    with torch.no_grad():
+        policy.module.bias.add_(0.03)
+    advantages, expected, dropped = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0]), [], 0
+    for row, a in enumerate(advantages.tolist()):
+        step = int(rollout.steps[1])
+        sigma, after = rollout.sigmas[step], rollout.sigmas[step + 1]
+        std = 0.4 * float((sigma - after).sqrt())
+        some = slice(row, row + 1)
+        with torch.no_grad():
+            velocity = policy.velocity(rollout.latents[some, 1], sigma.expand(1), rows(rollout.conditioning, some))
+        given = (rollout.latents[some, 1], velocity, sigma.expand(1), after.expand(1))
+        mean = sde.dance_sde(*given, noise_level=0.4).mean[0]
+        kl = float(((mean - rollout.means[row, 1]) ** 2).mean()) / (2 * std**2)
+        x = rollout.next_latents[row, 1]
+        ratio = math.exp(float((((x - rollout.means[row, 1]) ** 2 - (x - mean) ** 2) / (2 * std**2)).mean()))
+        drop = kl >= threshold and ((ratio > 1 and a > 0) or (ratio < 1 and a < 0))
+        dropped += drop
+        expected.append(0.0 if drop else -a * ratio)
+    batch = MicroBatch(rollout, slice(0, 6), 1, advantages, 1.0, first=False)
+    assert float(objective.loss(batch, meter).detach()) == pytest.approx(sum(expected) / 6, abs=1e-5)
+    assert 0 < dropped < 6
+    assert meter.means()["update/clip_share"] == pytest.approx(dropped / 6)
