@@ -56,10 +56,10 @@ def test_a_recipe_names_only_settings_that_exist(file):
     LoraSettings(**config.policy.arguments.get("lora", {}))
     for spec in config.rewards.values():
         check_spec(spec, "reward")
-    plan = bind(config.rollout.steps, "steps")(
-        0, config.rollout.num_inference_steps, generator=torch.Generator().manual_seed(0)
-    )
-    assert len(plan.trained)
+    check_spec(config.objective, "objective")
+    if config.rollout.steps is not None:
+        draw = torch.Generator().manual_seed(0)
+        assert len(bind(config.rollout.steps, "steps")(0, config.rollout.num_inference_steps, generator=draw).trained)
     rows = config.training.prompts_per_iteration * config.rollout.num_generations
     assert rows % (config.training.micro_batch or 1) == 0
     assert config.policy.arguments["dtype"] != "bfloat16" or config.training.old_log_probs == "recompute"
@@ -186,7 +186,8 @@ def test_it_trains_saves_and_loads_in_the_stock_pipeline(file, trained):
     assert [record["iteration"] for record in records] == [1, 2]
     assert all(np.isfinite(record["update/loss"]) and record["update/grad_norm"] > 0 for record in records)
     assert [record["update/skipped"] for record in records] == [0, 0]
-    assert all(record["update/first_ratio_error"] < 0.1 * config.method.clip_range for record in records)
+    if config.method.clip_range is not None:
+        assert all(record["update/first_ratio_error"] < 0.1 * config.method.clip_range for record in records)
     with family.loadable():
         policy = assemble.build_policy(config)
     conditioning = policy.encode(family.examples())

@@ -23,6 +23,7 @@ PACKAGE = Path("src/customized_grpo")
 FILES = [
     *sorted(f"functional/{path.name}" for path in (ROOT / PACKAGE / "functional").glob("[!_]*.py")),
     *(f"train/{name}.py" for name in ("rollout", "trajectory", "method", "update", "evaluation", "checkpoint")),
+    *(f"train/objectives/{name}.py" for name in ("grpo", "forward")),
     "randomness.py",
 ]
 FAULT = "fault: "

@@ -18,7 +18,11 @@ from pathlib import Path
 
 from generate import PACKAGE, ROOT
 
-ALSO = {"train/update.py": ["tests/train/test_trainer.py"], "train/trainer.py": ["tests/train/test_update.py"]}
+ALSO = {
+    "train/update.py": ["tests/train/test_trainer.py"],
+    "train/trainer.py": ["tests/train/test_update.py"],
+    "train/objectives/grpo.py": ["tests/train/test_update.py", "tests/train/test_trainer.py"],
+}
 """Tests of a file beside the mirrored ones."""
 PLUGINS = ("no:cacheprovider", "pytest_timeout", "_hypothesis_pytestplugin")
 OPTIONS = ["-x", "-q", "-rfE", "--assert=plain", *(f"-p{name}" for name in PLUGINS), "--hypothesis-profile=mutants"]
