@@ -51,11 +51,16 @@ def make(policy: Any, examples: list, folder: Path, **sections: dict[str, Any]) 
     return Trainer(policy, {"prompt": fakes.red, "identity": fakes.dark}, examples, None, config)
 
 
+def copies(trainer: Trainer) -> list[torch.Tensor]:
+    """Of the trained weights: their average and the old policy."""
+    return [*(trainer.update.ema or {}).values(), *trainer.objective.state().values()]
+
+
 def expected_and_measured(trainer: Trainer) -> tuple[MemoryEstimate, int]:
     """The estimate without the process's libraries, which no profiler counts, and the peak of the run."""
     start = Start()
-    average = size_of((trainer.update.ema or {}).values()) if trainer.policy.device.type == "cpu" else 0
-    measured = average + measure(trainer.policy, lambda: trainer.train(start))
+    before = size_of(copies(trainer)) if trainer.policy.device.type == "cpu" else 0
+    measured = before + measure(trainer.policy, lambda: trainer.train(start))
     return MemoryEstimate({k: v for k, v in start.memory.parts.items() if k != "libraries"}), measured
 
 
@@ -83,6 +88,7 @@ KONTEXT, UNO, KLEIN, QWEN = tiny.FAMILIES
     ("family", "policy", "sections"),
     [
         (KONTEXT, {"trainable": "full", "dtype": "bfloat16"}, {}),
+        (KONTEXT, {"trainable": "full"}, {"objective": {"use": "nft", "levels": 2}, "rollout": {"steps": None}}),
         (UNO, {}, {"training": {"micro_batch": 2, "ema_decay": 0.9}, "method": {"beta": 0.1}}),
         (KLEIN, {"gradient_checkpointing": True}, {"rollout": {"chunk_prompts": 1}}),
         (QWEN, {}, {"training": {"micro_batch": 4, "optimizer": {"use": "SGD", "lr": 0.1, "momentum": 0.9}}}),
@@ -94,7 +100,9 @@ def test_the_estimate_is_what_a_run_takes(
     family: tiny.Family, policy: dict, sections: dict[str, dict], tmp_path: Path
 ) -> None:
     made = getattr(policies, family.policy)(family.pipeline(), **family.settings, **policy, device="cpu")
-    expected, measured = expected_and_measured(make(made, family.examples(), tmp_path, **sections))
+    trainer = make(made, family.examples(), tmp_path, **sections)
+    expected, measured = expected_and_measured(trainer)
+    assert expected.parts["average"] == size_of(copies(trainer))
     assert expected.total == pytest.approx(measured, rel=0.1), str(expected)
     assert all(p.grad is None for p in made.trainable_parameters())
 

@@ -60,12 +60,15 @@ class Noised(NamedTuple):
 
 
 class Forward(Objective):
-    """A subclass gives `losses`. It may sample with the old policy, a moving average of the trained one, kept where
-    KEEPS_OLD says so. The old weights replace the trained ones as a whole while images are sampled and again while
-    `prepare` takes old velocities: never between the forward passes of the update."""
+    """Everything but the loss of a row, which a subclass gives in `losses`.
+
+    The old policy is a moving average of the trained one. Its weights replace the trained ones as a whole while images
+    are sampled, and again while `prepare` takes old velocities: never between the passes of the update.
+    """
 
     SETTINGS = ForwardSettings
     SAMPLES_WITH_OLD = True
+    """Whether the old policy samples, where there is one."""
 
     def __init__(self, settings: ForwardSettings, policy: Policy, config: TrainerConfig) -> None:
         super().__init__(settings, policy, config)
@@ -116,7 +119,7 @@ class Forward(Objective):
         if self.settings.normalize == "batch":
             everyone = normalized(everyone, everyone, scored)
         counted = everyone[scored].double()
-        self.flat = 0 if bool((counted != counted.mean()).any()) else self.flat + 1
+        self.flat = 0 if counted.numel() and bool(counted.min() < counted.max()) else self.flat + 1
         if self.flat >= SpreadGuard.PATIENCE:
             raise TrainingError(
                 f"All advantages were the same in {self.flat} iterations in a row, which teaches nothing: the rewards "
