@@ -4,16 +4,21 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from pydantic import BaseModel
 
+import fakes
 from customized_grpo.config import Config
 from customized_grpo.policies.lora import LoraSettings
 from customized_grpo.settings import Settings, Spec
-from customized_grpo.settings.parse import describe_settings
+from customized_grpo.settings.parse import describe_settings, parse_config
+from customized_grpo.store.run import RunFolder
 from customized_grpo.studies.bench.plan import BenchSettings
 from customized_grpo.studies.compare.grid import Grid
 from customized_grpo.studies.probe.measure import ProbeSettings
-from customized_grpo.train.settings import EvaluationSettings, RolloutSettings
+from customized_grpo.train.settings import OBJECTIVES, EvaluationSettings, RolloutSettings, TrainerConfig
+from customized_grpo.train.trainer import Trainer
 from tools.pretrain import PretrainSettings
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +32,21 @@ def blocks(document: str, language: str = "python") -> list[str]:
 @pytest.mark.parametrize("code", blocks("docs/extending.md"), ids=lambda code: code.strip().splitlines()[-1][:40])
 def test_the_examples_of_extending_run(code: str) -> None:
     exec(compile(code, "docs/extending.md", "exec"), {"__name__": "example"})
+
+
+def test_the_objective_of_extending_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = (block for block in blocks("docs/extending.md") if "(Forward)" in block)
+    assert len(code.splitlines()) <= 60
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (given,) = (block for block in blocks("docs/extending.md", "yaml") if "objective:" in block)
+    tree = {"training": {"iterations": 2, "prompts_per_iteration": 2}, "tracking": {"log_with": []}}
+    tree |= {"output": str(tmp_path / "run"), "evaluation": {"examples": 0}, **yaml.safe_load(given)}
+    policy, rewards = fakes.LinearPolicy(), {"prompt": fakes.red, "identity": fakes.dark}
+    config = parse_config({**tree, "rollout": {"num_inference_steps": 4}}, TrainerConfig)
+    run = Trainer(policy, rewards, fakes.examples(), None, config).train().run
+    assert all(0.5 < record["match/weight"] < 20 for record in RunFolder(run).records())
+    assert not torch.equal(policy.trainable_state()["weight"], policy.before["weight"])
 
 
 def test_the_lines_of_the_readme_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,13 +77,23 @@ def test_the_configuration_page_is_what_the_code_says() -> None:
     assert describe_settings(Config) in page, "run: python -m tests.test_docs"
 
 
+def test_the_page_of_objectives_has_their_arguments() -> None:
+    page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    for use, model in OBJECTIVES.items():
+        for paragraph in describe_settings(model, "objective.").split("\n\n"):
+            assert paragraph in page, use
+
+
 def unexplained(model: type[BaseModel]) -> list[str]:
     """Settings with a name and a default alone, and sections with a name alone."""
     paragraphs = describe_settings(model).split("\n\n")
     return [text for text in paragraphs if not re.fullmatch(r"[\w.]+( = .*\n {4}|: )\S.*", text)]
 
 
-@pytest.mark.parametrize("model", [Config, BenchSettings, ProbeSettings, Grid, LoraSettings, PretrainSettings])
+EXPLAINED = [Config, BenchSettings, ProbeSettings, Grid, LoraSettings, PretrainSettings, *OBJECTIVES.values()]
+
+
+@pytest.mark.parametrize("model", EXPLAINED)
 def test_every_setting_is_explained(model: type[BaseModel]) -> None:
     assert unexplained(model) == []
 
