@@ -288,6 +288,11 @@ def test_every_recipe_is_a_plan(recipe: Path) -> None:
     assert not [text for text in plan.departures() if "policy" not in text]
 
 
+def test_images_are_made_with_the_steps_of_the_evaluation() -> None:
+    config = load_config(None, ["evaluation.num_inference_steps=7"])
+    assert make_plan(read_settings(["toyworld"]), config).num_inference_steps == 7
+
+
 def test_the_papers_settings_reach_the_policy() -> None:
     plan = make_plan(read_settings(["customized-grpo"]), load_config(RECIPES.parent / "uno-syncd.yaml"))
     policy = plan.config.policy.arguments

@@ -140,6 +140,7 @@ def test_another_seed_of_the_evaluation_noise_does_not_pair() -> None:
         ({"rewards": {"prompt": {"use": "ClipReward", "batch_size": 1, "device": "cpu"}}}, True),
         ({"rewards": {"prompt": {"use": "ClipReward", "revision": "abc"}}}, False),
         ({"evaluation": {"replicates": 1}}, False),
+        ({"rollout": {"num_generations": 4, "num_inference_steps": 6}}, False),
     ],
 )
 def test_what_does_not_change_the_result_may_differ(change: dict, pairs: bool) -> None:
@@ -154,6 +155,19 @@ def test_what_does_not_change_the_result_may_differ(change: dict, pairs: bool) -
     else:
         with pytest.raises(UserError, match="'a/seed-0' and 'b/seed-0' differ in"):
             check_comparable(Cell("a", 0, one, Path()), Cell("b", 0, two, Path()))
+
+
+def test_objectives_with_other_steps_in_training_are_comparable() -> None:
+    nft = {"objective": {"use": "nft", "levels": 2}, "rollout": {"num_generations": 4, "num_inference_steps": 3}}
+    one, two, three = (
+        parse_config(merged(CONFIG, change), Config)
+        for change in ({}, {**nft, "evaluation": {"num_inference_steps": 5}}, {**nft, "evaluation": {"seed": 0}})
+    )
+    check_comparable(Cell("a", 0, one, Path()), Cell("b", 0, two, Path()))
+    with pytest.raises(UserError, match=r"differ in evaluation.num_inference_steps 5 -> 3"):
+        check_comparable(Cell("a", 0, one, Path()), Cell("c", 0, three, Path()))
+    single = parse_config(merged(CONFIG, {**nft, "objective": {"use": "nft", "levels": 1}}), Config)
+    assert (budget(two), budget(single)) == ("32 images, 8 gradient steps", "32 images, 4 gradient steps")
 
 
 def test_code_of_others_is_asked_only_if_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

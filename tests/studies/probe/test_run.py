@@ -8,8 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from customized_grpo.assemble import PolicySource
 from customized_grpo.cli import main as cli
-from customized_grpo.cli.probe import new_probe, resume_probe
+from customized_grpo.cli.probe import build_probe, new_probe, resume_probe
 from customized_grpo.config import Config, load_config, open_config
 from customized_grpo.errors import UserError
 from customized_grpo.functional.time_weights import tabulated
@@ -17,6 +18,7 @@ from customized_grpo.settings import Spec
 from customized_grpo.settings.build import bind
 from customized_grpo.settings.parse import parse_config
 from customized_grpo.studies.probe import ProbeFolder, run_probe, write_report
+from customized_grpo.studies.probe.measure import ProbeSettings
 from studies.probe import linear
 
 CONFIG = """
@@ -239,6 +241,12 @@ def test_bad_input_is_one_sentence(config: Path, tmp_path: Path, settings: dict,
     with pytest.raises(UserError, match=match) as error:
         new_probe(quiet(), config, overrides, {**SMALL, **settings}, output=tmp_path / "probe")
     assert "\n" not in str(error.value)
+
+
+def test_a_configuration_without_dynamics_is_probed_with_those_of_grpo(config: Path) -> None:
+    nft = load_config(config, ["objective=nft", "rollout.dynamics=null"])
+    probe = build_probe(PolicySource(nft), parse_config(SMALL, ProbeSettings))
+    assert probe.dynamics.keywords == {"noise_level": 0.7}
 
 
 def test_what_is_no_probe_is_named(config: Path, tmp_path: Path) -> None:
