@@ -19,6 +19,7 @@ def write_files(family: tiny.Family, folder: Path) -> dict[str, str]:
     """Pipeline, pictures and train.jsonl on disk. Returns the settings of the policy that name files."""
     if family.on_disk:
         family.pipeline().save_pretrained(folder / "pipeline")
+    (folder / "pipeline").mkdir(exist_ok=True)
     lines = []
     for example in family.examples():
         names = [f"{example.id}-{n}.png" for n in range(len(example.references))]

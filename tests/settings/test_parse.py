@@ -148,7 +148,7 @@ def test_an_override_of_one_reward_keeps_the_arguments_of_the_others(tmp_path: P
 
 
 def test_an_override_of_one_metric_keeps_those_that_suit_the_data() -> None:
-    oracles = ["oracle_prompt", "oracle_subject"]
+    oracles = ["oracle_prompt", "oracle_subject", "oracle_right"]
     assert list(load_config(None, ["metrics.sharp={use: 'a:b'}"]).metrics) == [*oracles, "sharp"]
     assert list(load_config(None, ["metrics.sharp={use: 'a:b'}", "data.train=mine.jsonl"]).metrics) == ["sharp"]
     assert list(load_config(None, ["metrics.oracle_prompt={use: 'a:b'}"]).metrics) == oracles

@@ -190,7 +190,7 @@ def test_an_override_of_one_entry_keeps_the_others(tmp_path: Path) -> None:
     assert grid.checks == {"prompt": "sharp", "identity": "oracle_subject"}
     rewards = cells(grid, tmp_path)[0].config.rewards
     assert {name: spec.use for name, spec in rewards.items()} == {"prompt": "a:b", "identity": "DinoReward"}
-    assert list(cells(grid, tmp_path)[0].config.metrics) == ["oracle_prompt", "oracle_subject", "c"]
+    assert list(cells(grid, tmp_path)[0].config.metrics) == [*Config().metrics, "c"]
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "n" * 101])
