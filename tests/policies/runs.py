@@ -27,7 +27,7 @@ def write_files(family: tiny.Family, folder: Path) -> dict[str, str]:
             image.save(folder / name)
         lines.append(json.dumps({"id": example.id, "prompt": example.prompt, "references": names, "split": "train"}))
     (folder / "train.jsonl").write_text("\n".join(lines))
-    return {"path": str(folder / "pipeline"), **family.files(folder)}
+    return {"path": str(folder / "pipeline") if family.on_disk else "owner/name", **family.files(folder)}
 
 
 def write_run(family: tiny.Family, folder: Path, **policy) -> Path:

@@ -143,9 +143,9 @@ def _import(module: str, use: str, where: str) -> ModuleType:
         ) from error
 
 
-def bind(spec: Spec, slot: str) -> Callable[..., Any]:
-    """Bind the arguments of a spec to its function, after checking them against its signature."""
-    function = check_spec(spec, slot)
+def bind(spec: Spec, slot: str, where: str = "") -> Callable[..., Any]:
+    """Bind the arguments of a spec to its function, after `check_spec`."""
+    function = check_spec(spec, slot, where)
     return partial(function, **spec.arguments) if spec.arguments else function
 
 

@@ -24,8 +24,8 @@ class Method:
 
     def __init__(self, settings: MethodSettings, names: Sequence[str]) -> None:
         self.settings, self.names = settings, tuple(names)
-        self.advantage = bind(settings.advantage, "advantage")
-        self.time_weights = bind(settings.time_weights, "time_weights")
+        self.advantage = bind(settings.advantage, "advantage", "method.advantage")
+        self.time_weights = bind(settings.time_weights, "time_weights", "method.time_weights")
 
     def weights(self, progress: Tensor, num_inference_steps: int, draw: torch.Generator) -> Tensor:
         """Shape (S, K), at the progress of the TRUE steps.

@@ -58,8 +58,11 @@ class Grpo(Objective):
         dynamics, steps = config.rollout.dynamics, config.rollout.steps
         assert dynamics is not None, "the configuration is not resolved"
         assert steps is not None, "the configuration is not resolved"
-        self.dynamics, self.dynamics_name = bind(dynamics, "dynamics"), f"rollout.dynamics '{dynamics.use}'"
-        self.steps, self.steps_name = bind(steps, "steps"), f"rollout.steps '{steps.use}'"
+        self.dynamics, self.dynamics_name = (
+            bind(dynamics, "dynamics", "rollout.dynamics"),
+            f"rollout.dynamics '{dynamics.use}'",
+        )
+        self.steps, self.steps_name = bind(steps, "steps", "rollout.steps"), f"rollout.steps '{steps.use}'"
         self.keep_means = bool(config.method.ratio_norm) or settings.divergence_threshold is not None
 
     def check(self) -> None:
