@@ -1,4 +1,4 @@
-# make train | make test | make bench | make fuzz | make pretrain | make mutants | make soak | make clean
+# make train | make test | make bench | make fuzz | make pretrain | make mutants | make soak | make lowest | make clean
 #
 #   PYTHON=python3.12                  Python used to create the environment (3.10 or newer)
 #   ARGS="training.iterations=5"       settings for `make train` and `make pretrain`, options for the others
@@ -15,8 +15,12 @@ CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_MUTANTS := $(VENV)/.installed-mutants
+LOWEST := .venv-lowest
+INSTALLED_LOWEST := $(VENV)/.installed-lowest
+LOWEST_TESTS := tests/cli tests/data tests/policies tests/store tests/studies \
+  $(filter-out %/test_dino.py,$(wildcard tests/rewards/test_*.py))
 
-.PHONY: help train test bench fuzz pretrain mutants soak install install-dev clean
+.PHONY: help train test bench fuzz pretrain mutants soak lowest install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,7 +31,8 @@ help:
 	@echo "make pretrain  train the weights of the embedded model from scratch (about two hours); re-run to resume"
 	@echo "make mutants   mutation testing: run the tests on a sample of small source changes (about an hour)"
 	@echo "make soak      check for memory leaks in 2,000 small iterations (about ten minutes)"
-	@echo "make clean     remove $(VENV) and caches, but not runs/"
+	@echo "make lowest    install the lowest versions that pyproject.toml allows into $(LOWEST), and try them"
+	@echo "make clean     remove $(VENV), $(LOWEST) and caches, but not runs/"
 
 train: $(INSTALLED)
 	@$(BIN)/cgrpo train $(ARGS)
@@ -54,12 +59,17 @@ mutants: $(INSTALLED_MUTANTS)
 soak: $(INSTALLED)
 	@$(BIN)/python tools/soak.py $(ARGS)
 
+lowest:
+	@$(MAKE) --no-print-directory VENV=$(LOWEST) $(LOWEST)/.installed-lowest
+	@cat $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pytest -n auto --dist worksteal -o filterwarnings=default $(or $(ARGS),$(LOWEST_TESTS))
+
 install: $(INSTALLED)
 
 install-dev: $(INSTALLED_DEV)
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
 	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment is rebuilt only if its inputs change. torch is installed first, because it is the largest package.
@@ -89,4 +99,15 @@ $(INSTALLED_DEV): $(INSTALLED)
 $(INSTALLED_MUTANTS): $(INSTALLED_DEV)
 	@echo "Installing mutmut"
 	@$(PIP) install -qq --constraint constraints.txt --editable '.[dev,mutants]'
+	@touch $@
+
+$(INSTALLED_LOWEST): pyproject.toml constraints.txt tools/lowest.py | $(CREATED)
+	@echo "Installing torch (the first time this takes a few minutes)"
+	@$(PIP) install -qq --constraint constraints.txt $(TORCH_ARGS) torch
+	@echo "Installing customized-grpo and the lowest versions of its other dependencies"
+	@$(PIP) install -qq --no-deps --editable .
+	@$(BIN)/python tools/lowest.py > $(VENV)/lowest.txt
+	@grep -E '^(hypothesis|pytest[a-z-]*)==' constraints.txt >> $(VENV)/lowest.txt
+	@$(PIP) install -qq --constraint $(VENV)/lowest.txt --editable '.[bench,data,masks,quantized]' \
+	  hypothesis pytest pytest-timeout pytest-xdist
 	@touch $@

@@ -12,7 +12,19 @@ PACKAGE = "customized_grpo"
 ROOT = Path(__file__).parents[1] / "src" / PACKAGE
 
 FLOORS = (
-    *("moved", "stubs", "_version", "errors", "randomness", "structures", "functional", "distributed", "store"),
+    *(
+        "_version",
+        "errors",
+        "shell",
+        "libraries",
+        "moved",
+        "stubs",
+        "randomness",
+        "structures",
+        "functional",
+        "distributed",
+        "store",
+    ),
     *("settings", "page", "toyworld", "sources", "data", "policies", "rewards", "trust", "train", "config"),
     *("check", "assemble", "studies", "cli", "__main__"),
 )
@@ -35,7 +47,7 @@ SHARED = {
 """What every file of a family may import from its folder."""
 
 FILES = sorted(ROOT.rglob("*.py"))
-GROUND = {"functional": {"functional"}, "store": {"store", "errors", "functional"}}
+GROUND = {"functional": {"functional"}, "store": {"store", "errors", "shell", "functional"}}
 """What the lowest packages may import; the others may import all floors below them."""
 
 

@@ -20,7 +20,7 @@ from customized_grpo.cli import compare as command
 from customized_grpo.cli import main as cli
 from customized_grpo.config import Config, check_names, load_config, open_config
 from customized_grpo.errors import UserError
-from customized_grpo.settings import Spec
+from customized_grpo.settings import Spec, recipes
 from customized_grpo.settings.build import HOMES, exported, resolve
 from customized_grpo.settings.parse import parse_config
 from customized_grpo.studies.compare.cells import State
@@ -28,7 +28,7 @@ from customized_grpo.studies.compare.grid import open_grid
 from studies.compare.fabricate import fabricate
 from studies.compare.tiny import CONFIG
 
-RECIPES = sorted(p for p in (Path(__file__).parents[1] / "recipes").rglob("*.yaml") if "compare" not in p.name)
+RECIPES = sorted(p for p in recipes.RECIPES.rglob("*.yaml") if "compare" not in p.name)
 EVIL = """
 from pathlib import Path
 Path(__file__).with_name("MARK").write_text("imported")

@@ -115,7 +115,7 @@ YAML = {
 NUMBERS = "seed rollout.num_generations rollout.num_inference_steps training.iterations checkpoint.every"
 NAMES = (
     "policy method.advantage method.time_weights rollout.dynamics rollout.steps training.optimizer rewards.prompt "
-    "metrics.oracle_prompt"
+    "metrics.oracle_prompt objective"
 )
 SETTINGS = {
     NUMBERS: "abc | 2.5 | yes | [1] | {a: 1} | null | 1e400 | ''",
@@ -143,7 +143,7 @@ SETTINGS = {
 """Settings, and values of other types or that name nothing."""
 
 ARGUMENTS = {
-    "training.optimizer.lr": "abc | -1 | 0 | null | [1] | {a: 1} | yes",
+    "training.optimizer.lr": "abc | -1 | 0 | [1] | {a: 1} | yes",
     "training.optimizer.betas": "5 | [1] | [a, b] | [2, 3]",
     "training.optimizer.weight_decay": "abc",
     "training.optimizer.learning_rate": "1",
@@ -390,9 +390,25 @@ def configurations() -> list[Bad]:
     return found + [Bad("a file", tuple(shlex.split(line))) for line in told(FILES)]
 
 
-FINE = ("data.eval=null", "output=null", "evaluation.base=null")
+FINE = {
+    f"{setting}=null"
+    for setting in (
+        "data.eval", "output", "evaluation.base", "method.clip_range", "method.ratio_norm", "training.old_log_probs",
+        "rollout.share_initial_noise", "rollout.dynamics", "rollout.steps",
+    )
+}  # fmt: skip
 """What the tables cross and is allowed."""
-UNREAD = ("rollout", "method", "training", "checkpoint", "evaluation.base", "tracking", "output")
+UNREAD = (
+    "rollout",
+    "method",
+    "objective",
+    "training",
+    "checkpoint",
+    "evaluation.base",
+    "tracking",
+    "output",
+    "rewards={",
+)
 """Sections that other commands than train do not read to the end."""
 
 
@@ -524,7 +540,7 @@ def nothing_is_loaded() -> Iterator[None]:
 
     owners = (PipelinePolicy, "load_pipeline"), (Trainer, "train"), (clip, "load"), (dino, "load")
     with ExitStack() as patches:
-        for owner, name in (*owners, (compare, "measure_base"), (compare, "run_cells")):
+        for owner, name in (*owners, (compare, "run_cells")):
             patches.enter_context(patch.object(owner, name, refuse))
         yield
 

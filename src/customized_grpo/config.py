@@ -11,6 +11,7 @@ from customized_grpo.data.settings import DataSettings
 from customized_grpo.settings import Role, Spec
 from customized_grpo.settings.build import check_spec, check_unimported, exported
 from customized_grpo.settings.parse import load_settings
+from customized_grpo.shell import command
 from customized_grpo.train.settings import TrainerConfig
 
 
@@ -43,7 +44,7 @@ class Config(TrainerConfig):
     oracle cannot evaluate other data."""
     data: DataSettings = DataSettings()
 
-    LISTED: ClassVar[str] = " `cgrpo config` lists all settings."
+    LISTED: ClassVar[str] = f" `{command('config')}` lists all settings."
     """Added to the error for an unknown setting."""
 
     @classmethod

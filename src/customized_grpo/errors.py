@@ -1,7 +1,7 @@
 """The errors this package raises on purpose."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 def printable(text: str, encoding: str = "utf-8") -> str:
@@ -44,3 +44,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     alike = [other for other in known if other.lower() == name.lower() and other != name]
     match = alike or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and the errors that led to it, the last one first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from customized_grpo.errors import UserError
+from customized_grpo.errors import UserError, chain
+from customized_grpo.libraries import library_problem
+from customized_grpo.shell import program
 from customized_grpo.store import read_json
 
 PACKAGED = "toyworld:"
@@ -104,15 +106,39 @@ def pin(source: str, revision: str | None = None) -> dict[str, Any]:
     return {"revision": chosen} if chosen else {}
 
 
+def hub_problem(repository: str | Path, error: Exception) -> str:
+    """What is wrong if the hub did not hand out a repository, and what to do; empty if that is not the problem."""
+    from huggingface_hub import errors as hub
+
+    if Path(repository).expanduser().exists():
+        return ""
+    log_in = f"log in with `{program('hf')} auth login` or set HF_TOKEN"
+    problems = {
+        hub.GatedRepoError: f"it is gated; accept its licence at https://huggingface.co/{repository}, then {log_in}",
+        hub.RepositoryNotFoundError: "the hub has no such repository, or it is private; check the name or give a local "
+        f"path, and if it is private, {log_in}",
+        hub.RevisionNotFoundError: "the repository has no such revision; check the setting revision",
+        hub.HfHubHTTPError: "",
+        (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HTTPError): "the hub cannot be reached, and there "
+        "is no copy in its cache; check the connection and the name, or give a local path",
+    }
+    found = (problem for cause in chain(error) for kind, problem in problems.items() if isinstance(cause, kind))
+    return next(found, "")
+
+
 def explain(path: str | Path, what: str, error: Exception) -> UserError:
     """A one-sentence error for a failed `from_pretrained`."""
+    if broken := library_problem(error):
+        return broken
+    if problem := hub_problem(path, error):
+        return UserError(f"Could not load {what} from '{path}': {problem}.")
     reason = " ".join(str(error).split())
     if isinstance(error, ImportError) and (missing := re.search(r"requires the (\w+) library", reason)):
         package = missing[1].lower()
         build = ", in the build that matches your torch" if package == "torchvision" else ""
         return UserError(
             f"Could not load {what} from '{path}': the package {package} is not installed; "
-            f"pip install {package}{build}."
+            f"{program('pip')} install {package}{build}."
         )
     first = re.split(r"(?<=\w\w)[.;]\s", reason)[0].rstrip(".")  # the rest is advice, which ours replaces
     return UserError(

@@ -21,6 +21,13 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
     def load(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(homes[name], package), name)
+        try:
+            return getattr(import_module(homes[name], package), name)
+        except Exception as error:  # Python takes an AttributeError for a missing name, and drops its reason
+            from customized_grpo.libraries import library_problem
+
+            if (problem := library_problem(error)) is None:
+                raise
+            raise problem from error
 
     return load, lambda: list(homes), list(homes)

@@ -1,8 +1,33 @@
+import warnings
+
 import pytest
+from PIL import Image
 from rich.console import Console
 
-from customized_grpo.cli.generation import evaluate_command
+from customized_grpo.cli.generation import evaluate_command, warn_of_toy_model
 from customized_grpo.errors import UserError
+from customized_grpo.settings import Spec
+from customized_grpo.structures import Example
+from customized_grpo.toyworld.dataset import toy_reference
+
+TOY = Spec(use="FluxKontextPolicy", path="toyworld:pipeline")
+PHOTO = Example("1", "A dog wearing a red hat", (Image.new("RGB", (8, 8)),))
+
+
+def told(policy: Spec, example: Example) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_toy_model(policy, example)
+    return [str(warning.message) for warning in caught]
+
+
+def test_the_toy_model_is_asked_only_for_what_it_knows() -> None:
+    words, photo = told(TOY, PHOTO)
+    assert words.startswith("The embedded toy model does not know 'dog' and")
+    assert "its words are a, at, ball," in words
+    assert "turns a photo into blobs" in photo
+    assert told(TOY, toy_reference(0)) == []
+    assert told(Spec(use="FluxKontextPolicy", path="models/kontext"), PHOTO) == []
 
 
 def test_an_evaluation_of_no_examples_is_refused() -> None:

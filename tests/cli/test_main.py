@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ import torch
 import typer
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from customized_grpo.cli import main as cli
 from customized_grpo.errors import UserError
+from customized_grpo.settings.recipes import RECIPES
 from customized_grpo.sources import locate
 from customized_grpo.train.trackers import RunFolder
 
@@ -59,6 +62,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "report.html" in text
     assert "8 images on 1 process, about" in text
     assert re.search(r"memory +about [\d.]+ [MG]iB: libraries", text)
+    (folder / "output.txt").write_text(text)
     return folder / "run"
 
 
@@ -110,7 +114,6 @@ def test_sigterm_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
 
 def test_generate_draws_base_and_tuned(straight: Path, tmp_path: Path) -> None:
     Image.new("RGB", (80, 50), "orange").save(tmp_path / "cat.png")
-    cgrpo("generate", "--run", straight, "--count", 2, cwd=tmp_path)
     text = cgrpo(
         "generate", "--run", straight, "--reference", "cat.png", "--prompt", "a cube on the beach", "--output", "x.png",
         cwd=tmp_path,
@@ -118,13 +121,25 @@ def test_generate_draws_base_and_tuned(straight: Path, tmp_path: Path) -> None:
     assert "a cube on the beach" in text
     with Image.open(tmp_path / "x.png") as sheet:
         assert sheet.width > 300
-    assert len(list((straight / "generated").glob("*.png"))) == 1
+    assert "does not know" not in text
+    assert "turns a photo into blobs" in text
     again = cgrpo("generate", "--run", straight, "--output", "x.png", cwd=tmp_path, expect=2)
     assert "already exists" in again
     again = cgrpo("generate", "--run", straight, "--output", "x", cwd=tmp_path, expect=2)
     assert "'x' already exists" in again, "x.png would have been overwritten"
     text = cgrpo("generate", "--run", straight, "--output", "x.yaml", cwd=tmp_path, expect=2)
     assert "ends in '.yaml', which is not an image format" in text
+
+
+def test_the_next_command_can_be_typed_as_it_is_printed(straight: Path) -> None:
+    output = (straight.parent / "output.txt").read_text()
+    (printed,) = re.findall(r"^next +(.+? generate --run \S+)  ", output, re.M)
+    for command in (printed, re.findall(r"^ +(.+?) --logdir", output, re.M)[0] + " --version"):
+        done = subprocess.run(
+            command, shell=True, cwd=straight.parent, env=ENVIRONMENT, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert len(list((straight / "generated").glob("*.png"))) == 1
 
 
 def test_eval_compares_a_run_with_its_base(straight: Path, tmp_path: Path) -> None:
@@ -277,6 +292,33 @@ def test_help_and_version(tmp_path: Path) -> None:
     for command in ("train", "generate", "eval", "config", "report"):
         assert command in cgrpo("--help", cwd=tmp_path)
         assert "Usage" in cgrpo(command, "--help", cwd=tmp_path)
+
+
+def test_help_shows_brackets_as_they_are() -> None:
+    command = typer.main.get_command(cli.app)
+    for name, sub in command.commands.items():  # pyright: ignore[reportAttributeAccessIssue] - it is a group
+        printed = CliRunner().invoke(cli.app, [name, "--help"], env={"COLUMNS": "250", "NO_COLOR": "1"}).stdout
+        for text in [option.help for option in sub.params if getattr(option, "help", None)]:
+            assert text.replace("\\[", "[") in printed
+
+
+def test_the_shell_completes_commands(tmp_path: Path) -> None:
+    script = "import sys; sys.argv = ['cgrpo']; from customized_grpo.cli.main import main; main()"
+    asked = {"_CGRPO_COMPLETE": "complete_bash", "COMP_WORDS": "cgrpo pro", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=ENVIRONMENT | asked, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["probe"], done.stderr
+
+
+def test_a_packaged_recipe_goes_by_name() -> None:
+    run = partial(CliRunner().invoke, cli.app)
+    printed = run(["config", "toyworld/early"]).stdout
+    assert printed == run(["config", str(RECIPES / "toyworld" / "early.yaml")]).stdout
+    assert "use: raw_sum" in printed
+    assert "toyworld/early" in run(["config", "--help"], env={"COLUMNS": "250"}).stdout
+    error = run(["train", "toyworld/erly"]).exception
+    assert str(error).endswith("config --help` names them). Did you mean 'toyworld/early'?")
 
 
 def test_a_reward_that_exits_fails_the_run(tmp_path: Path) -> None:

@@ -30,6 +30,14 @@ def test_libraries_keep_quiet_and_a_cut_prompt_is_told(
     assert capsys.readouterr().out == "warning: A prompt is cut by customized_grpo.policies.flux_model.\n"
 
 
+def test_retries_of_the_hub_are_not_printed() -> None:
+    """In a process of its own: the library sets its level when it is first imported."""
+    code = "import logging; from customized_grpo.cli.terminal import quiet_libraries; quiet_libraries(); "
+    code += "logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s.')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Retrying" not in done.stdout + done.stderr
+
+
 def test_text_from_outside_is_printed_as_it_is() -> None:
     console = new_console(file=io.StringIO())
     table = Table(MARKUP, title=MARKUP)

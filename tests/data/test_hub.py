@@ -1,9 +1,12 @@
 """With the datasets package where it is installed, and with a stand-in table where it is not."""
 
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 
 from customized_grpo.data import HubDataset, hub
@@ -110,8 +113,20 @@ def test_a_column_that_is_not_there(table):
 
 def test_without_datasets_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="pip install datasets"):
+    with pytest.raises(UserError, match=r"pip install -e '.*\[data\]'"):
         import_subjects200k(tmp_path, tmp_path / "data.jsonl")
+
+
+def test_a_gated_data_set_is_one_sentence_with_what_to_do(monkeypatch):
+    def load(source, split):
+        raise DatasetNotFoundError(f"Dataset '{source}' is gated.") from GatedRepoError("403", response=Mock())
+
+    class DatasetNotFoundError(FileNotFoundError):
+        pass
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    with pytest.raises(UserError, match=r"accept its licence at https://huggingface.co/datasets/owner/name, then log"):
+        hub.open_dataset("owner/name")
 
 
 def test_reading_parquet(tmp_path):

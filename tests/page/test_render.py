@@ -151,7 +151,7 @@ def test_it_is_one_file_without_outside_addresses(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/report.html' could not be written"), writing(tmp_path / "file"):
+    with pytest.raises(UserError, match=r"file/report.md' could not be written"), writing(tmp_path / "file"):
         publish(page(), tmp_path / "file")
 
 

@@ -57,10 +57,10 @@ def test_long_prompts_are_cut_counted_and_warned_about_once():
     made = policy()
     with pytest.warns(UserWarning, match="has 31 tokens and the encoder takes 24") as caught:
         made.encode([tiny.example("a", "x" * 30), tiny.example("b", "y" * 40)])
-    assert len(caught) == 1
+    assert sum("the encoder takes" in str(warning.message) for warning in caught) == 1
     assert made.truncated_prompts == {"x" * 30, "y" * 40}
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", "A prompt has")
         made.encode([tiny.example("a", "x" * 30), tiny.example("c", "short")])
     assert made.truncated_prompts == {"x" * 30, "y" * 40}
 

@@ -23,6 +23,7 @@ from customized_grpo.policies.uno import add_uno
 from customized_grpo.settings import Spec
 from customized_grpo.settings.build import bind, check_spec
 from customized_grpo.settings.parse import to_yaml
+from customized_grpo.settings.recipes import RECIPES
 from customized_grpo.studies.bench import read_bench
 from customized_grpo.studies.compare import cells
 from customized_grpo.studies.compare.grid import load_grid
@@ -34,7 +35,6 @@ from . import tiny
 from .runs import from_the_command_line, write_files
 
 ROOT = Path(__file__).parents[2]
-RECIPES = ROOT / "recipes"
 FAR = ROOT / "tests" / "rewards" / "far"
 
 
@@ -262,7 +262,7 @@ def test_its_methods_train_and_are_compared(file, tmp_path, monkeypatch):
             cell.run.config.write_text(to_yaml(cell.config))
         return {cell.name: cells.state(cell) for cell in todo}
 
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)  # files beside a recipe are found from anywhere
     monkeypatch.setattr(assemble, "build_rewards", build_once)
     monkeypatch.setattr("customized_grpo.studies.report.write_report", lambda run, status: None)
     monkeypatch.setattr(command, "run_cells", run_cells)

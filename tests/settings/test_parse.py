@@ -4,11 +4,11 @@ import pytest
 
 from customized_grpo.config import Config, check_names, load_config
 from customized_grpo.errors import UserError
-from customized_grpo.settings import Spec
+from customized_grpo.settings import Spec, recipes
 from customized_grpo.settings.parse import read_tree, to_yaml
 from customized_grpo.train.settings import EvaluationSettings, RolloutSettings, TrainerConfig
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+RECIPES = sorted(recipes.RECIPES.rglob("*.yaml"))
 
 
 def test_the_defaults_are_valid_and_name_what_exists() -> None:
@@ -230,6 +230,7 @@ def test_the_toy_worlds_oracle_is_not_asked_about_other_data() -> None:
         ("iterations", r"'iterations' is not an override; write section.setting=value"),
         ("seed=[1", r"The value of 'seed=\[1': invalid YAML: a bracket or a brace is not closed"),
         ("method.advantage={gamma: 1, use: }", r"'method.advantage.use' is null: expected text"),
+        ("objective={use: [a]}", r"'objective.use' is \[\"a\"\]: expected text"),
         ("rewards=null", r"'rewards' is null: expected a mapping, such as {name: value}\."),
         ("rewards.new.path=x", r"The setting 'rewards.new.use' is missing"),
         ("data.train={path: x}", r"The setting 'data.train.use' is missing"),

@@ -16,7 +16,7 @@ from store.kills import kills
 
 
 class Study(Folder):
-    KIND, MARKER, INFO, COMMAND = "study", "study.json", "study.json", "cgrpo study"
+    KIND, MARKER, INFO, COMMAND = "study", "study.json", "study.json", "study"
 
 
 HOLD = """

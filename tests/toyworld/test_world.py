@@ -38,6 +38,11 @@ def test_every_prompt_is_made_of_the_vocabulary_and_fits_sixteen_tokens() -> Non
         words = prompt(rng.choice(world.NOUNS), sample_scene(rng, "star")).split()
         assert set(words) <= set(world.VOCABULARY)
         assert len(words) <= 14  # two more for <bos> and <eos>
+
+
+def test_unknown_words_are_named_once() -> None:
+    assert world.unknown_words("A RED star, smiling; a dog -- smiling") == ["smiling", "dog"]
+    assert world.unknown_words("A red star wearing a hat.") == []
     assert len(world.VOCABULARY) == 41
 
 

@@ -13,6 +13,7 @@ from customized_grpo.check import check_parts
 from customized_grpo.cli.terminal import split_settings
 from customized_grpo.errors import UserError
 from customized_grpo.settings.parse import load_settings
+from customized_grpo.shell import command
 from customized_grpo.studies.bench.measure import Share
 from customized_grpo.studies.bench.plan import BenchSettings, make_plan, specs
 from customized_grpo.studies.bench.protocols import PROTOCOLS
@@ -92,7 +93,8 @@ def protocols() -> list[tuple[str, str]]:
     for protocol in PROTOCOLS.values():
         metrics = ", ".join(metric.title for metric in protocol.metrics.values())
         found.append((protocol.name, f"{protocol.about} Metrics: {metrics}."))
-    return [*found, ("usage", "cgrpo bench PROTOCOL data=FOLDER --config CONFIG.yaml, or --run RUN")]
+    usage = command("bench", "PROTOCOL", "data=FOLDER", "--config", "CONFIG.yaml")
+    return [*found, ("usage", f"{usage}, or --run RUN")]
 
 
 def read_settings(words: Sequence[str]) -> BenchSettings:
@@ -103,7 +105,7 @@ def read_settings(words: Sequence[str]) -> BenchSettings:
 def split_words(words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """The YAML file, if there is one, and the overrides; a protocol's name becomes one."""
     first, overrides = split_settings(list(words), "protocol or YAML file")
-    if first is None or first.suffix in (".yaml", ".yml"):
+    if first is None or first.suffix in (".yaml", ".yml") or len(first.parts) > 1:
         return first, overrides
     return None, [f"protocol={first}", *overrides]
 

@@ -10,6 +10,7 @@ from customized_grpo import page, trust
 from customized_grpo.cli.display import duration
 from customized_grpo.cli.terminal import show_trusted
 from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.shell import command
 from customized_grpo.studies.compare.cells import State, last_line, open_folder, run_cells, state
 from customized_grpo.studies.compare.grid import GridFolder, cells, load_grid, open_grid, trust_needed
 from customized_grpo.studies.compare.methods import find_method
@@ -49,7 +50,7 @@ def run_grid(
             raise UserError("--resume reads the grid from the folder; remove the file and --output.")
         grid, root = open_grid(resume, overrides), resume
     elif file is None:
-        raise UserError("Name a grid, such as recipes/toyworld/compare-quick.yaml, or --resume FOLDER.")
+        raise UserError("Name a grid, such as toyworld/compare-quick, or --resume FOLDER.")
     else:
         grid, root = load_grid(file, overrides), output or Path("comparisons") / file.stem
     needed = trust_needed(cells(grid, root))
@@ -75,7 +76,7 @@ def run_grid(
         ended = run_cells(made, workers=workers, threads=threads, say=say)
     except KeyboardInterrupt:
         console.print("Stopped; everything is saved. Resume with:", end=" ")
-        console.print(f"cgrpo compare --resume {root}", style="bold", highlight=False, soft_wrap=True)
+        console.print(command("compare", "--resume", root), style="bold", highlight=False, soft_wrap=True)
         raise
     _finish(console, root, ended)
     return root
@@ -119,6 +120,6 @@ def _finish(console: Console, root: Path, ended: dict[str, State]) -> None:
     if lost:
         names = ", ".join(lost[:4]) + (", ..." if len(lost) > 4 else "")
         raise TrainingError(
-            f"{len(lost)} of {len(ended)} runs did not finish ({names}); `cgrpo compare --status {root}` shows why. "
-            f"Once fixed, resume with: cgrpo compare --resume {root}"
+            f"{len(lost)} of {len(ended)} runs did not finish ({names}); `{command('compare', '--status', root)}` "
+            f"shows why. Once fixed, resume with: {command('compare', '--resume', root)}"
         )

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from customized_grpo.cli.terminal import new_console
 from customized_grpo.errors import UserError, nearest
+from customized_grpo.shell import command
 
 app = typer.Typer(help="Create and check manifests of your own subjects.", no_args_is_help=True)
 console = new_console()
@@ -48,7 +49,7 @@ def import_(
     for reason, names in done.left_out.items():
         more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
         lines.append(f"left out, {reason}: {', '.join(names[:NAMED])}{more}")
-    lines.append(f"next: cgrpo data check {done.manifest}")
+    lines.append(f"next: {command('data', 'check', done.manifest)}")
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 

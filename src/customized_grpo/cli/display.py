@@ -1,6 +1,7 @@
 """Terminal output of `cgrpo train`: a summary, live progress, and the changes. No live progress without a terminal."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from customized_grpo import page
 from customized_grpo.errors import UserError
+from customized_grpo.shell import command, program
 from customized_grpo.store.run import read_run
 from customized_grpo.store.scores import Scores
 from customized_grpo.studies.report.alarms import alarms
@@ -133,7 +135,7 @@ def show_result(console: Console, result: Result, report: Path | None) -> None:
         show_verdict(console, verdict)
     if result.interrupted:
         console.print("Stopped; everything is saved. Resume with:", end=" ")
-        console.print(f"cgrpo train --resume {result.run}", style="bold", highlight=False, soft_wrap=True)
+        console.print(command("train", "--resume", result.run), style="bold", highlight=False, soft_wrap=True)
     trained = adapter(result.run)
     kind = "weights" if trained and (trained / "transformer").is_dir() else "adapter"
     lines = {"report": report, kind: trained, "images": result.run / "samples"}
@@ -143,8 +145,8 @@ def show_result(console: Console, result: Result, report: Path | None) -> None:
     if not result.interrupted:
         console.print(
             f"took      {duration(result.seconds)}\n"
-            f"next      cgrpo generate --run {result.run}      generate images\n"
-            f"          tensorboard --logdir {result.run}      show the curves",
+            f"next      {command('generate', '--run', result.run)}      generate images\n"
+            f"          {program('tensorboard')} --logdir {shlex.quote(str(result.run))}      show the curves",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Generate and evaluate images with trained weights: `cgrpo generate` and `cgrpo eval`."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,15 @@ from customized_grpo.data.images import to_pil
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import normal
+from customized_grpo.settings import Spec
+from customized_grpo.sources import PACKAGED
 from customized_grpo.store import check_place, is_file
 from customized_grpo.store.run import RunFolder
 from customized_grpo.store.scores import Scores, write_scores
 from customized_grpo.structures import Example
 from customized_grpo.studies.report.verdict import Verdict
+from customized_grpo.toyworld.dataset import ToyExample, toy_reference
+from customized_grpo.toyworld.world import VOCABULARY, unknown_words
 from customized_grpo.train import evaluation as evaluations
 from customized_grpo.train.grids import grid, save_grid
 from customized_grpo.train.rollout import sample_ode
@@ -34,8 +39,6 @@ def reference_example(reference: Path | None, prompt: str | None, seed: int) -> 
     if prompt is not None and not prompt.strip():
         raise UserError("--prompt is empty; give a description of the image.")
     if reference is None:
-        from customized_grpo.toyworld.dataset import toy_reference
-
         example = toy_reference(seed)
         return replace(example, prompt=prompt) if prompt else example
     if not is_file(reference):
@@ -44,6 +47,24 @@ def reference_example(reference: Path | None, prompt: str | None, seed: int) -> 
         raise UserError('--reference requires a --prompt, such as --prompt "a cat on the beach".')
     picture, mask = read_picture(reference)
     return Example(reference.stem, prompt, (picture,), masks=(mask,) if mask else ())
+
+
+def warn_of_toy_model(policy: Spec, example: Example) -> None:
+    """Warn of words and photos that the embedded model was not trained on, if the policy is that model."""
+    if not str(policy.arguments.get("path", "")).startswith(PACKAGED):
+        return
+    if unknown := unknown_words(example.prompt):
+        warnings.warn(
+            f"The embedded toy model does not know {', '.join(map(repr, unknown))} and ignores what it does not know; "
+            f"its words are {', '.join(VOCABULARY)}.",
+            stacklevel=1,
+        )
+    if not isinstance(example, ToyExample):
+        warnings.warn(
+            "The embedded toy model was trained on drawings of its toy world alone and turns a photo into blobs; "
+            "leave out --reference, or train a model of photos, such as that of the recipe kontext.",
+            stacklevel=1,
+        )
 
 
 @torch.no_grad()

@@ -24,12 +24,14 @@ from customized_grpo.cli.terminal import (
     split_settings,
 )
 from customized_grpo.errors import TrainingError, UserError, is_text
+from customized_grpo.libraries import library_problem
+from customized_grpo.settings.recipes import recipe_names
+from customized_grpo.shell import command
 
 app = typer.Typer(
     name="cgrpo",
     help="Reinforcement learning for subject-driven image generation with competing rewards.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -49,7 +51,7 @@ errors = PlainConsole(stderr=True)
 
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[CONFIG.yaml] [section.setting=value ...]", help="A configuration file and overrides."),
+    typer.Argument(metavar="[CONFIG.yaml] [section.setting=value ...]", help="A file or recipe, and overrides."),
 ]
 Run = Annotated[Path, typer.Option("--run", help="A run folder.")]
 
@@ -87,7 +89,7 @@ def train(
         if done := finished_iterations(run, config):
             console.print(
                 f"'{resume}' has finished its {done} iterations. To continue training, increase their number: "
-                f"cgrpo train --resume {resume} training.iterations={2 * done}",
+                f"{command('train', '--resume', resume, f'training.iterations={2 * done}')}",
                 highlight=False, soft_wrap=True,
             )  # fmt: skip
             return
@@ -124,7 +126,7 @@ def generate(
     from customized_grpo.assemble import build_policy, find_checkpoint, load_trained, open_run
     from customized_grpo.check import check_named
     from customized_grpo.cli.generation import generate as draw
-    from customized_grpo.cli.generation import new_file, reference_example
+    from customized_grpo.cli.generation import new_file, reference_example, warn_of_toy_model
     from customized_grpo.store import replacing
 
     quiet_libraries()
@@ -133,6 +135,7 @@ def generate(
     example = reference_example(reference, prompt, seed)
     find_checkpoint(folder, iteration)
     check_named(config)
+    warn_of_toy_model(config.policy, example)
     policy = build_policy(config)
     sheet = draw(
         policy, example, lambda: load_trained(policy, folder, iteration), count, seed,
@@ -189,7 +192,7 @@ def evaluate(
     evaluate_command(console, file, overrides, run, iteration, output, trust_code)
 
 
-@app.command()
+@app.command(epilog=f"Packaged recipes: {', '.join(recipe_names())}.")
 def config(
     settings: Settings = None,
     check: Annotated[bool, typer.Option("--check", help="Only validate the configuration.")] = False,
@@ -336,6 +339,10 @@ def _run(command: typer.Typer, debug: bool) -> None:
             raise
         place = f"'{str(error.filename)[:100]}'" if error.filename else "a file"
         _fail(f"{os.strerror(error.errno)} for {place}; {REFUSED[error.errno]}.", debug)
+    except (ImportError, AttributeError, RuntimeError) as error:
+        if (problem := library_problem(error)) is None:
+            raise
+        _fail(str(problem), debug)
     except SystemExit as error:  # an interrupt too, by the time it comes through typer
         cause = getattr(error.__context__, "__cause__", None)
         if not isinstance(cause, KeyboardInterrupt):

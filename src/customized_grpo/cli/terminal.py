@@ -1,7 +1,6 @@
 """What all commands share: how arguments are read, and which libraries keep quiet."""
 
 import atexit
-import logging
 import os
 import sys
 import traceback
@@ -70,10 +69,11 @@ def quiet_libraries() -> None:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=UserWarning, module=r"customized_grpo\.")
     warnings.formatwarning = lambda message, *place, **more: f"warning: {printable(' '.join(str(message).split()))}\n"
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, when the error says it all
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
+    hub_logging.set_verbosity_error()  # its retries, when the error says it all
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity_error()
         library.disable_progress_bar()

@@ -10,6 +10,9 @@ from PIL import Image
 from customized_grpo.data.decode import read_picture
 from customized_grpo.data.examples import PhotoExample, check_kinds, short_kind
 from customized_grpo.errors import UserError, nearest
+from customized_grpo.libraries import library_problem
+from customized_grpo.shell import install
+from customized_grpo.sources import hub_problem
 from customized_grpo.structures import Example, LazyExamples
 
 
@@ -107,7 +110,8 @@ def open_dataset(source: str | Path, split: str = "train") -> Any:
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError(f"Reading '{source}' needs the datasets package; pip install datasets.") from error
+        missing = UserError(f"Reading '{source}' needs the datasets package; {install('data')}.")
+        raise library_problem(error) or missing from error
     place = Path(source).expanduser()
     try:
         if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
@@ -118,6 +122,8 @@ def open_dataset(source: str | Path, split: str = "train") -> Any:
             return datasets.load_dataset("parquet", data_files={split: files}, split=split)
         return datasets.load_dataset(str(source), split=split)
     except Exception as error:
+        if problem := hub_problem(f"datasets/{source}", error):
+            raise UserError(f"Could not read '{source}': {problem}.") from error
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"Could not read split '{split}' of '{source}' ({type(error).__name__}: {reason}).") from error
 

@@ -11,6 +11,8 @@ from customized_grpo.data.examples import JsonlDataset, Record
 from customized_grpo.data.images import png
 from customized_grpo.data.importers import Imported, check_free, relative, write_manifest
 from customized_grpo.errors import UserError
+from customized_grpo.libraries import library_problem
+from customized_grpo.shell import install
 from customized_grpo.store import write
 
 Segmenter = Callable[[Image.Image], Image.Image]
@@ -63,7 +65,8 @@ def rembg_segmenter(model: str = "u2net") -> Segmenter:
     try:
         from rembg import new_session, remove  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError("Making masks needs the rembg package; pip install rembg, or give a segmenter.") from error
+        missing = UserError(f"Making masks needs the rembg package; {install('masks')}, or give a segmenter.")
+        raise library_problem(error) or missing from error
     session = new_session(model)
     return lambda picture: remove(picture, session=session, only_mask=True).convert("L")
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from customized_grpo.errors import UserError
+from customized_grpo.shell import install
 
 Quantize = Literal["none", "int8", "nf4"]
 
@@ -23,9 +24,7 @@ def check_quantize(scheme: str, trainable: str) -> None:
             f"policy.quantize is {scheme}, but with trainable: full no weight is frozen; train a LoRA, or leave it out."
         )
     if find_spec(LIBRARIES[scheme]) is None:
-        raise UserError(
-            f"policy.quantize is {scheme}, which needs {LIBRARIES[scheme]}; pip install 'customized-grpo[quantized]'."
-        )
+        raise UserError(f"policy.quantize is {scheme}, which needs {LIBRARIES[scheme]}; {install('quantized')}.")
     if scheme == "nf4" and not torch.cuda.is_available():
         raise UserError("policy.quantize is nf4, which diffusers runs on GPUs only, and there is none; use int8.")
 

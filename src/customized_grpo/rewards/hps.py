@@ -10,6 +10,7 @@ from torch import Tensor
 
 from customized_grpo.data.images import to_pil
 from customized_grpo.errors import UserError
+from customized_grpo.libraries import library_problem
 from customized_grpo.settings import AtLeastOne
 from customized_grpo.structures import Example
 
@@ -44,7 +45,7 @@ class Hpsv3Reward:
         try:
             from hpsv3 import HPSv3RewardInferencer  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise UserError(
+            raise library_problem(error) or UserError(
                 f"Hpsv3Reward needs the hpsv3 package ({error}); install it in an environment of its own and use "
                 f"{{use: RemoteReward, reward: {{use: Hpsv3Reward}}, python: that/environment/bin/python}}."
             ) from error

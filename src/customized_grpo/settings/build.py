@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from customized_grpo.errors import UserError, nearest
+from customized_grpo.libraries import library_problem
 from customized_grpo.settings import Spec, mistakes, sentence
 from customized_grpo.store.yaml_text import missing_space
 
@@ -132,12 +133,12 @@ def _import(module: str, use: str, where: str) -> ModuleType:
     try:
         return import_module(module)
     except ImportError as error:
-        raise UserError(
+        raise library_problem(error) or UserError(
             f"{where}: cannot import '{module}' for '{use}' ({error}); write package.module:name and make sure "
             f"that the package is installed, on PYTHONPATH, or a file in the current folder."
         ) from error
     except Exception as error:  # third-party code
-        raise UserError(
+        raise library_problem(error) or UserError(
             f"{where}: importing '{module}' for '{use}' failed ({type(error).__name__}: {error}); "
             f"make sure that `python -c 'import {module}'` works."
         ) from error
@@ -180,7 +181,7 @@ def construct(spec: Spec, slot: str, **extra: Any) -> Any:
         raise
     except Exception as error:  # third-party code
         given = ", ".join(f"{name}={value!r}" for name, value in spec.arguments.items()) or "no settings"
-        raise UserError(
+        raise library_problem(error) or UserError(
             f"{slot}: {spec.use} could not be constructed with {given} ({type(error).__name__}: {error}); "
             f"check its settings, or use --debug."
         ) from error

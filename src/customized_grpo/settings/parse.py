@@ -7,8 +7,10 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from customized_grpo.errors import UserError
+from customized_grpo.errors import UserError, nearest
 from customized_grpo.settings.base import Role, Settings, Spec, sentence
+from customized_grpo.settings.recipes import find_recipe, recipe_names
+from customized_grpo.shell import command
 from customized_grpo.store import is_file
 from customized_grpo.store.yaml_text import dump_yaml, missing_space, parse_yaml, read_yaml
 
@@ -44,15 +46,19 @@ def read_tree(path: str | Path, *, stored: bool = False) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Args:
-        path: of the file.
+        path: of the file, or the name of a packaged recipe.
         stored: a command wrote the file, so that it cannot be empty.
 
     Raises:
         UserError: if the file is missing, is not YAML, is not a mapping, or is empty and may not be.
     """
-    if not is_file(path):
-        raise UserError(f"There is no configuration file '{str(path)[:100]}'; see recipes/ for examples.")
-    tree = read_yaml(path)
+    file = find_recipe(path)
+    if not is_file(file):
+        raise UserError(
+            f"There is no configuration file '{str(path)[:100]}'; give a YAML file, or a packaged recipe "
+            f"(`{command('config', '--help')}` names them).{nearest(str(path), recipe_names())}"
+        )
+    tree = read_yaml(file)
     if tree is None and not stored:
         return {}
     if not isinstance(tree, dict) or (stored and not tree):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from customized_grpo.errors import UserError
+from customized_grpo.shell import command
 from customized_grpo.store import files
 from customized_grpo.store.files import DRAFT, Lines
 
@@ -72,7 +73,8 @@ class Folder:
             missing = "is a file" if folder.path.exists() else "does not exist"
             seen = f"has no {cls.MARKER}" if folder.path.is_dir() else missing
             raise UserError(
-                f"'{folder.path}' is not a {cls.KIND} folder: it {seen}. `{cls.COMMAND}` makes one and prints its name."
+                f"'{folder.path}' is not a {cls.KIND} folder: it {seen}. `{command(cls.COMMAND)}` makes one and prints "
+                f"its name."
             )
         return folder
 
@@ -88,7 +90,7 @@ class Folder:
         if not self.is_empty():
             raise UserError(
                 f"The folder '{self.path}' holds something already; name another output, or resume the {self.KIND} in "
-                f"it: {self.COMMAND} --resume {self.path}"
+                f"it: {command(self.COMMAND, '--resume', self.path)}"
             )
 
     def check_own(self) -> None:

@@ -23,7 +23,7 @@ from customized_grpo.store.yaml_text import dump_yaml, parse_yaml
 class RunFolder(Folder):
     """RUN/: config.yaml, run.json, metrics.jsonl, evaluations/, samples/, checkpoints/, report.html."""
 
-    KIND, MARKER, INFO, COMMAND = "run", "config.yaml", "run.json", "cgrpo train"
+    KIND, MARKER, INFO, COMMAND = "run", "config.yaml", "run.json", "train"
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)

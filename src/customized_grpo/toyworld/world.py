@@ -4,6 +4,7 @@ Every image of the toy world is `draw.render(subject, scene, seed)`, so its attr
 """
 
 import random
+import re
 from dataclasses import astuple, dataclass
 from typing import Literal
 
@@ -96,6 +97,11 @@ VOCABULARY = tuple(
     )
 )
 """Every word a prompt can hold."""
+
+
+def unknown_words(text: str) -> list[str]:
+    """The words of a prompt that are not in the vocabulary, each once; case and punctuation do not count."""
+    return [word for word in dict.fromkeys(re.findall(r"\w+", text.lower())) if word not in VOCABULARY]
 
 
 def details(scene: Scene) -> dict[str, int]:

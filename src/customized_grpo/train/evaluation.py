@@ -15,6 +15,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import normal, seed_global
 from customized_grpo.rewards.scoring import RewardFunction, score
+from customized_grpo.shell import command
 from customized_grpo.store.scores import Change, Scores, change, read_scores
 from customized_grpo.structures import Example
 from customized_grpo.train.memory import explain_full_device
@@ -41,7 +42,7 @@ def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], repli
     Raises:
         UserError: if it is missing, damaged, or of other tasks or metrics.
     """
-    advice = "create it with `cgrpo eval CONFIG --output FOLDER`, or remove evaluation.base."
+    advice = f"create it with `{command('eval', 'CONFIG', '--output', 'FOLDER')}`, or remove evaluation.base."
     try:
         found = read_scores(path)
     except (OSError, ValueError) as error:

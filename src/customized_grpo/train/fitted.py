@@ -11,6 +11,8 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.functional.time_weights import tabulated
+from customized_grpo.settings.recipes import find_recipe
+from customized_grpo.shell import command
 from customized_grpo.store import is_file, read_json, write
 
 __all__ = ["from_file"]
@@ -37,10 +39,11 @@ def read_time_weights(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: as `from_file`.
     """
-    file = Path(path)
+    file = find_recipe(path)
     if not is_file(file):
         raise UserError(
-            f"There is no file of time weights '{str(file)[:100]}'; `cgrpo probe` writes one, named time_weights.json."
+            f"There is no file of time weights '{str(file)[:100]}'; `{command('probe')}` writes one, named "
+            f"time_weights.json."
         )
     content = read_json(file)
     problem = _problem(content)

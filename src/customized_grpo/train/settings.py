@@ -235,7 +235,8 @@ class TrainerConfig(Settings):
         objective = _with_arguments(_plain(values.get("objective", "grpo")))
         names = ("method", "rollout", "training", "evaluation")
         sections = {name: dict(part) for name in names if isinstance(part := _plain(values.get(name, {})), Mapping)}
-        if not isinstance(objective, Mapping) or "use" not in objective or len(sections) < len(names):
+        named = isinstance(objective, Mapping) and isinstance(objective.get("use"), str)
+        if not named or len(sections) < len(names):
             return values  # which is refused
         for setting in DEPENDENT:
             section, _, name = setting.partition(".")
@@ -279,7 +280,7 @@ def _plain(value: Any) -> Any:
 def _with_arguments(objective: Any) -> Any:
     """An objective of this package with all its arguments; anything else as it is."""
     objective = {"use": objective} if isinstance(objective, str) else objective
-    settings = OBJECTIVES.get(objective.get("use", "")) if isinstance(objective, Mapping) else None
+    settings = OBJECTIVES.get(str(objective.get("use"))) if isinstance(objective, Mapping) else None
     if settings is None:
         return objective
     given = {name: value for name, value in objective.items() if name != "use"}

@@ -15,6 +15,7 @@ from accelerate.tracking import filter_trackers, get_available_trackers
 from accelerate.utils import LoggerType
 
 from customized_grpo.errors import UserError, nearest
+from customized_grpo.shell import program
 from customized_grpo.store.folder import now
 from customized_grpo.store.run import RunFolder
 from customized_grpo.train.settings import TrackingSettings
@@ -27,7 +28,9 @@ def check_trackers(settings: TrackingSettings) -> None:
         if name not in known:
             raise UserError(f"tracking.log_with names '{name}'; there are {', '.join(known)}.{nearest(name, known)}")
         if LoggerType(name) not in get_available_trackers():
-            raise UserError(f"tracking.log_with names '{name}', which is not installed; pip install {name}.")
+            raise UserError(
+                f"tracking.log_with names '{name}', which is not installed; {program('pip')} install {name}."
+            )
 
 
 def start_trackers(accelerator: Accelerator, settings: TrackingSettings, run: RunFolder) -> None:

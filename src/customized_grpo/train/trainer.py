@@ -29,6 +29,7 @@ from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import generator, seed_global
 from customized_grpo.rewards.scoring import RewardFunction, named, score_groups
 from customized_grpo.settings.identity import changes_on_resume
+from customized_grpo.shell import command
 from customized_grpo.store.run import RunFolder
 from customized_grpo.store.scores import Change, read_scores, write_scores
 from customized_grpo.structures import Example, Rewards, Rollout
@@ -190,7 +191,8 @@ class Trainer:
                         self._save_before_failure(run, error)
                 if isinstance(error, UserError | TrainingError):
                     error.advice = (
-                        f"{_last_checkpoint(run)} When that is mended, go on with: cgrpo train --resume {run.path}"
+                        f"{_last_checkpoint(run)} When that is mended, go on with: "
+                        f"{command('train', '--resume', run.path)}"
                     )
                 raise
 

@@ -18,7 +18,7 @@ from customized_grpo.cli.bench import bench_command, read_settings
 from customized_grpo.config import Config, load_config
 from customized_grpo.errors import UserError
 from customized_grpo.policies.guidance import describe_guidance
-from customized_grpo.settings import Role, Spec
+from customized_grpo.settings import Role, Spec, recipes
 from customized_grpo.settings.build import check_spec
 from customized_grpo.settings.identity import declared_roles
 from customized_grpo.settings.parse import describe_settings, parse_config
@@ -28,7 +28,7 @@ from customized_grpo.studies.bench.record import write_table
 from customized_grpo.studies.bench.report import columns, publications, scores
 from studies.bench.tiny import COLOURS, METRICS, dreambench
 
-RECIPES = Path(__file__).parents[3] / "recipes" / "bench"
+RECIPES = recipes.RECIPES / "bench"
 JOBS = 7 * 2  # a dog's three prompts and two each for vase and can, two images each
 
 
@@ -294,7 +294,7 @@ def test_images_are_made_with_the_steps_of_the_evaluation() -> None:
 
 
 def test_the_papers_settings_reach_the_policy() -> None:
-    plan = make_plan(read_settings(["customized-grpo"]), load_config(RECIPES.parent / "uno-syncd.yaml"))
+    plan = make_plan(read_settings(["customized-grpo"]), load_config("uno-syncd"))
     policy = plan.config.policy.arguments
     assert (policy["resolution"], policy["guidance_scale"]) == (512, 4.0)
     assert (plan.images, plan.num_inference_steps, plan.seed, plan.departures()) == (1, 25, 3407, [])

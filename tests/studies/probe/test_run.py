@@ -62,8 +62,7 @@ def numbers(folder: Path) -> dict[str, dict]:
 def test_a_probe_leaves_everything_behind(config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "probe"
     found = new_probe(quiet(), config, ["seed=3"], SMALL, output=folder)
-    assert {path.name for path in folder.iterdir()} == {
-        ".lock",
+    assert {path.name for path in folder.iterdir()} - {".lock"} == {  # which older filelock removes
         "probe.json", "config.yaml", "steps", "findings.json", "time_weights.json", "probe.html", "probe.md", "plots",
     }  # fmt: skip
     info = json.loads((folder / "probe.json").read_text())

@@ -14,6 +14,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.moved import current
 from customized_grpo.settings import Spec
 from customized_grpo.settings.identity import runtime_arguments
+from customized_grpo.shell import command
 from customized_grpo.store import Folder, plain, read_json, scores
 from customized_grpo.store.scores import Scores, to_number
 from customized_grpo.studies.bench.protocols import Metric
@@ -27,7 +28,7 @@ Job = tuple[Task, int]
 class BenchFolder(Folder):
     """BENCH/: bench.json, images/, references/, scores/, oracle/, scores.parquet or .csv, report.html, report.md."""
 
-    KIND, MARKER, INFO, COMMAND, FORMAT = "bench", "bench.json", "bench.json", "cgrpo bench", 2
+    KIND, MARKER, INFO, COMMAND, FORMAT = "bench", "bench.json", "bench.json", "bench", 2
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
@@ -162,7 +163,7 @@ def read_bench(path: Path) -> Bench:
         if missing := sum((task.id, n) not in found for task in tasks for n in range(images)):
             raise UserError(
                 f"The bench in '{path}' is not finished: {missing} of {len(tasks) * images} images lack {metric}; "
-                f"run the same `cgrpo bench` again to resume it."
+                f"run the same `{command('bench')}` again to resume it."
             )
         values[:, :, k] = [[found[task.id, n] for task in tasks] for n in range(images)]
     columns = (tuple(getattr(task, name) for task in tasks) for name in ("id", "subject", "prompt_kind", "prompt"))

@@ -16,6 +16,7 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.functional import statistics
 from customized_grpo.page.formats import listed
+from customized_grpo.shell import command
 from customized_grpo.store.run import RunRecord, read_run
 from customized_grpo.store.scores import Estimate, Scores, read_scores
 from customized_grpo.studies.compare.cells import state
@@ -222,7 +223,7 @@ class Comparison:
             is_ = "is" if len(names) == 1 else "are"
             self.problems += [f"{listed(names)} {is_} {why} and left out."] if names else []
         if not any(runs.values()):
-            shown = f"`cgrpo compare --status {self.folder}` shows the progress"
+            shown = f"`{command('compare', '--status', self.folder)}` shows the progress"
             raise UserError(f"No cell of '{self.folder}' is finished yet; {shown}.")
         return {method: finished for method, finished in runs.items() if finished}
 
@@ -301,7 +302,7 @@ def _read_base(base: Cell) -> Scores:
     if (found := state(base)).status != "finished":
         raise UserError(
             f"The evaluation of the base policy in '{base.run.path}' is {found.status}{found.reason}; "
-            f"`cgrpo compare --resume {base.root}` makes it."
+            f"`{command('compare', '--resume', base.root)}` makes it."
         )
     return read_scores(base.evaluation)
 

@@ -21,6 +21,7 @@ from customized_grpo.store import now, write
 from customized_grpo.store.scores import read_scores
 from customized_grpo.studies.compare.grid import Cell, Grid, GridFolder, budget, cells, check_runnable, check_same
 from customized_grpo.studies.compare.methods import BASE
+from customized_grpo.studies.probe.record import ProbeFolder
 from customized_grpo.train.trackers import provenance
 
 Status = Literal["waiting", "running", "stopped", "failed", "damaged", "finished"]
@@ -125,6 +126,8 @@ def open_folder(grid: Grid, root: Path) -> list[Cell]:
     folder, made = GridFolder(root), cells(grid, root)
     if not (root / folder.MARKER).is_file():
         folder.check_free()
+    if grid.probe is not None:
+        ProbeFolder.existing(grid.probe)
     check_runnable(made)
     for cell in made:
         state(cell)

@@ -55,7 +55,7 @@ class Grid(Settings):
 class GridFolder(Folder):
     """GRID/: compare.yaml, compare.json, base/, cells/METHOD/seed-N/, logs/, report.html, plots/."""
 
-    KIND, MARKER, INFO, COMMAND = "comparison", "compare.yaml", "compare.json", "cgrpo compare"
+    KIND, MARKER, INFO, COMMAND = "comparison", "compare.yaml", "compare.json", "compare"
 
 
 @dataclass(frozen=True)

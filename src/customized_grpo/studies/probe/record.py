@@ -18,7 +18,7 @@ from customized_grpo.train.evaluation import cluster
 class ProbeFolder(Folder):
     """PROBE/: probe.json, config.yaml, steps/, findings.json, time_weights.json, probe.html, probe.md, plots/."""
 
-    KIND, MARKER, INFO, COMMAND = "probe", "probe.json", "probe.json", "cgrpo probe"
+    KIND, MARKER, INFO, COMMAND = "probe", "probe.json", "probe.json", "probe"
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)

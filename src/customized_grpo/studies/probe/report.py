@@ -15,6 +15,7 @@ from customized_grpo.functional.time_weights import sigmoid_crossover
 from customized_grpo.page import Plain, plots
 from customized_grpo.page.formats import count, duration, listed, words
 from customized_grpo.page.plots import Line
+from customized_grpo.shell import command
 from customized_grpo.store.scores import Estimate, estimates
 from customized_grpo.studies.probe.findings import Findings, conclude, to_dict
 from customized_grpo.studies.probe.record import ProbeFolder
@@ -48,7 +49,7 @@ def analyse(folder: ProbeFolder) -> Findings:
     if missing := sum(key not in finished for key in wanted):
         raise UserError(
             f"The probe in '{folder.path}' is not finished, {missing} of {len(wanted)} measurements are missing; "
-            f"resume it with: cgrpo probe --resume {folder.path}"
+            f"resume it with: {command('probe', '--resume', folder.path)}"
         )
     subjects = [example["subject"] for example in info["examples"]]
     found = conclude([finished[key] for key in wanted], info["rewards"], subjects, info["num_inference_steps"])
@@ -72,8 +73,8 @@ def write_report(folder: Path) -> Path:
 
 def show(folder: ProbeFolder, found: Findings, console: Console) -> Path:
     """Write the page of findings, and show it in the terminal."""
-    weights = f"cgrpo train 'method.time_weights={{use: from_file, path: {folder.time_weights}}}'"
-    return page.present(console, contents(folder, found), folder.path, "probe", next=weights)
+    weights = f"method.time_weights={{use: from_file, path: {folder.time_weights}}}"
+    return page.present(console, contents(folder, found), folder.path, "probe", next=command("train", weights))
 
 
 def contents(folder: ProbeFolder, found: Findings) -> page.Page:
