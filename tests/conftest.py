@@ -15,6 +15,7 @@ import torch
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup with this one
 atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 

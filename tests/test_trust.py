@@ -386,7 +386,7 @@ HARMLESS = {
     *("aspect", "cache_mib", "fuse", "gradient_checkpointing", "guidance_scale", "true_cfg_scale", "height", "width"),
     *("lora", "max_text_tokens", "negative_prompt", "offload", "pipeline", "quantize", "reference_resolution"),
     *("resolution", "settings", "shift", "trainable", "count", "id", "kinds", "per_subject", "prompt", "references"),
-    *("split", "subject", "subject_id", "max_tokens", "max_completion_tokens", "temperature", "extra_body"),
+    *("kind", "split", "subject", "subject_id", "max_tokens", "max_completion_tokens", "temperature", "extra_body"),
 }
 """Arguments that were looked at: weights and data are read without running code, the rest are numbers and words."""
 

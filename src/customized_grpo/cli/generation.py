@@ -114,8 +114,10 @@ def evaluate_command(
     config = source.config
     if output is not None:
         check_place(output)
-        if output.is_file() or not RunFolder(output).is_empty():
-            raise UserError(f"The output '{output}' is not an empty folder; choose another --output.")
+        if is_file(output):
+            raise UserError(f"The output '{output}' is a file; choose a folder as --output.")
+        if not RunFolder(output).is_empty():
+            raise UserError(f"The folder '{output}' is not empty; choose another --output.")
     examples = held_out_examples(config)
     if not examples:
         raise UserError("There is nothing to evaluate: evaluation.examples is 0; set it to 1 or more.")
