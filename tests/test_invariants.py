@@ -1,6 +1,7 @@
 """What a result does not depend on, from the command line: batches, processes, interruptions. docs/testing.md."""
 
 import os
+import sys
 from pathlib import Path
 
 import invariants
@@ -24,6 +25,7 @@ CASES = (
     Case("one-two", resumed_on=2),
     Case("two-three", 2, resumed_on=3),
 )
+pytestmark = pytest.mark.timeout(900)  # the first test trains all cases
 EXACT = ("again", "resumed")
 ITERATIONS = 4
 
@@ -31,6 +33,14 @@ ITERATIONS = 4
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All cases, trained: three groups of processes."""
+    try:
+        return train_all(tmp_path_factory)
+    except RuntimeError as error:  # once, on a busy machine, one of three processes ended between two commands
+        sys.stderr.write(str(error))
+        return train_all(tmp_path_factory)
+
+
+def train_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("invariants")
     file = write_run(tiny.FAMILIES[0], folder, dtype="float32")
     settings = ["training.prompts_per_iteration=6", "checkpoint.every=1", "checkpoint.keep=0"]

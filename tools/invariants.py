@@ -13,7 +13,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,9 +66,16 @@ def run_together(processes: int, commands: Sequence[Words], folder: Path) -> Non
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             )
         )  # fmt: skip
-    said = [process.communicate()[0] for process in group]
+    with ThreadPoolExecutor(processes) as readers:
+        said = [readers.submit(lambda process=process: process.communicate()[0]) for process in group]
+        while any(process.poll() is None for process in group):
+            if any(process.returncode for process in group):  # the others would wait for it
+                for process in group:
+                    process.kill()
+            time.sleep(0.1)
     if any(process.returncode for process in group):
-        raise RuntimeError("\n".join(said))
+        codes = [process.returncode for process in group]
+        raise RuntimeError("\n".join([f"exit codes {codes}", *(one.result() for one in said)]))
 
 
 def free_ports(count: int) -> list[int]:
