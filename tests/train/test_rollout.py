@@ -29,3 +29,15 @@ def test_every_step_is_taken_at_its_own_sigma() -> None:
     noise = normal((fakes.TOKENS, fakes.CHANNELS), [("any",)])
     expected = policy.decode(noise + (middle - 1) - middle**2, {})
     torch.testing.assert_close(sample_ode(policy, policy.encode(fakes.examples(1)), noise, 2), expected)
+
+
+def test_images_carry_no_gradient_of_a_decoder_with_weights() -> None:
+    class Decoding(fakes.LinearPolicy):
+        weight = torch.nn.Parameter(torch.ones(()))
+
+        def decode(self, latents, conditioning):
+            return self.weight * super().decode(latents, conditioning)
+
+    policy = Decoding()
+    images = sample_ode(policy, policy.encode(fakes.examples(1)), normal((fakes.TOKENS, fakes.CHANNELS), [("any",)]), 2)
+    assert not images.requires_grad

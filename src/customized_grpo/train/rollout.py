@@ -48,6 +48,7 @@ def denoise(policy: Policy, conditioning: Conditioning, noise: Tensor, num_steps
     return last(trajectory(policy.velocity, conditioning, latents, sigmas)).next_latents, sigmas
 
 
+@torch.no_grad()
 def sample_ode(policy: Policy, conditioning: Conditioning, noise: Tensor, num_inference_steps: int) -> Tensor:
     """Deterministic images (B, 3, H, W) from conditioning and standard normal noise (B, N, C)."""
     return policy.decode(denoise(policy, conditioning, noise, num_inference_steps)[0], conditioning)
