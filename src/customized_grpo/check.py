@@ -2,8 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from customized_grpo.data import HubDataset, load_datasets
 from customized_grpo.errors import UserError
 from customized_grpo.policies.pipeline import default_device
 from customized_grpo.settings import Spec
-from customized_grpo.settings.build import arguments, exported
+from customized_grpo.settings.build import arguments, exported, naming
 from customized_grpo.sources import check_location
 from customized_grpo.store.run import RunFolder
 from customized_grpo.structures import Example
@@ -101,24 +100,13 @@ def check_parts(spec: Spec, slot: str, where: str = "") -> None:
     values = arguments(target, spec)
     for name, location in getattr(target, "LOCATIONS", {}).items():
         if values.get(name) is not None:
-            with _naming(f"{where}.{name}"):
+            with naming(f"{where}.{name}"):
                 check_location(values[name], location, values.get(location.revision))
     if isinstance(values.get("device"), str):
         check_device(values["device"], f"{where}.device")
     if hasattr(target, "check_arguments"):
-        with _naming(where):
+        with naming(where):
             target.check_arguments(**values)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Begin the sentence of a UserError with the setting."""
-    try:
-        yield
-    except UserError as error:
-        if str(error).startswith(where):
-            raise
-        raise UserError(f"{where}: {error}") from error
 
 
 def check_device(name: str, where: str) -> None:

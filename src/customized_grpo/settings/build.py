@@ -151,17 +151,27 @@ def bind(spec: Spec, slot: str, where: str = "") -> Callable[..., Any]:
 
 
 @contextmanager
-def named_after(setting: str) -> Iterator[None]:
-    """Anybody's function may stand behind a setting, and fails with its arguments in its own words."""
+def naming(setting: str) -> Iterator[None]:
+    """Begin the sentence of a UserError with the setting, unless it does."""
     try:
         yield
     except UserError as error:
         if str(error).startswith(setting.split()[0]):
             raise
         raise UserError(f"{setting}: {error}") from error
-    except Exception as error:
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        raise UserError(f"{setting} cannot be computed with these settings: {kind}{error}") from error
+
+
+@contextmanager
+def named_after(setting: str) -> Iterator[None]:
+    """`naming` for anybody's function, which fails with its arguments in its own words."""
+    with naming(setting):
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+            raise UserError(f"{setting} cannot be computed with these settings: {kind}{error}") from error
 
 
 def construct(spec: Spec, slot: str, **extra: Any) -> Any:
