@@ -8,7 +8,6 @@ import argparse
 import itertools
 import json
 import os
-import runpy
 import shutil
 import socket
 import subprocess
@@ -91,10 +90,12 @@ def free_ports(count: int) -> list[int]:
 
 def work(listed: Path) -> None:
     """What a process of the group does."""
+    from customized_grpo.cli.main import main as cgrpo
+
     for port, words in json.loads(listed.read_text()):
         os.environ["MASTER_PORT"], sys.argv = str(port), ["cgrpo", *words]
         try:
-            runpy.run_module("customized_grpo", run_name="__main__")
+            cgrpo()
         except SystemExit as end:
             if end.code:
                 raise

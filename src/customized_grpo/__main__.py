@@ -1,3 +1,3 @@
-from customized_grpo.cli.main import main
+from customized_grpo.cli.main import program
 
-main()
+program()

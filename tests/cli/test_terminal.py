@@ -79,14 +79,15 @@ def test_strings_hold_no_markup_and_every_console_prints_them_as_they_are() -> N
 @pytest.mark.parametrize("several", [True, False])
 def test_one_of_several_processes_ends_without_the_shutdown_of_the_interpreter(several, end, status):
     script = f"""
-import atexit, sys, types
+import atexit, os, sys, types
 from customized_grpo.cli.terminal import leave_at_once
 class Slow:
     def __del__(self):
         sys.stderr.write("shut down")
 slow = Slow()
 atexit.register(print, "registered")
-sys.modules["torch.distributed"] = types.SimpleNamespace(is_available=lambda: True, is_initialized=lambda: {several})
+os.environ["WORLD_SIZE"] = "{2 if several else 1}"
+sys.modules["torch.distributed"] = types.SimpleNamespace()
 with leave_at_once():
     print("work")
     {end}

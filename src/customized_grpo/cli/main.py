@@ -316,20 +316,21 @@ def bench(
     )  # fmt: skip
 
 
+def program() -> None:
+    """`main` as the whole of a process: what the commands `cgrpo` and `python -m customized_grpo` start."""
+    with leave_at_once():
+        main()
+
+
 def main(command: typer.Typer | None = None) -> None:
     """Run `command` (default: cgrpo); report an expected error in one sentence, with exit status 2."""
     debug = DEBUG in sys.argv[1:]
     sys.argv = [word for word in sys.argv if word != DEBUG]
     os.environ["CGRPO_DEBUG"] = "1" if debug else ""
     sys.path.append("")  # `use: mine:reward` finds mine.py in the folder one starts from, as `python -m` does
-    with leave_at_once():
-        _run(command or app, debug)
-
-
-def _run(command: typer.Typer, debug: bool) -> None:
     try:
         _check_text(sys.argv[1:])
-        command(standalone_mode=True)
+        (command or app)(standalone_mode=True)
     except (UserError, TrainingError) as error:
         if getattr(error, "shared", False) and os.environ.get("RANK", "0") != "0":
             sys.exit(2)  # the first process prints it
