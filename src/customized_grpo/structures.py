@@ -6,7 +6,7 @@ S trained steps, N latent tokens, C channels.
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar, overload
 
 from PIL.Image import Image
@@ -41,6 +41,8 @@ class Rollout:
     """(B, 3, H, W) float32 in [0, 1]."""
     conditioning: Conditioning
     """Leading axis B."""
+    previews: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor], kw_only=True)
+    """By step the images, as above, that the model predicts there; empty unless `method.credit` asks for them."""
 
     def __len__(self) -> int:
         return len(next(iter(self.conditioning.values())))
@@ -54,6 +56,8 @@ class Rewards:
     """(P, G, K) float32, raw units, higher is better; NaN where a reward could not score."""
     names: tuple[str, ...]
     """K names, in column order."""
+    credited: Tensor | None = None
+    """(P, G, S, K) what of them each trained step is credited with; None if all of it."""
 
 
 E = TypeVar("E", bound=Example, covariant=True)

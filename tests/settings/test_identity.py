@@ -62,6 +62,7 @@ NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "method.advantage_clamp": (2.0, lambda t: t.method.settings.advantage_clamp),
     "method.clip_range": (1e-2, lambda t: t.objective.config.method.clip_range),
     "method.ratio_norm": (False, lambda t: t.objective.keep_means),
+    "method.credit": ({"use": "stepwise"}, lambda t: {"use": t.method.credit.__name__}),
     "method.beta": (0.1, lambda t: t.objective.config.method.beta),
     "rollout.num_generations": (2, lambda t: (t.samples - 8) // 2),
     "rollout.num_inference_steps": (6, None),

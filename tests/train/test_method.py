@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.functional import advantages
 from customized_grpo.settings import Spec
 from customized_grpo.train.method import Method, SpreadGuard, describe_advantages, describe_rewards
 from customized_grpo.train.settings import MethodSettings
@@ -153,3 +154,22 @@ def test_the_spread_guard_is_strict_first_and_patient_later() -> None:
         guard.check(rewards, NAMES, iteration)
     with pytest.raises(TrainingError, match="in iteration 7"):
         guard.check(flat, NAMES, 7)
+
+
+@pytest.mark.parametrize("name", advantages.__all__)
+def test_every_aggregation_takes_what_each_step_is_credited_with(name: str) -> None:
+    rewards, weights = torch.randn(3, 4, 2, 2, generator=draw()), torch.tensor([[0.7, 0.3], [0.2, 0.8]])
+    found = method(name).advantages(rewards, weights)
+    assert found.shape == (3, 4, 2)
+    for step in (0, 1):
+        alone = method(name).advantages(rewards[:, :, step], weights[[step]])
+        assert torch.equal(found[..., step], alone[..., 0])
+
+
+def test_a_step_is_credited_with_what_it_adds() -> None:
+    seen = {step: torch.full((1, 2, 2), float(step**2)) for step in (1, 2, 4, 5)}
+    made = Method(MethodSettings(credit=Spec(use="stepwise")), NAMES)
+    assert made.credited(seen, torch.tensor([1, 4]))[0, 0].tolist() == [[3, 3], [9, 9]]
+    made.credit = lambda before, after, final: after[..., 0]
+    with pytest.raises(UserError, match=r"method.credit gives shape \(1, 2, 2\), expected .* = \(1, 2, 2, 2\)"):
+        made.credited(seen, torch.tensor([1, 4]))

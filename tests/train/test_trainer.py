@@ -20,6 +20,7 @@ from customized_grpo.settings.parse import parse_config
 from customized_grpo.store.run import RunFolder
 from customized_grpo.store.scores import read_scores
 from customized_grpo.train.evaluation import evaluate
+from customized_grpo.train.method import SpreadGuard
 from customized_grpo.train.settings import TrainerConfig
 from customized_grpo.train.trainer import Observer, Result, Trainer
 
@@ -241,6 +242,25 @@ def test_each_step_is_trained_with_its_own_time_weight(tmp_path: Path, step: int
     assert bool((weights[WANTED != 0, step] != 0).all())
     weights[:, step] = 0
     assert bool((weights == 0).all())
+
+
+def test_stepwise_credit_trains_a_step_with_what_it_adds_to_the_predicted_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward of the image that is predicted at step 2 alone: step 1 adds it, and step 2 takes it away."""
+    asked: list[int] = []
+
+    def at_step_two(images, examples):
+        asked.append(len(images))
+        return wanted(images, examples) * (len(asked) == 4)  # the final images, then those at steps 0, 1, 2, ...
+
+    training = {"iterations": 1, "updates_per_epoch": 1}
+    monkeypatch.setattr(SpreadGuard, "check", lambda *arguments: None)  # final images all have reward 0
+    weights, _ = train_table(tmp_path, {}, {"credit": "stepwise"}, training, at_step_two)
+    assert asked == [24] * 6
+    assert torch.equal(weights[:, 1].sign(), WANTED)
+    assert bool((weights[WANTED != 0, 2] != 0).all())
+    assert bool((weights[:, [0, 3, 4]] == 0).all())
 
 
 def test_prompts_are_shuffled_in_every_epoch_and_chunks_keep_their_order(tmp_path: Path) -> None:

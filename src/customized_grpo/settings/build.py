@@ -20,6 +20,7 @@ REWARDS = ("customized_grpo.rewards", "customized_grpo.toyworld.oracle", "custom
 HOMES = {
     "advantage": ("customized_grpo.functional.advantages",),
     "time_weights": ("customized_grpo.functional.time_weights", "customized_grpo.train.fitted"),
+    "credit": ("customized_grpo.functional.credit",),
     "dynamics": ("customized_grpo.functional.sde",),
     "steps": ("customized_grpo.functional.schedule",),
     "objective": ("customized_grpo.train.objectives.grpo", "customized_grpo.train.objectives.forward"),

@@ -32,6 +32,8 @@ class Workload:
     """Whether the base policy runs beside the trained one, for the KL term."""
     average: bool = False
     """Whether the trained weights are averaged."""
+    predicted: int = 0
+    """Images kept for each row of a rollout besides the final one."""
     old: bool = False
     """Whether the weights of an old policy are kept, and replace the trained ones while sampling."""
 
@@ -91,7 +93,8 @@ def estimate_memory(
         {"decoding": 2 * work.sampled * passes.picture_bytes + decoding},
         {"encoding": encoding},
     ]
-    per_row = passes.latent_bytes * work.kept + passes.conditioning_bytes + passes.picture_bytes
+    per_row = passes.latent_bytes * work.kept + passes.conditioning_bytes
+    per_row += passes.picture_bytes * (1 + work.predicted)
     weights = size_of(tensor for module in modules([policy, *others]) for tensor in _tensors(module, policy.device))
     average, held = trained * (work.average + work.old), size_of(_state(optimizer))
     return MemoryEstimate(

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class Method:
         self.settings, self.names = settings, tuple(names)
         self.advantage = bind(settings.advantage, "advantage", "method.advantage")
         self.time_weights = bind(settings.time_weights, "time_weights", "method.time_weights")
+        self.credit = bind(settings.credit, "credit", "method.credit") if settings.credit else None
 
     def weights(self, progress: Tensor, num_inference_steps: int, draw: torch.Generator) -> Tensor:
         """Shape (S, K), at the progress of the TRUE steps.
@@ -44,11 +45,34 @@ class Method:
         return weights
 
     def advantages(self, rewards: Tensor, weights: Tensor) -> Tensor:
-        """(P, G, K) raw rewards of all processes and (S, K) to (P, G, S)."""
+        """Raw rewards of all processes, (P, G, K) or (P, G, S, K) for each step, and (S, K) to (P, G, S)."""
+        if rewards.ndim == 4:  # each step is an image of its own, so that every aggregation takes it
+            steps = zip(rewards.unbind(2), weights.split(1), strict=True)
+            return torch.cat([self.advantages(some, row) for some, row in steps], dim=2)
         try:
             return advantages(self.advantage, rewards, weights.to(rewards), self.settings.advantage_clamp)
         except ValueError as error:
             raise UserError(f"method.advantage '{self.settings.advantage.use}': {error}") from error
+
+    def credited(self, rewards: Mapping[int, Tensor], steps: Tensor) -> Tensor:
+        """What each trained step is credited with, (P, G, S, K).
+
+        Args:
+            rewards: by step those of the images predicted there, (P, G, K); the last are those of the final images.
+            steps: (S,) the trained ones.
+
+        Raises:
+            UserError: if `method.credit` gives another shape.
+        """
+        assert self.credit is not None, "no other objective predicts images"
+        before, after = (torch.stack([rewards[i + n] for i in steps.tolist()], dim=2) for n in (0, 1))
+        found = self.credit(before, after, rewards[max(rewards)])
+        if found.shape != after.shape:
+            raise UserError(
+                f"method.credit gives shape {tuple(found.shape)}, expected (P, G, S, K) = {tuple(after.shape)}; return "
+                f"one value for each image, trained step and reward."
+            )
+        return found
 
 
 def describe_rewards(rewards: Tensor, names: Sequence[str]) -> dict[str, float]:

@@ -150,6 +150,7 @@ def expected_memory(job: Job) -> MemoryEstimate:
         micro_batch=size,
         sampled=max(chunk, min(held_out.batch, job.held_out * held_out.replicates)),
         kept=job.objective.kept(job.trained),
+        predicted=job.objective.predicted(job.trained),
         base=job.config.method.beta > 0,
         average=job.config.training.ema_decay > 0,
         old=bool(job.objective.state()),

@@ -32,6 +32,9 @@ class MethodSettings(Settings):
     ratio_norm: Annotated[bool | None, Role.APPLIED] = None
     """For grpo, where null is true: use GRPO-Guard's normalized log-ratio. Without it, the gradients of late steps,
     which have little noise, dominate those of early steps, where the prompt is decided."""
+    credit: Annotated[Spec | None, Role.APPLIED] = None
+    """For grpo, where null is final: what a trained step is credited with, final (the reward of the image) or stepwise
+    (what the step adds to the reward of the predicted image). Or package.module:name."""
     beta: Annotated[float, Role.APPLIED] = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the base policy, of nft and awm that of velocities; requires an adapter."""
 
@@ -175,9 +178,11 @@ OBJECTIVES: dict[str, type[Settings]] = {"grpo": GrpoSettings, "nft": NftSetting
 """Those of this package, with their arguments."""
 FLOW_SDE = _spec("flow_sde", noise_level=0.7)
 RANDOM_STEPS = _spec("random_fraction", fraction=0.6)
+FINAL = _spec("final")
 DEPENDENT: dict[str, dict[str, Any]] = {
     "method.clip_range": {"grpo": 1e-3, "awm": 1.0},
     "method.ratio_norm": {"grpo": True},
+    "method.credit": {"grpo": FINAL, "flow_dppo": FINAL},
     "rollout.dynamics": {"grpo": FLOW_SDE, "flow_dppo": FLOW_SDE},
     "rollout.steps": {"grpo": RANDOM_STEPS, "flow_dppo": RANDOM_STEPS},
     "rollout.share_initial_noise": {"grpo": True, "flow_dppo": True, "nft": False, "awm": False},
@@ -265,6 +270,7 @@ class TrainerConfig(Settings):
             ("objective", "objective", self.objective),
             ("method.advantage", "advantage", self.method.advantage),
             ("method.time_weights", "time_weights", self.method.time_weights),
+            ("method.credit", "credit", self.method.credit),
             ("rollout.dynamics", "dynamics", self.rollout.dynamics),
             ("rollout.steps", "steps", self.rollout.steps),
             ("training.optimizer", "optimizer", self.training.optimizer),

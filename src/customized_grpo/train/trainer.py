@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,12 +208,14 @@ class Trainer:
             chunks, plan = self._chunks(*self._draw(iteration)), self.objective.plan(iteration)
             rollouts, scored = self._sample_and_score(iteration, chunks, plan)
         rewards = gather(self.accelerator, torch.cat([some.values for some in scored]))
+        credited = [some.credited for some in scored if some.credited is not None]
+        signal = gather(self.accelerator, torch.cat(credited)) if credited else rewards
         # 3. Scores to advantages, over the groups of all processes.
         draw = generator("weights", self.config.seed, iteration)
         with fail_together(self.accelerator):
             self.spread_guard.check(rewards, self.method.names, iteration)
             weights = self.method.weights(plan.progress, settings.num_inference_steps, draw)
-            everyone = self.method.advantages(rewards, weights)
+            everyone = self.method.advantages(signal, weights)
             clamp = self.config.method.advantage_clamp
             told = describe_rewards(rewards, self.method.names) | describe_advantages(everyone, rewards, clamp)
             everyone, more = self.objective.advantages(everyone, rewards.isfinite().any(dim=-1))
@@ -264,10 +266,20 @@ class Trainer:
         self, iteration: int, chunks: list[list[tuple[int, Example]]], plan: Plan
     ) -> tuple[list[Rollout], list[Rewards]]:
         """With several chunks, one is scored while the next is sampled; what is left to wait for counts as rewards."""
+        settings = self.config.rollout
 
         def score(rollout: Rollout, chunk: list[tuple[int, Example]]) -> Rewards:
-            examples = [example for _, example in chunk]
-            return score_groups(rollout.images, examples, self.rewards, self.config.rollout.num_generations)
+            def of(images: torch.Tensor) -> Rewards:
+                examples = [example for _, example in chunk]
+                return score_groups(images, examples, self.rewards, settings.num_generations)
+
+            final = of(rollout.images)
+            if not rollout.previews:
+                return final
+            assert plan.steps is not None
+            seen = {step: of(images).values for step, images in rollout.previews.items()}
+            seen[settings.num_inference_steps] = final.values
+            return replace(final, credited=self.method.credited(seen, plan.steps.trained))
 
         rollouts: list[Rollout] = []
         waiting: list[Future[Rewards]] = []
@@ -279,9 +291,8 @@ class Trainer:
                         waiting.append(beside.submit(score, rollouts[-1], chunk))
             self._stage("rewards")
             with self.clock("rewards"), explain_full_device(self.policy.device, "rewards"):
-                if len(chunks) == 1:
-                    return rollouts, [score(rollouts[0], chunks[0])]
-                return rollouts, [future.result() for future in waiting]
+                scored = [future.result() for future in waiting] or [score(rollouts[0], chunks[0])]
+        return [replace(rollout, previews={}) for rollout in rollouts], scored
 
     def _collect(self, iteration: int, chunk: list[tuple[int, Example]], plan: Plan) -> Rollout:
         with self.clock("rollout"):

@@ -210,6 +210,7 @@ KINDS = {
     "nft": NFT,
     "nft, normalized": {"objective": {"use": "nft", "normalize": "batch", "centre": True, "continuous": True}},
     "awm": {"objective": {"use": "awm"}},
+    "stepwise": {"method": {"credit": "stepwise"}},
     "flow_dppo": {"objective": {"use": "grpo", "divergence_threshold": 1e-5}, "method": {"advantage": "weighted_sum"}},
 }
 

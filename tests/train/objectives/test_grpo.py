@@ -135,3 +135,15 @@ def test_with_a_threshold_the_steps_that_moved_too_far_are_dropped() -> None:
     assert float(objective.loss(batch, meter).detach()) == pytest.approx(sum(expected) / 6, abs=1e-5)
     assert 0 < dropped < 6
     assert meter.means()["update/clip_share"] == pytest.approx(dropped / 6)
+
+
+def test_predicted_images_are_those_before_and_after_the_trained_steps() -> None:
+    policy = fakes.LinearPolicy()
+    rollout = collect(policy, [0, 1, 2, 3, 4], [0, 3, 4], method={"credit": "stepwise"})
+    assert rollout.previews.keys() == {0, 1, 3, 4}
+    for step, column in {0: 0, 3: 1, 4: 2}.items():
+        latents, sigma = rollout.latents[:, column], rollout.sigmas[step]
+        with torch.no_grad():
+            velocity = policy.velocity(latents, sigma.expand(6), rollout.conditioning)
+        assert torch.equal(rollout.previews[step], policy.decode(latents - sigma * velocity, rollout.conditioning))
+    assert not collect(policy, [0, 1], [0, 1]).previews

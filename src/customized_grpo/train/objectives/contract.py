@@ -122,6 +122,10 @@ class Objective(ABC):
         """Latents kept for each row of a rollout, of `count` trained places."""
         return 0
 
+    def predicted(self, count: int) -> int:
+        """Images kept for each row besides the final one until they are scored, of `count` trained places."""
+        return 0
+
     def extra_passes(self) -> int:
         """Forward passes without gradient for each row and trained place, besides the pass that trains."""
         return 0

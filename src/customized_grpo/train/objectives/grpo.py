@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
-from customized_grpo.functional import sde
+from customized_grpo.functional import credit, sde
 from customized_grpo.functional.surrogate import (
     approx_kl,
     clipped_surrogate,
@@ -18,7 +18,7 @@ from customized_grpo.functional.surrogate import (
 )
 from customized_grpo.policies.contract import Policy, repeat, rows
 from customized_grpo.randomness import generator
-from customized_grpo.settings.build import bind, named_after
+from customized_grpo.settings.build import bind, named_after, resolve
 from customized_grpo.structures import Conditioning, Rollout
 from customized_grpo.train.meters import Meter
 from customized_grpo.train.objectives.contract import MicroBatch, Objective, Plan, Stage
@@ -63,6 +63,8 @@ class Grpo(Objective):
             f"rollout.dynamics '{dynamics.use}'",
         )
         self.steps, self.steps_name = bind(steps, "steps", "rollout.steps"), f"rollout.steps '{steps.use}'"
+        assert config.method.credit is not None, "the configuration is not resolved"
+        self.predicts = resolve(config.method.credit.use, "credit") is not credit.final
         self.keep_means = bool(config.method.ratio_norm) or settings.divergence_threshold is not None
 
     def check(self) -> None:
@@ -109,7 +111,11 @@ class Grpo(Objective):
                 noise=lambda index: noise.per_row(shape, index).to(policy.device) if index in stochastic else None,
             )
             before, after, log_probs, means = [], [], [], []
+            wanted = trained | {index + 1 for index in trained} if self.predicts else set[int]()
+            predicted: dict[int, Tensor] = {}
             for step in steps:
+                if step.index in wanted:
+                    predicted[step.index] = step.latents - step.sigma.view(-1, 1, 1) * step.velocity
                 if step.index in trained:
                     before.append(step.latents)
                     after.append(step.next_latents)
@@ -118,9 +124,11 @@ class Grpo(Objective):
                         means.append(step.gaussian.mean)
         with stage("decode"):
             images = policy.decode(step.next_latents, step.conditioning)
+            previews = {index: policy.decode(x0, step.conditioning) for index, x0 in predicted.items()}
         return Trajectories(
             images=images,
             conditioning=step.conditioning,
+            previews=previews,
             latents=torch.stack(before, dim=1),
             next_latents=torch.stack(after, dim=1),
             log_probs=torch.stack(log_probs, dim=1),
@@ -193,6 +201,9 @@ class Grpo(Objective):
 
     def kept(self, count: int) -> int:
         return count * (3 if self.keep_means else 2)
+
+    def predicted(self, count: int) -> int:
+        return min(2 * count, self.config.rollout.num_inference_steps) if self.predicts else 0
 
     def extra_passes(self) -> int:
         return (self.config.training.old_log_probs == "recompute") + (self.config.method.beta > 0)
