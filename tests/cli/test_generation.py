@@ -1,14 +1,20 @@
 import warnings
+from contextlib import contextmanager
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
+import fakes
+from customized_grpo.cli import generation
 from customized_grpo.cli.generation import evaluate_command, warn_of_toy_model
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Spec
+from customized_grpo.settings.parse import parse_config
 from customized_grpo.structures import Example
 from customized_grpo.toyworld.dataset import toy_reference
+from customized_grpo.train.settings import TrainerConfig
 
 TOY = Spec(use="FluxKontextPolicy", path="toyworld:pipeline")
 PHOTO = Example("1", "A dog wearing a red hat", (Image.new("RGB", (8, 8)),))
@@ -33,3 +39,22 @@ def test_the_toy_model_is_asked_only_for_what_it_knows() -> None:
 def test_an_evaluation_of_no_examples_is_refused() -> None:
     with pytest.raises(UserError, match=r"nothing to evaluate: evaluation.examples is 0"):
         evaluate_command(Console(quiet=True), None, ["evaluation.examples=0"], None, None, None)
+
+
+def test_images_are_generated_as_they_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[object] = []
+
+    class Guided(fakes.LinearPolicy):
+        @contextmanager
+        def sampled_with(self, **settings):
+            used.append(settings)
+            yield
+
+    def sample(policy, conditioning, noise, *how):
+        used.append(how)
+        return torch.zeros(1, 3, 4, 4)
+
+    monkeypatch.setattr(generation, "sample_ode", sample)
+    tree = {"evaluation": {"num_inference_steps": 7, "solver": "heun", "true_cfg_scale": 4.0}}
+    generation.generate(Guided(), PHOTO, lambda: 1, 1, 0, parse_config(tree, TrainerConfig))
+    assert used == [{"guidance_scale": None, "true_cfg_scale": 4, "resolution": None}, (7, "heun"), (7, "heun")]

@@ -148,3 +148,30 @@ def test_two_iterations_from_the_command_line_change_the_adapter(family, tmp_pat
     trained.load(saved)
     updates = [tensor for name, tensor in trained.trainable_state().items() if "lora_B" in name]
     assert any(bool((tensor != 0).any()) for tensor in updates)
+
+
+def test_it_is_used_with_other_guidance_and_another_size_and_then_as_before(family):
+    policy = make(family)
+    before, guidance = sample(policy, family), {}
+    if family.policy in ("FluxKontextPolicy", "UnoPolicy"):
+        guidance = {"guidance_scale": 1.5}
+    else:
+        guidance = {"true_cfg_scale": 1.5}
+    with policy.sampled_with(**guidance):
+        assert not torch.equal(sample(policy, family), before)
+    side = 2 * policy.resolution
+    with policy.sampled_with(resolution=side):
+        larger = sample(policy, family)
+    assert larger.shape[-2:] == (side, side)
+    assert torch.equal(larger, sample(make(family, **{**family.settings, "resolution": side}), family))
+    with policy.sampled_with():
+        assert torch.equal(sample(policy, family), before)
+
+
+def test_guidance_and_sizes_that_it_cannot_take_name_their_setting(family):
+    policy = make(family)
+    with pytest.raises(UserError, match=r"evaluation.resolution is 17; it must be a multiple"):
+        policy.sampled_with(resolution=17).__enter__()
+    if family.policy not in ("FluxKontextPolicy", "UnoPolicy"):
+        with pytest.raises(UserError, match=r"evaluation.guidance_scale is 2, but this model has no embedded guidance"):
+            policy.sampled_with(guidance_scale=2.0).__enter__()

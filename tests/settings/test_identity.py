@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +67,7 @@ NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "method.beta": (0.1, lambda t: t.objective.config.method.beta),
     "rollout.num_generations": (2, lambda t: (t.samples - 8) // 2),
     "rollout.num_inference_steps": (6, None),
+    "rollout.solver": ("heun", of_config("rollout.solver")),
     "rollout.dynamics": (
         {"use": "dance_sde", "noise_level": 0.3},
         lambda t: {"use": t.objective.dynamics.func.__name__, **t.objective.dynamics.keywords},
@@ -85,6 +87,10 @@ NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "training.old_log_probs": ("recompute", lambda t: t.update.settings.old_log_probs),
     "training.ema_decay": (0.0, lambda t: 0.9 if t.update.ema else 0.0),
     "evaluation.num_inference_steps": (6, None),
+    "evaluation.solver": ("heun", None),
+    "evaluation.guidance_scale": (2.0, None),
+    "evaluation.true_cfg_scale": (2.0, None),
+    "evaluation.resolution": (64, None),
     "evaluation.every": (5, of_config("evaluation.every")),
     "evaluation.examples": (1, None),
     "evaluation.replicates": (2, None),
@@ -118,7 +124,9 @@ def make(output: Path, changes: dict[str, Any] | None = None) -> Trainer:
         below[last] = value
     rewards = {"prompt": fakes.red, "identity": fakes.dark}
     config = parse_config(tree, TrainerConfig)
-    return Trainer(fakes.LinearPolicy(), rewards, fakes.examples(), fakes.examples(2), config)
+    policy = fakes.LinearPolicy()
+    policy.sampled_with = lambda **settings: nullcontext()  # it takes them all
+    return Trainer(policy, rewards, fakes.examples(), fakes.examples(2), config)
 
 
 @pytest.fixture(scope="module")

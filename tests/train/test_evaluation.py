@@ -1,5 +1,5 @@
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -262,3 +262,25 @@ def test_a_cluster_is_the_subject_or_the_example_alone() -> None:
     assert evaluations.cluster(replace(example, subject="")) == "e0"
     numbered = SimpleNamespace(subject_id=7, subject="dog", id="e0")
     assert evaluations.cluster(numbered) == "7"  # pyright: ignore[reportArgumentType]
+
+
+def test_images_are_evaluated_with_the_evaluations_own_guidance_and_size() -> None:
+    seen: list[dict] = []
+
+    class Guided(fakes.LinearPolicy):
+        @contextmanager
+        def sampled_with(self, **settings):
+            seen.append(settings)
+            yield
+            seen.append({})
+
+        def encode(self, examples):
+            assert seen[-1], "outside"
+            return super().encode(examples)
+
+    used = {"guidance_scale": 2.0, "true_cfg_scale": None, "resolution": 512}
+    settings = EvaluationSettings(examples=2, replicates=1, **used)
+    evaluate(Guided(), fakes.examples(2), {"red": fakes.red}, {}, settings, 2, 0)
+    assert seen == [used, {}]
+    with pytest.raises(UserError, match=r"evaluation.guidance_scale is set, which LinearPolicy does not take; remove"):
+        evaluate(fakes.LinearPolicy(), fakes.examples(2), {"red": fakes.red}, {}, settings, 2, 0)

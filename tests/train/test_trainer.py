@@ -337,6 +337,11 @@ def test_noise_level_zero_is_refused_before_the_start(tmp_path: Path) -> None:
         trainer(tmp_path, rollout={**QUICK["rollout"], "dynamics": {"use": "dance_sde", "noise_level": 0.0}})
 
 
+def test_evaluation_that_the_policy_cannot_take_is_refused_before_the_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluation.resolution is set, which LinearPolicy does not take"):
+        trainer(tmp_path, evaluation={**QUICK["evaluation"], "resolution": 64})
+
+
 def test_examples_that_the_policy_cannot_take_are_refused_before_the_start(tmp_path: Path) -> None:
     """Also those that a later iteration would draw, and files that are no images."""
 

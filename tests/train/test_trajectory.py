@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -86,12 +89,25 @@ def test_it_goes_on_from_any_step(start):
         assert torch.equal(a.next_latents, b.next_latents)
 
 
-def test_another_solver_takes_the_steps_without_noise(start):
-    def to_the_image(latents, velocity, sigma, sigma_next):
-        return sde.Gaussian(latents - sigma.view(-1, 1, 1) * velocity, torch.zeros(ROWS, 1, 1))
+def test_heun_takes_the_steps_without_noise(start):
+    velocity, _, _, sigmas = start
+    steps = list(trajectory(*start, solver="heun", noise=noise_of({1}), dynamics=sde.dance_sde))
+    for step, (sigma, after) in zip(steps, itertools.pairwise(sigmas.tolist()), strict=True):
+        euler = step.latents + (after - sigma) * step.velocity
+        ahead = velocity(euler, torch.full((len(euler),), after), step.conditioning)
+        expected = step.latents + (after - sigma) * (step.velocity + ahead) / 2 if after else euler
+        assert torch.allclose(step.next_latents, expected, rtol=0, atol=1e-6) == (step.index != 1)
 
-    for step in trajectory(*start, solver=to_the_image):
-        assert torch.equal(step.next_latents, step.latents - step.sigma.view(-1, 1, 1) * step.velocity)
+
+def test_heun_errs_less_than_euler():
+    """dx / dsigma = x from sigma 1 to 0: the image is noise / e."""
+    sigmas, noise = torch.linspace(1, 0, 9, dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
+    ends = [
+        float(last(trajectory(lambda x, sigma, _: x, {}, noise, sigmas, solver=solver)).next_latents)
+        for solver in ("euler", "heun")
+    ]
+    errors = [abs(end - math.exp(-1)) for end in ends]
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_noise_for_other_rows_is_refused(start):

@@ -28,6 +28,7 @@ from customized_grpo.toyworld.world import VOCABULARY, unknown_words
 from customized_grpo.train import evaluation as evaluations
 from customized_grpo.train.grids import grid, save_grid
 from customized_grpo.train.rollout import sample_ode
+from customized_grpo.train.settings import TrainerConfig
 
 
 def reference_example(reference: Path | None, prompt: str | None, seed: int) -> Example:
@@ -69,14 +70,16 @@ def warn_of_toy_model(policy: Spec, example: Example) -> None:
 
 @torch.no_grad()
 def generate(
-    policy: Policy, example: Example, load: Callable[[], int], count: int, seed: int, num_inference_steps: int
+    policy: Policy, example: Example, load: Callable[[], int], count: int, seed: int, config: TrainerConfig
 ) -> Image.Image:
     """One row per noise: reference | base | trained. `load` loads the trained weights into the policy."""
-    conditioning = repeat(policy.encode([example]), count)
-    noise = normal(policy.latent_shape(conditioning), [("generate", seed, i) for i in range(count)])
-    base = sample_ode(policy, conditioning, noise, num_inference_steps)
-    iteration = load()
-    tuned = sample_ode(policy, conditioning, noise, num_inference_steps)
+    settings = config.evaluation
+    with policy.sampled_with(**settings.of_policy()):
+        conditioning = repeat(policy.encode([example]), count)
+        noise = normal(policy.latent_shape(conditioning), [("generate", seed, i) for i in range(count)])
+        base = sample_ode(policy, conditioning, noise, config.evaluation_steps, settings.solver)
+        iteration = load()
+        tuned = sample_ode(policy, conditioning, noise, config.evaluation_steps, settings.solver)
     rows = [[*example.references, to_pil(a), to_pil(b)] for a, b in zip(base, tuned, strict=True)]
     headers = ["reference"] * len(example.references) + ["base", f"iteration {iteration}"]
     return grid(rows, headers, [example.prompt] * count)

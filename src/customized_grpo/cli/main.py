@@ -137,10 +137,7 @@ def generate(
     check_named(config)
     warn_of_toy_model(config.policy, example)
     policy = build_policy(config)
-    sheet = draw(
-        policy, example, lambda: load_trained(policy, folder, iteration), count, seed,
-        config.evaluation_steps,
-    )  # fmt: skip
+    sheet = draw(policy, example, lambda: load_trained(policy, folder, iteration), count, seed, config)
     with replacing(target, new=True) as draft:
         sheet.save(draft, Image.registered_extensions()[target.suffix.lower()])
     console.print(f'"{example.prompt}"\n{target}', highlight=False, soft_wrap=True)

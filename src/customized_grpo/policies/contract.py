@@ -66,6 +66,18 @@ class Policy(ABC):
     def base(self) -> AbstractContextManager[None]:
         """Inside it `velocity` is that of the base policy: the same weights with the adapter switched off."""
 
+    @contextmanager
+    def sampled_with(self, **settings: float | None) -> Iterator[None]:
+        """Inside it images are sampled with other settings of `EvaluationSettings.of_policy`; None is the policy's own.
+
+        Raises:
+            UserError: for one that the family does not take.
+        """
+        given = [name for name, value in settings.items() if value is not None]
+        if given:
+            raise UserError(f"evaluation.{given[0]} is set, which {self.name} does not take; remove it.")
+        yield
+
     @abstractmethod
     def trainable_state(self) -> dict[str, Tensor]:
         """The trained tensors by name, exact, for a checkpoint: one for each of `trainable_parameters`."""

@@ -31,11 +31,11 @@ class Flux2KleinPolicy(PipelinePolicy):
     def _default_cfg_scale(self) -> float:
         return 1.0 if self.pipeline.config.is_distilled else 4.0
 
-    def _check_settings(self, guidance_scale: float | None) -> None:
-        super()._check_settings(guidance_scale)
+    def _check_settings(self, guidance_scale: float | None, section: str = "policy") -> None:
+        super()._check_settings(guidance_scale, section)
         if self.true_cfg_scale > 1 and self.pipeline.config.is_distilled:
             raise UserError(
-                f"policy.true_cfg_scale is {self.true_cfg_scale:g}, but this FLUX.2-klein is distilled and runs "
+                f"{section}.true_cfg_scale is {self.true_cfg_scale:g}, but this FLUX.2-klein is distilled and runs "
                 f"without guidance; leave it out or use the base model."
             )
 

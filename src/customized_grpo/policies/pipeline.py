@@ -53,7 +53,7 @@ class PipelinePolicy(Policy):
         aspect: with `resolution`, whether pictures are square or have the aspect of their reference.
         reference_resolution: the size of references, as the family counts it; None is the family's own.
         shift: of the sigma schedule; None is the pipeline's own, resolution-dependent.
-        guidance_scale: the embedded guidance of a distilled model; the same in training and inference.
+        guidance_scale: the embedded guidance of a distilled model.
         true_cfg_scale: of classifier-free guidance, which runs the transformer twice; 1 is none. The log-prob is that
             of the guided velocity, in sampling and in training. None is the family's own.
         negative_prompt: for classifier-free guidance.
@@ -212,23 +212,42 @@ class PipelinePolicy(Policy):
         except (OSError, ValueError, TypeError, AttributeError, ImportError, SafetensorError) as error:
             raise explain(path, f"a {cls.PIPELINE}", error) from error
 
-    def _check_settings(self, guidance_scale: float | None) -> None:
-        """Raise UserError for settings that the model cannot take."""
+    @contextmanager
+    def sampled_with(
+        self,
+        *,
+        guidance_scale: float | None = None,
+        true_cfg_scale: float | None = None,
+        resolution: int | None = None,
+    ) -> Iterator[None]:
+        own = {name: getattr(self, name) for name in ("guidance_scale", "true_cfg_scale", "resolution", "size")}
+        try:
+            if resolution is not None:
+                self._set_size(resolution, None, None, "evaluation")
+            self.guidance_scale = self.guidance_scale if guidance_scale is None else guidance_scale
+            self.true_cfg_scale = self.true_cfg_scale if true_cfg_scale is None else true_cfg_scale
+            self._check_settings(guidance_scale, "evaluation")
+            yield
+        finally:
+            vars(self).update(own)
+
+    def _check_settings(self, guidance_scale: float | None, section: str = "policy") -> None:
+        """Raise UserError for settings, of a section of the configuration, that the model cannot take."""
         if guidance_scale is not None and not self.pipeline.transformer.config.get("guidance_embeds"):
             raise UserError(
-                f"policy.guidance_scale is {guidance_scale:g}, but this model has no embedded guidance; leave it "
+                f"{section}.guidance_scale is {guidance_scale:g}, but this model has no embedded guidance; leave it "
                 f"out, or use true_cfg_scale."
             )
 
     # ---- sizes
 
-    def _set_size(self, resolution: int | None, width: int | None, height: int | None) -> None:
+    def _set_size(self, resolution: int | None, width: int | None, height: int | None, section: str = "policy") -> None:
         if width is None and resolution is None:
             sample_size = self.pipeline.vae.config.get("sample_size")
             resolution = sample_size or self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
         for name, side in (("resolution", resolution), ("width", width), ("height", height)):
             if side is not None and side % self.pixels_per_token:
-                raise UserError(f"policy.{name} is {side}; it must be a multiple of {self.pixels_per_token} pixels.")
+                raise UserError(f"{section}.{name} is {side}; it must be a multiple of {self.pixels_per_token} pixels.")
         self.resolution = resolution or round(math.sqrt((width or 1) * (height or 1)))
         self.size: Size | None = (width, height) if width and height else None
 
@@ -290,7 +309,7 @@ class PipelinePolicy(Policy):
         pictures = tuple(digest(image) for image in example.references)
         context = self._text_context(pictures)
         negative = ("text", self.negative_prompt, context) if self.true_cfg_scale > 1 else None
-        return ("text", example.prompt, context), negative, ("pictures", pictures, self.picture_size(example))
+        return ("text", example.prompt, context), negative, ("pictures", pictures, self.shape_key(example))
 
     def _text_context(self, pictures: Hashable) -> Hashable:
         """What the encoding of a prompt depends on besides the prompt."""

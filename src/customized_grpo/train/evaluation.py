@@ -97,14 +97,15 @@ def evaluate(
     tasks = [(replicate, index) for index in range(len(examples)) for replicate in range(settings.replicates)]
     size = settings.batch // settings.replicates * settings.replicates or settings.batch  # metrics see whole groups
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    with fail_together(accelerator), explain_full_device(policy.device, "evaluation"):
+    used = policy.sampled_with(**settings.of_policy())
+    with fail_together(accelerator), explain_full_device(policy.device, "evaluation"), used:
         for batch in batches(policy, examples, tasks, size)[rank::world]:
             chosen = [examples[index] for _, index in batch]
             seed_global("evaluation", settings.seed, chosen[0].id, batch[0][0])
             conditioning = policy.encode(chosen)
             keys = [("evaluation", settings.seed, examples[i].id, r) for r, i in batch]
             noise = normal(policy.latent_shape(conditioning), keys)
-            images = sample_ode(policy, conditioning, noise, num_inference_steps)
+            images = sample_ode(policy, conditioning, noise, num_inference_steps, settings.solver)
             scores = score(images, chosen, measured)
             for row, (replicate, index) in enumerate(batch):
                 scored[replicate, index] = scores[row].tolist()

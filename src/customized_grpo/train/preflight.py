@@ -18,6 +18,7 @@ from customized_grpo.structures import Example
 from customized_grpo.train.memory import MemoryEstimate, Workload, estimate_memory, explain_full_device
 from customized_grpo.train.method import Method
 from customized_grpo.train.objectives import Objective
+from customized_grpo.train.trajectory import Solver
 
 if TYPE_CHECKING:
     from customized_grpo.train.settings import TrainerConfig
@@ -165,11 +166,18 @@ def expected_seconds(job: Job) -> float:
     mine, _, size = _batches(job)
     forward, learning = pass_seconds(job.policy, job.example, size)
     left, updated = training.iterations - job.iteration, job.trained * training.inner_epochs
-    passes = config.rollout.num_inference_steps + job.trained * job.objective.extra_passes()
+    passes = (
+        _passes(config.rollout.num_inference_steps, config.rollout.solver) + job.trained * job.objective.extra_passes()
+    )
     iteration = mine / size * (passes * forward + updated * learning)
     pictures = job.held_out * held_out.replicates / job.processes
     times = (left // held_out.every if held_out.every else 1) + (job.iteration == 0)
-    return left * iteration + times * pictures / size * config.evaluation_steps * forward
+    evaluation = pictures / size * _passes(config.evaluation_steps, held_out.solver) * forward
+    return left * iteration + times * evaluation
+
+
+def _passes(steps: int, solver: Solver) -> int:
+    return 2 * steps - 1 if solver == "heun" else steps
 
 
 def _batches(job: Job) -> tuple[int, int, int]:

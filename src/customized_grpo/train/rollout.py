@@ -9,7 +9,7 @@ from torch import Tensor
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import normal
 from customized_grpo.structures import Conditioning
-from customized_grpo.train.trajectory import Dynamics, last, trajectory
+from customized_grpo.train.trajectory import Dynamics, Solver, last, trajectory
 
 
 def complete_dynamics(dynamics: Dynamics, sigmas: Tensor) -> Dynamics:
@@ -41,14 +41,18 @@ class RowNoise:
 
 
 @torch.no_grad()
-def denoise(policy: Policy, conditioning: Conditioning, noise: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+def denoise(
+    policy: Policy, conditioning: Conditioning, noise: Tensor, num_steps: int, solver: Solver = "euler"
+) -> tuple[Tensor, Tensor]:
     """Clean latents (B, N, C) and their schedule (T + 1,), deterministic, from standard normal noise (B, N, C)."""
     latents = policy.initial_latents(conditioning, noise.to(policy.device))
     sigmas = policy.sigmas(num_steps, conditioning).to(policy.device)
-    return last(trajectory(policy.velocity, conditioning, latents, sigmas)).next_latents, sigmas
+    return last(trajectory(policy.velocity, conditioning, latents, sigmas, solver=solver)).next_latents, sigmas
 
 
 @torch.no_grad()
-def sample_ode(policy: Policy, conditioning: Conditioning, noise: Tensor, num_inference_steps: int) -> Tensor:
+def sample_ode(
+    policy: Policy, conditioning: Conditioning, noise: Tensor, num_inference_steps: int, solver: Solver = "euler"
+) -> Tensor:
     """Deterministic images (B, 3, H, W) from conditioning and standard normal noise (B, N, C)."""
-    return policy.decode(denoise(policy, conditioning, noise, num_inference_steps)[0], conditioning)
+    return policy.decode(denoise(policy, conditioning, noise, num_inference_steps, solver)[0], conditioning)

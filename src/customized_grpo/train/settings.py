@@ -33,8 +33,8 @@ class MethodSettings(Settings):
     """For grpo, where null is true: use GRPO-Guard's normalized log-ratio. Without it, the gradients of late steps,
     which have little noise, dominate those of early steps, where the prompt is decided."""
     credit: Annotated[Spec | None, Role.APPLIED] = None
-    """For grpo, where null is final: what a trained step is credited with, final (the reward of the image) or stepwise
-    (what the step adds to the reward of the predicted image). Or package.module:name."""
+    """For grpo, where null is final: what a trained step is credited with, final (the rewards of the image), stepwise
+    (what the step adds to those of the predicted image), or package.module:name."""
     beta: Annotated[float, Role.APPLIED] = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the base policy, of nft and awm that of velocities; requires an adapter."""
 
@@ -46,6 +46,8 @@ class RolloutSettings(Settings):
     """G: images per prompt. At least two, because advantages are relative to the group."""
     num_inference_steps: Annotated[int, Role.KEPT] = Field(default=10, ge=2)
     """T: denoising steps in training."""
+    solver: Annotated[Literal["euler", "heun"], Role.APPLIED] = "euler"
+    """Of the steps without noise: all but those of grpo. heun takes two passes a step, and errs less in few steps."""
     dynamics: Annotated[Spec | None, Role.APPLIED] = None
     """For grpo, the stochastic step: dance_sde, flow_sde, cps, or package.module:name. Null is flow_sde with
     noise_level 0.7. The other objectives sample without noise."""
@@ -98,6 +100,14 @@ class EvaluationSettings(Settings):
     """Iterations between evaluations; 0 evaluates only before and after training."""
     num_inference_steps: Annotated[int | None, Role.KEPT] = Field(default=None, ge=2)
     """Denoising steps in evaluation and of generated images; null is those of training."""
+    solver: Annotated[Literal["euler", "heun"], Role.KEPT] = "euler"
+    """Of evaluated and generated images; pipelines use euler."""
+    guidance_scale: Annotated[float | None, Role.KEPT] = Field(default=None, ge=0)
+    """Embedded guidance of evaluated and generated images; null is that of the policy."""
+    true_cfg_scale: Annotated[float | None, Role.KEPT] = Field(default=None, ge=1)
+    """Classifier-free guidance of evaluated and generated images, 1 for none; null is that of the policy."""
+    resolution: Annotated[int | None, Role.KEPT] = Field(default=None, ge=1)
+    """Evaluated and generated images have about resolution^2 pixels; null is the size that the policy has."""
     examples: Annotated[int, Role.KEPT] = Field(default=48, ge=0)
     """Number of held-out examples, from the start of the evaluation data; 0 disables evaluation."""
     replicates: Annotated[int, Role.KEPT] = Field(default=2, ge=1)
@@ -111,6 +121,10 @@ class EvaluationSettings(Settings):
     base: Annotated[Path | None, Role.KEPT] = None
     """File with an evaluation of the base policy on the same tasks and noise. It replaces the evaluation before
     training, so that runs that are compared share it."""
+
+    def of_policy(self) -> dict[str, Any]:
+        """How evaluated and generated images are sampled otherwise than in training: for `Policy.sampled_with`."""
+        return {name: getattr(self, name) for name in ("guidance_scale", "true_cfg_scale", "resolution")}
 
 
 class GrpoSettings(Settings):

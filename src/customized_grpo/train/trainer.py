@@ -131,6 +131,8 @@ class Trainer:
         check_sizes(self.config, len(train_dataset), self.accelerator.num_processes)
         check_examples(policy, train_dataset, self.eval_examples)
         self.objective.check()
+        with policy.sampled_with(**self.config.evaluation.of_policy()):
+            pass  # whether it takes them
         check_plan(self.objective, self.method)
         check_trackers(self.config.tracking)
         self.update = Updater(

@@ -18,7 +18,7 @@ from customized_grpo.settings.parse import parse_config
 from customized_grpo.store.run import RunFolder
 from customized_grpo.train.objectives import make_objective
 from customized_grpo.train.objectives.forward import Forward
-from customized_grpo.train.rollout import RowNoise
+from customized_grpo.train.rollout import RowNoise, sample_ode
 from customized_grpo.train.settings import TrainerConfig
 from customized_grpo.train.trainer import Observer, Trainer
 from customized_grpo.train.update import Updater
@@ -296,8 +296,20 @@ def test_training_may_use_fewer_steps_than_evaluation(tmp_path: Path) -> None:
             sampled.append(len(calls))
 
     sampled: list[int] = []
-    trainer(tmp_path, policy=Counting(), evaluation={**QUICK["evaluation"], "num_inference_steps": 9}).train(Watch())
-    assert sampled == [9, 9, 9]
+    evaluation = {**QUICK["evaluation"], "num_inference_steps": 9}
+    trainer(tmp_path, policy=Counting(), evaluation=evaluation).train(Watch())
+    trainer(tmp_path / "heun", policy=Counting(), evaluation={**evaluation, "solver": "heun"}).train(Watch())
+    assert sampled == [9, 9, 9, 17, 17, 17]
+
+
+def test_any_solver_samples(tmp_path: Path) -> None:
+    made = trainer(tmp_path, **NFT, rollout={**QUICK["rollout"], "solver": "heun"})
+    slots, examples = made._draw(1)
+    rollout = made._collect(1, list(zip(slots, examples, strict=True)), made.objective.plan(1))
+    noise = RowNoise(0, 1, slots, 4).per_row((fakes.TOKENS, fakes.CHANNELS), -1)
+    expected = sample_ode(made.policy, rollout.conditioning, noise, 5, "heun")
+    assert torch.equal(rollout.images, expected)
+    assert not torch.equal(expected, sample_ode(made.policy, rollout.conditioning, noise, 5))
 
 
 # ---- guards and bad input

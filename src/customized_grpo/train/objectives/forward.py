@@ -84,7 +84,7 @@ class Forward(Objective):
         if (scale := getattr(self.policy, "true_cfg_scale", 1.0)) > 1:
             raise UserError(
                 f"policy.true_cfg_scale is {scale:g}, but the objective {self.config.objective.use} trains without "
-                f"classifier-free guidance; set policy.true_cfg_scale=1."
+                f"classifier-free guidance; set policy.true_cfg_scale=1. evaluation.true_cfg_scale may be another."
             )
 
     # ---- sampling
@@ -108,7 +108,7 @@ class Forward(Objective):
         with stage("rollout"):
             initial = noise.per_row(policy.latent_shape(conditioning), -1)
             conditioning = repeat(conditioning, settings.num_generations)
-            x0, sigmas = denoise(policy, conditioning, initial, settings.num_inference_steps)
+            x0, sigmas = denoise(policy, conditioning, initial, settings.num_inference_steps, settings.solver)
         with stage("decode"):
             images = policy.decode(x0, conditioning)
         return Samples(images, conditioning, x0, forward.level_sigmas(plan.progress, sigmas), noise)

@@ -107,6 +107,7 @@ class Grpo(Objective):
                 conditioning,
                 policy.initial_latents(conditioning, initial.to(policy.device)),
                 sigmas,
+                solver=settings.solver,
                 dynamics=complete_dynamics(self.dynamics, sigmas),
                 noise=lambda index: noise.per_row(shape, index).to(policy.device) if index in stochastic else None,
             )
