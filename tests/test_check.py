@@ -52,7 +52,6 @@ def test_the_defaults_pass_and_their_data_is_read() -> None:
         ("rewards.prompt={use: RemoteReward}", r"rewards.prompt: RemoteReward takes either a reward to start, or the"),
         ("rewards.prompt={use: RemoteReward, reward: 'a:b', python: ./no}", r"there is no Python at '.*/no'"),
         ("metrics.oracle_prompt={use: DinoReward, path: ./nowhere}", r"metrics.oracle_prompt.path: './nowhere' is"),
-        ("method.beta=0.1", r"method.beta is 0.1, which needs the base policy, but policy.trainable is full"),
         ("method.advantage.gamma=abc", r"'method.advantage.gamma' is \"abc\": expected a number"),
         ("method.advantage.z=1", r"method.advantage: sars takes no setting 'z'"),
         (

@@ -52,7 +52,6 @@ def check_config(config: Config, *, foreign: bool = True, new: bool = True) -> C
         RunFolder(config.output).check_idle()
         RunFolder(config.output).check_free()
     unchecked = check_named(config, foreign=foreign)
-    _check_beta(config)
     check_trackers(config.tracking)
     _check_functions(config, foreign)
     remote = [] if foreign else [f"data.{name}.path" for name, spec in _sources(config) if _is_remote(spec)]
@@ -117,16 +116,6 @@ def check_device(name: str, where: str) -> None:
         raise UserError(f"{where} is '{name}'; expected a device such as cpu, cuda or cuda:1.") from None
 
 
-def _check_beta(config: Config) -> None:
-    """Raise UserError for a KL divergence from a base policy that training overwrites."""
-    full = config.policy.arguments.get("trainable") == "full" and exported(config.policy.use, "policy") is not None
-    if config.method.beta > 0 and full:
-        raise UserError(
-            f"method.beta is {config.method.beta:g}, which needs the base policy, but policy.trainable is full and "
-            f"overwrites it; set method.beta to 0, or policy.trainable to lora."
-        )
-
-
 def _check_functions(config: Config, foreign: bool) -> None:
     """Compute once what the settings name: the objective's places, time weights, advantages, an optimizer step."""
 
@@ -135,7 +124,7 @@ def _check_functions(config: Config, foreign: bool) -> None:
         return foreign or all(exported(spec.use, slot) is not None for spec, slot in named)
 
     if runs("objective", "dynamics", "steps"):
-        policy: Any = SimpleNamespace(trainable_state=dict)  # nothing is loaded yet
+        policy: Any = SimpleNamespace(trainable_state=dict, keep_base=bool)  # nothing is loaded yet
         objective = make_objective(policy, config)
         objective.check()
         if runs("time_weights", "advantage"):

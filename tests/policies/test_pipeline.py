@@ -194,3 +194,22 @@ def test_a_model_folder_brings_no_code_along(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match=f"takes its text_encoder from '{library}'"):
         FluxKontextPolicy.from_pretrained(tmp_path / "model")
     assert not (tmp_path / "MARK").exists()
+
+
+def test_full_training_compares_with_a_copy_of_its_base_weights() -> None:
+    policy = FluxKontextPolicy(tiny.kontext_pipeline(), trainable="full", device="cpu")
+    with pytest.raises(UserError, match="full fine-tuning overwrites it"), policy.base():
+        pass
+    assert policy.keep_base()
+    conditioning = policy.encode([tiny.example()])
+    given = (tiny.noise(policy, conditioning), torch.tensor([0.5]), conditioning)
+    with torch.no_grad():
+        before = policy.velocity(*given)
+        tiny.disturb(policy)
+        after = policy.velocity(*given)
+        assert policy.keep_base()  # a second time takes no other
+        with policy.base():
+            assert torch.equal(policy.velocity(*given), before)
+        assert torch.equal(policy.velocity(*given), after)
+    assert not torch.equal(after, before)
+    assert not FluxKontextPolicy(tiny.kontext_pipeline(), device="cpu").keep_base()

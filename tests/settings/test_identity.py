@@ -65,6 +65,7 @@ NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "method.ratio_norm": (False, lambda t: t.objective.keep_means),
     "method.credit": ({"use": "stepwise"}, lambda t: {"use": t.method.credit.__name__}),
     "method.beta": (0.1, lambda t: t.objective.config.method.beta),
+    "method.norm_hinge": (0.1, lambda t: t.objective.config.method.norm_hinge),
     "rollout.num_generations": (2, lambda t: (t.samples - 8) // 2),
     "rollout.num_inference_steps": (6, None),
     "rollout.solver": ("heun", of_config("rollout.solver")),

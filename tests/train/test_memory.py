@@ -52,8 +52,9 @@ def make(policy: Any, examples: list, folder: Path, **sections: dict[str, Any]) 
 
 
 def copies(trainer: Trainer) -> list[torch.Tensor]:
-    """Of the trained weights: their average and the old policy."""
-    return [*(trainer.update.ema or {}).values(), *trainer.objective.state().values()]
+    """Of the trained weights: their average, the old policy and the base policy."""
+    base = getattr(trainer.policy, "_base", None) or {}
+    return [*(trainer.update.ema or {}).values(), *trainer.objective.state().values(), *base.values()]
 
 
 def expected_and_measured(trainer: Trainer) -> tuple[MemoryEstimate, int]:
@@ -89,6 +90,7 @@ KONTEXT, UNO, KLEIN, QWEN = tiny.FAMILIES
     [
         (KONTEXT, {"trainable": "full", "dtype": "bfloat16"}, {}),
         (KONTEXT, {"trainable": "full"}, {"objective": {"use": "nft", "levels": 2}, "rollout": {"steps": None}}),
+        (KONTEXT, {"trainable": "full"}, {"method": {"beta": 0.1, "credit": "stepwise"}}),
         (UNO, {}, {"training": {"micro_batch": 2, "ema_decay": 0.9}, "method": {"beta": 0.1}}),
         (KLEIN, {"gradient_checkpointing": True}, {"rollout": {"chunk_prompts": 1}}),
         (QWEN, {}, {"training": {"micro_batch": 4, "optimizer": {"use": "SGD", "lr": 0.1, "momentum": 0.9}}}),

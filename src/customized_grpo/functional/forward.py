@@ -200,6 +200,16 @@ def velocity_kl(velocity: Tensor, other: Tensor) -> Tensor:
     return (_at_least_float32(velocity) - _at_least_float32(other.detach())).square().mean(dim=(1, 2))
 
 
+def norm_ratio(velocity: Tensor, base: Tensor) -> Tensor:
+    """|v| / |v_base| of each row, shape (B,). No gradient goes through `base`.
+
+    Its excess over 1 is the hinge of NormGuard (arXiv 2606.27771), by the abstract; its weighting was not compared.
+    """
+    check_rows((velocity, base), ())
+    norms = [_at_least_float32(v).square().mean(dim=(1, 2)).sqrt() for v in (velocity, base.detach())]
+    return norms[0] / norms[1]
+
+
 def elbo_weight(sigma: Tensor, noise_level: float = 0.7) -> Tensor:
     """1 / (2 s^2) with s = noise_level sqrt(sigma / (1 - min(sigma, 0.99))), shape (B,) to (B,). sigma must not be 0.
 

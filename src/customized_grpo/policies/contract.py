@@ -66,6 +66,14 @@ class Policy(ABC):
     def base(self) -> AbstractContextManager[None]:
         """Inside it `velocity` is that of the base policy: the same weights with the adapter switched off."""
 
+    def keep_base(self) -> bool:
+        """Called before training where `base` will be needed: keep a copy of weights that training overwrites.
+
+        Returns:
+            Whether there is such a copy, which `base` puts in place of the trained weights.
+        """
+        return False
+
     @contextmanager
     def sampled_with(self, **settings: float | None) -> Iterator[None]:
         """Inside it images are sampled with other settings of `EvaluationSettings.of_policy`; None is the policy's own.

@@ -154,7 +154,7 @@ def adapter_off(transformer: nn.Module, trainable: Trainable) -> Iterator[None]:
         UserError: for full fine-tuning, where the base weights are gone.
     """
     if trainable == "full":
-        raise UserError("The base policy is needed (beta > 0), but full fine-tuning overwrites it; train a LoRA.")
+        raise UserError("The base policy is needed, but full fine-tuning overwrites it; call keep_base before it.")
     scales = [s for m in transformer.modules() if ADAPTER in (s := getattr(m, "scaling", {}))]
     kept = [scale[ADAPTER] for scale in scales]
     for scale in scales:

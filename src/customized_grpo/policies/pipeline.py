@@ -20,7 +20,7 @@ from customized_grpo.data.images import to_tensor
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.functional.schedule import shifted_sigmas
 from customized_grpo.policies import lora as _lora
-from customized_grpo.policies.contract import Policy
+from customized_grpo.policies.contract import Policy, weights_replaced
 from customized_grpo.policies.encodings import EncodingCache, Row, digest
 from customized_grpo.policies.lora import Trainable
 from customized_grpo.policies.mixed_precision import MixedPrecision, checkpoint
@@ -111,6 +111,7 @@ class PipelinePolicy(Policy):
         self.true_cfg_scale = self._default_cfg_scale() if true_cfg_scale is None else true_cfg_scale
         self.reference_resolution, self.aspect, self.offload = reference_resolution, aspect, offload
         self.truncated_prompts: set[str] = set()
+        self._base: dict[str, Tensor] | None = None
         self._cache = EncodingCache(int(cache_mib * 2**20))
         self.pixels_per_token = pipeline.vae_scale_factor * 2
         self._set_size(resolution, width, height)
@@ -453,7 +454,14 @@ class PipelinePolicy(Policy):
     # ---- what trains
 
     def base(self) -> AbstractContextManager[None]:
+        if self._base is not None:
+            return weights_replaced(self, self._base)
         return _lora.adapter_off(self.transformer, self.trainable)
+
+    def keep_base(self) -> bool:
+        if self.trainable == "full" and self._base is None:
+            self._base = {name: tensor.clone() for name, tensor in self.trainable_state().items()}
+        return self._base is not None
 
     def trainable_state(self) -> dict[str, Tensor]:
         return _lora.trainable_state(self.transformer)

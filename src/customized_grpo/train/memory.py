@@ -29,13 +29,13 @@ class Workload:
     kept: int
     """Latents kept for each row of a rollout."""
     base: bool = False
-    """Whether the base policy runs beside the trained one, for the KL term."""
-    average: bool = False
-    """Whether the trained weights are averaged."""
+    """Whether the base policy runs beside the trained one."""
+    copies: int = 0
+    """Copies of the trained weights on the device: their average, an old policy, the base policy."""
     predicted: int = 0
     """Images kept for each row of a rollout besides the final one."""
-    old: bool = False
-    """Whether the weights of an old policy are kept, and replace the trained ones while sampling."""
+    swapped: bool = False
+    """Whether the weights of an old policy replace the trained ones while sampling."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def estimate_memory(
         {"gradients": trained, "activations": peak(passes.learn, work.micro_batch)},
         {"gradients": trained, "optimizer step": trained if on_gpu else max(map(_bytes, parameters))},
         {
-            "swapped weights": trained * work.old,
+            "swapped weights": trained * work.swapped,
             "sampling": work.sampled * passes.conditioning_bytes + peak(passes.forward, work.sampled),
         },
         {"decoding": 2 * work.sampled * passes.picture_bytes + decoding},
@@ -96,7 +96,7 @@ def estimate_memory(
     per_row = passes.latent_bytes * work.kept + passes.conditioning_bytes
     per_row += passes.picture_bytes * (1 + work.predicted)
     weights = size_of(tensor for module in modules([policy, *others]) for tensor in _tensors(module, policy.device))
-    average, held = trained * (work.average + work.old), size_of(_state(optimizer))
+    average, held = trained * work.copies, size_of(_state(optimizer))
     return MemoryEstimate(
         {
             "other" if on_gpu else "libraries": max(0, in_use(policy.device) - weights - average - held),
@@ -234,10 +234,10 @@ class _Passes:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         with Moments(self.policy.device) as seen:
-            velocity = self.policy.velocity(*inputs)
             if self.base:
                 with self.policy.base():
                     self._velocity(*inputs)
+            velocity = self.policy.velocity(*inputs)
             velocity.square().mean().backward()
         for parameter in parameters:
             parameter.grad = None

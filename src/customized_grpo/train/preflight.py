@@ -145,16 +145,17 @@ def summarize(job: Job, run: RunFolder) -> Summary:
 def expected_memory(job: Job) -> MemoryEstimate:
     """Of the device, at the fullest moment of encoding, sampling, decoding and updating."""
     mine, chunk, size = _batches(job)
-    held_out = job.config.evaluation
+    config, held_out = job.config, job.config.evaluation
+    frozen = config.method.needs_base and job.policy.keep_base()
     work = Workload(
         rows=mine,
         micro_batch=size,
         sampled=max(chunk, min(held_out.batch, job.held_out * held_out.replicates)),
         kept=job.objective.kept(job.trained),
         predicted=job.objective.predicted(job.trained),
-        base=job.config.method.beta > 0,
-        average=job.config.training.ema_decay > 0,
-        old=bool(job.objective.state()),
+        base=config.method.needs_base,
+        copies=(config.training.ema_decay > 0) + job.objective.copies() + frozen,
+        swapped=bool(job.objective.state()),
     )
     others = [*job.rewards.values(), *job.metrics.values()]
     return estimate_memory(job.policy, job.optimizer, job.example, work, others)

@@ -36,7 +36,16 @@ class MethodSettings(Settings):
     """For grpo, where null is final: what a trained step is credited with, final (the rewards of the image), stepwise
     (what the step adds to those of the predicted image), or package.module:name."""
     beta: Annotated[float, Role.APPLIED] = Field(default=0.0, ge=0)
-    """Weight of the KL divergence from the base policy, of nft and awm that of velocities; requires an adapter."""
+    """Weight of the KL divergence from the base policy, of nft and awm that of velocities. Full training keeps a copy
+    of the base weights for it."""
+    norm_hinge: Annotated[float, Role.APPLIED] = Field(default=0.0, ge=0)
+    """Weight of max(|v| / |v_base| - 1, 0), which holds back the norm of the velocity (NormGuard). It needs the base
+    policy as `beta` does."""
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether a term of the loss compares with the base policy."""
+        return self.beta > 0 or self.norm_hinge > 0
 
 
 class RolloutSettings(Settings):
@@ -154,6 +163,8 @@ class ForwardSettings(Settings):
     """Share of the old policy that remains after an iteration; with `decay_rate` the largest."""
     decay_rate: float | None = Field(default=None, gt=0)
     """Grow the decay by this much per optimizer step; null keeps it constant."""
+    offload_old: bool = False
+    """Keep the old policy in the memory of the host, for full training of large models."""
 
     @model_validator(mode="before")
     @classmethod

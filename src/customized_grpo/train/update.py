@@ -155,7 +155,7 @@ class Updater:
         self.objective.after_iteration(self.updates)
         self.whole = True
         record = combine(self.accelerator, mean=meter.means(), maximum=meter.maxima)
-        if "update/velocity_norm" in record and not self.objective.config.method.beta:
+        if "update/velocity_norm" in record and not self.objective.config.method.needs_base:
             self.first_norm = self.first_norm or record["update/velocity_norm"]
             record["update/velocity_norm"] /= self.first_norm
         return record | {

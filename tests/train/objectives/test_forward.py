@@ -70,7 +70,9 @@ class Naive:
                     term = self.nft(x, x0[row], sigma, v, old, a) if case["use"] == "nft" else self.awm(
                         x0[row], eps, sigma, v, before, old, a
                     )  # fmt: skip
+                    excess = ((v**2).mean() / (base**2).mean()).sqrt() - 1
                     total = total + term + case["beta"] * ((v - base) ** 2).mean()
+                    total = total + case["norm_hinge"] * excess.clamp(min=0)
                 (gradient,) = torch.autograd.grad(total / (P * G * len(chosen)), w)
                 self.gradients.append(gradient)
                 self.weights = self.weights - LR * gradient
@@ -102,15 +104,16 @@ class Naive:
 
 USUAL: dict[str, Any] = {
     "use": "nft", "mix": 1.0, "advantage_clip": 1.25, "clip_range": None, "old_beta": 1.0, "beta": 0.0,
-    "decay_rate": None, "inner_epochs": 1, "updates_per_epoch": 1, "micro_batch": None, "chunk": P,
+    "norm_hinge": 0.0, "decay_rate": None, "inner_epochs": 1, "updates_per_epoch": 1, "micro_batch": None, "chunk": P,
 }  # fmt: skip
 AWM = USUAL | {"use": "awm", "clip_range": 1.0}
 CASES = [
     USUAL,
-    USUAL | {"mix": 0.1, "beta": 0.3, "micro_batch": 2, "decay_rate": 0.05, "updates_per_epoch": 3},
-    USUAL | {"mix": 0.5, "advantage_clip": 0.4, "inner_epochs": 2, "chunk": 2, "updates_per_epoch": 2},
+    USUAL
+    | {"mix": 0.1, "beta": 0.3, "advantage_clip": 0.4, "micro_batch": 2, "decay_rate": 0.05, "updates_per_epoch": 3},
+    USUAL | {"norm_hinge": 0.5, "mix": 0.5, "inner_epochs": 2, "chunk": 2, "updates_per_epoch": 2},
     AWM,
-    AWM | {"clip_range": 0.01, "inner_epochs": 2, "chunk": 1, "updates_per_epoch": 2, "beta": 0.3},
+    AWM | {"clip_range": 0.01, "inner_epochs": 2, "chunk": 1, "updates_per_epoch": 2, "beta": 0.3, "norm_hinge": 0.1},
     AWM | {"old_beta": 0.0, "advantage_clip": 0.4, "micro_batch": 3, "updates_per_epoch": 3},
 ]
 
@@ -120,7 +123,7 @@ def make(case: dict[str, Any], dtype: torch.dtype = torch.float64, policy: Any =
     tree = {
         "seed": SEED,
         "objective": {"use": case["use"], "levels": S, **{name: case[name] for name in names}},
-        "method": {"clip_range": case["clip_range"], "beta": case["beta"]},
+        "method": {name: case[name] for name in ("clip_range", "beta", "norm_hinge")},
         "rollout": {"num_generations": G, "num_inference_steps": T},
         "training": {
             "optimizer": {"use": "SGD", "lr": LR}, "max_grad_norm": 1e9,
@@ -181,7 +184,8 @@ def test_every_setting_of_these_cases_acts(usual: dict[str, Any]) -> None:
 
     result = train(usual)
     own = {"mix": 0.1} if usual["use"] == "nft" else {"old_beta": 0.0, "clip_range": 1.0}
-    changes = {"advantage_clip": 0.8, "beta": 0.1, "decay_rate": 0.05, "inner_epochs": 1, "updates_per_epoch": 3, **own}
+    changes = {"advantage_clip": 0.8, "beta": 0.1, "norm_hinge": 0.9, "decay_rate": 0.05, "inner_epochs": 1}
+    changes |= {"updates_per_epoch": 3, **own}
     for name, value in changes.items():
         assert float((train(usual | {name: value}) - result).abs().max()) > 1e-5, name
 
@@ -310,6 +314,18 @@ def test_any_solver_samples(tmp_path: Path) -> None:
     expected = sample_ode(made.policy, rollout.conditioning, noise, 5, "heun")
     assert torch.equal(rollout.images, expected)
     assert not torch.equal(expected, sample_ode(made.policy, rollout.conditioning, noise, 5))
+
+
+def test_an_old_policy_in_the_hosts_memory_is_the_same(tmp_path: Path) -> None:
+    made = [
+        trainer(tmp_path / str(away), objective={**NFT["objective"], "offload_old": away}) for away in (False, True)
+    ]
+    for one in made:
+        one.train()
+    assert [one.objective.copies() for one in made] == [1, 0]
+    assert torch.equal(*(weights(one.policy) for one in made))
+    for name, own in made[1].policy.trainable_state().items():
+        assert made[1].objective.state()[name].data_ptr() != own.data_ptr()
 
 
 # ---- guards and bad input

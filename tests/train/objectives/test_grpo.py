@@ -147,3 +147,28 @@ def test_predicted_images_are_those_before_and_after_the_trained_steps() -> None
             velocity = policy.velocity(latents, sigma.expand(6), rollout.conditioning)
         assert torch.equal(rollout.previews[step], policy.decode(latents - sigma * velocity, rollout.conditioning))
     assert not collect(policy, [0, 1], [0, 1]).previews
+
+
+def test_the_hinge_is_what_the_norm_of_the_velocity_has_too_much() -> None:
+    policy = fakes.LinearPolicy()
+    rollout = collect(policy, [0, 1], [0, 1])
+    with torch.no_grad():
+        policy.module.weight.mul_(3.0)
+    latents, sigma = rollout.latents[:, 1], rollout.sigmas[1].expand(6)
+    with torch.no_grad():
+        norms = policy.velocity(latents, sigma, rollout.conditioning).square().mean((1, 2)).sqrt()
+        with policy.base():
+            norms = norms / policy.velocity(latents, sigma, rollout.conditioning).square().mean((1, 2)).sqrt()
+    assert int((norms > 1).sum()) > 0
+
+    def loss(**method: float) -> tuple[float, Meter]:
+        tree = {"rollout": {"num_generations": 3, "num_inference_steps": 5, "dynamics": {"use": "dance_sde"}},
+                "method": {"ratio_norm": False, **method}}  # fmt: skip
+        objective, meter = make_objective(policy, parse_config(tree, TrainerConfig)), Meter()
+        batch = MicroBatch(rollout, slice(0, 6), 1, torch.ones(6), 1.0, first=False)
+        return float(objective.loss(batch, meter).detach()), meter
+
+    with_hinge, meter = loss(norm_hinge=0.7)
+    expected = 0.7 * float((norms - 1).clamp(min=0).mean())
+    assert with_hinge - loss()[0] == pytest.approx(expected, rel=1e-3)
+    assert meter.means()["update/velocity_norm"] == pytest.approx(float(norms.mean()), rel=1e-5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.functional.forward import norm_ratio
 from customized_grpo.functional.schedule import StepPlan
 from customized_grpo.policies.contract import Policy
 from customized_grpo.settings import Settings
@@ -67,6 +68,8 @@ class Objective(ABC):
 
     def __init__(self, settings: Any, policy: Policy, config: TrainerConfig) -> None:
         self.settings, self.policy, self.config = settings, policy, config
+        if config.method.needs_base:
+            policy.keep_base()
         self.iteration = 0
         """The one in progress."""
 
@@ -122,6 +125,10 @@ class Objective(ABC):
         """Latents kept for each row of a rollout, of `count` trained places."""
         return 0
 
+    def copies(self) -> int:
+        """Copies of the trained weights that it keeps on the policy's device."""
+        return 0
+
     def predicted(self, count: int) -> int:
         """Images kept for each row besides the final one until they are scored, of `count` trained places."""
         return 0
@@ -136,10 +143,16 @@ class Objective(ABC):
         """Rows in one pass of the update."""
         return self.config.training.micro_batch or len(rollout)
 
-    def velocity_norm(self, velocity: Tensor, base: Tensor | None, batch: MicroBatch, meter: Meter) -> None:
-        """Log |v| / |v_base|, or |v| without a base; the update divides the latter by that of the first iteration."""
-        norm = _norms(velocity) / (1.0 if base is None else _norms(base))
-        meter.mean("update/velocity_norm", float(norm.mean()), batch.share)
+    def norm_hinge(self, velocity: Tensor, base: Tensor | None, batch: MicroBatch, meter: Meter) -> Tensor | float:
+        """The term of the loss, 0 without `method.norm_hinge`. Logs |v| / |v_base|, or |v| without a base; the update
+        divides the latter by that of the first iteration."""
+        if base is None:
+            norm, hinge = velocity.detach().float().square().mean(dim=(1, 2)).sqrt(), 0.0
+        else:
+            norm = norm_ratio(velocity, base)
+            hinge = self.config.method.norm_hinge * (norm - 1).clamp(min=0).mean()
+        meter.mean("update/velocity_norm", float(norm.detach().mean()), batch.share)
+        return hinge
 
     def guard_first_ratio(self, drift: float, meter: Meter, advice: str = "") -> None:
         """Before the first optimizer step the policy is the one that sampled, so the ratio must be 1: rounding may
@@ -158,11 +171,6 @@ class Objective(ABC):
     def rounding(self) -> float:
         """What equal weights may differ by in two passes of the policy."""
         return 1e-5 if self.policy.dtype == torch.float32 else 1e-3
-
-
-def _norms(velocity: Tensor) -> Tensor:
-    """Root mean square of each row, (B, N, C) to (B,)."""
-    return velocity.detach().float().square().mean(dim=(1, 2)).sqrt()
 
 
 def make_objective(policy: Policy, config: TrainerConfig) -> Objective:

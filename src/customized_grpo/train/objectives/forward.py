@@ -67,6 +67,8 @@ class Forward(Objective):
     """
 
     SETTINGS = ForwardSettings
+    RUNTIME = ("offload_old",)
+    """Arguments that do not change the result."""
     SAMPLES_WITH_OLD = True
     """Whether the old policy samples, where there is one."""
 
@@ -157,18 +159,18 @@ class Forward(Objective):
             return [replace(one, old_velocities=self.over_levels(one, lambda v, at: v)) for one in rollouts]
 
     def loss(self, batch: MicroBatch, meter: Meter) -> Tensor:
-        rollout, some, beta = batch.rollout, batch.rows, self.config.method.beta
+        rollout, some, beta, base = batch.rollout, batch.rows, self.config.method.beta, None
         at = self.noised(rollout, some, batch.column)
-        velocity, base = self.velocity(rollout, some, at), None
-        loss = self.losses(velocity, at, batch, meter).mean()
-        if beta:
+        if self.config.method.needs_base:  # before the pass that trains, because full training swaps weights for it
             with torch.no_grad(), self.policy.base():
                 base = self.velocity(rollout, some, at)
+        velocity = self.velocity(rollout, some, at)
+        loss = self.losses(velocity, at, batch, meter).mean()
+        if beta and base is not None:
             kl = forward.velocity_kl(velocity, base).mean()
             meter.mean("update/kl", float(kl.detach()), batch.share)
             loss = loss + beta * kl
-        self.velocity_norm(velocity, base, batch, meter)
-        return loss
+        return loss + self.norm_hinge(velocity, base, batch, meter)
 
     def losses(self, velocity: Tensor, at: Noised, batch: MicroBatch, meter: Meter) -> Tensor:
         """The loss of each row, (rows,), with gradient through the velocity (rows, N, C)."""
@@ -177,13 +179,14 @@ class Forward(Objective):
     # ---- the old policy
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in self.policy.trainable_state().items()}
+        own, away = self.policy.trainable_state(), self.settings.offload_old
+        return {name: tensor.to("cpu" if away else tensor.device, copy=True) for name, tensor in own.items()}
 
     def after_iteration(self, updates: int) -> None:
         if self.old is not None:
             decay = forward.old_policy_decay(updates, rate=self.settings.decay_rate, top=self.settings.decay)
             for name, tensor in self.policy.trainable_state().items():
-                self.old[name].lerp_(tensor, 1 - decay)
+                self.old[name].lerp_(tensor.to(self.old[name].device), 1 - decay)
 
     def state(self) -> Mapping[str, Tensor]:
         return self.old or {}
@@ -196,7 +199,10 @@ class Forward(Objective):
         return 1 + count * (self.old is not None)
 
     def extra_passes(self) -> int:
-        return (self.old is not None) + (self.config.method.beta > 0)
+        return (self.old is not None) + self.config.method.needs_base
+
+    def copies(self) -> int:
+        return int(self.old is not None and not self.settings.offload_old)
 
 
 class Nft(Forward):

@@ -159,6 +159,10 @@ class Grpo(Objective):
 
     def loss(self, batch: MicroBatch, meter: Meter) -> Tensor:
         method, rollout, some, column = self.config.method, batch.rollout, batch.rows, batch.column
+        base, base_step = None, None
+        if method.needs_base:  # before the pass that trains, because full training changes weights in place for it
+            with torch.no_grad(), self.policy.base():
+                base, base_step = self._step(rollout, some, column)
         velocity, step = self._step(rollout, some, column)
         old = None if rollout.means is None else sde.Gaussian(rollout.means[some, column], step.std)
         log_ratio = sde.log_prob(step, rollout.next_latents[some, column]) - rollout.log_probs[some, column]
@@ -181,16 +185,13 @@ class Grpo(Objective):
             assert old is not None
             moved = gaussian_kl(step, old).detach()
             surrogate = masked_surrogate(log_ratio, batch.advantage, moved, threshold=threshold)
-        loss, base = surrogate.losses.mean(), None
-        if method.beta:
-            with torch.no_grad(), self.policy.base():
-                base, base_step = self._step(rollout, some, column)
+        loss = surrogate.losses.mean()
+        if method.beta and base_step is not None:
             kl = gaussian_kl(step, base_step).mean()
             meter.mean("update/kl", float(kl.detach()), batch.share)
             loss = loss + method.beta * kl
         meter.mean("update/clip_share", float(surrogate.clip_share), batch.share)
-        self.velocity_norm(velocity, base, batch, meter)
-        return loss
+        return loss + self.norm_hinge(velocity, base, batch, meter)
 
     def _step(self, rollout: Trajectories, some: slice, column: int) -> tuple[Tensor, sde.Gaussian]:
         """The velocity and the distribution of a trained step under the policy."""
@@ -207,7 +208,7 @@ class Grpo(Objective):
         return min(2 * count, self.config.rollout.num_inference_steps) if self.predicts else 0
 
     def extra_passes(self) -> int:
-        return (self.config.training.old_log_probs == "recompute") + (self.config.method.beta > 0)
+        return (self.config.training.old_log_probs == "recompute") + self.config.method.needs_base
 
 
 grpo = Grpo
