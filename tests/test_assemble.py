@@ -83,6 +83,14 @@ def test_trained_weights_are_not_put_into_another_family(tmp_path: Path) -> None
         open_run(folder, ["policy={use: UnoPolicy, path: flux, adapter: uno}"])
 
 
+@pytest.mark.parametrize("words", ["objective=nft", "objective={use: awm, levels: 2}", "objective.use=nft"])
+def test_a_checkpoint_is_not_for_another_objective(tmp_path: Path, words: str) -> None:
+    folder = run(tmp_path).path
+    assert open_run(folder, ["objective={use: grpo}"])
+    with pytest.raises(UserError, match=r"trained with the objective grpo, and its checkpoints are not for (nft|awm)"):
+        resume_run(folder, [words])
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "{}"])
 def test_an_empty_configuration_is_not_taken_for_the_defaults(tmp_path: Path, text: str) -> None:
     folder = run(tmp_path)

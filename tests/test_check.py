@@ -147,3 +147,8 @@ def test_a_trainer_is_not_made_from_a_wrong_configuration(monkeypatch: pytest.Mo
     monkeypatch.setattr("customized_grpo.assemble.build_rewards", load)
     with pytest.raises(UserError, match=r"policy.dtype is 'float99'"):
         build_trainer(config("policy.dtype=float99"))
+
+
+def test_guidance_that_the_objective_cannot_train_with_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(UserError, match=r"policy.true_cfg_scale is 3, but the objective nft trains without"):
+        check_config(load_config(None, ["objective=nft", "policy.true_cfg_scale=3"]))

@@ -124,7 +124,10 @@ def _check_functions(config: Config, foreign: bool) -> None:
         return foreign or all(exported(spec.use, slot) is not None for spec, slot in named)
 
     if runs("objective", "dynamics", "steps"):
-        policy: Any = SimpleNamespace(trainable_state=dict, keep_base=bool)  # nothing is loaded yet
+        scale = config.policy.arguments.get("true_cfg_scale") or 1.0
+        policy: Any = SimpleNamespace(  # nothing is loaded yet
+            trainable_state=dict, keep_base=bool, step_distilled=False, true_cfg_scale=scale
+        )
         objective = make_objective(policy, config)
         objective.check()
         if runs("time_weights", "advantage"):

@@ -46,6 +46,8 @@ def test_sampling_is_the_pipelines_own(settings, sizes):
 def test_the_distilled_model_runs_without_guidance():
     ours, example = policy(tiny.klein_pipeline(is_distilled=True)), tiny.example(sizes=((64, 64),))
     assert ours.true_cfg_scale == 1
+    assert ours.step_distilled
+    assert not policy(tiny.klein_pipeline()).step_distilled
     conditioning = ours.encode([example])
     noise = tiny.noise(ours, conditioning)
     torch.testing.assert_close(

@@ -319,7 +319,7 @@ def test_nothing_but_nan(run: Path) -> None:
 
 def test_health_is_remarked_on(run: Path) -> None:
     bad = {"reward/prompt/unscored": 2, "reward/identity/spread": 0.0, "update/first_ratio_error": 0.01}
-    bad |= {"update/clip_share": 0.9, "advantage/clamped": 0.2}
+    bad |= {"update/clip_share": 0.9, "advantage/clamped": 0.2, "update/velocity_norm": 1.2}
     write_rows(run, [row(i) | bad | {"update/skipped": skipped} for i, skipped in ((1, 0), (2, 2), (3, 2))])
     save(table(3, BASE + 0.2, BASE, BASE - 0.2, metrics=("prompt", "identity", "subject_kept")), run)
     record = read_run(run)
@@ -334,6 +334,8 @@ def test_health_is_remarked_on(run: Path) -> None:
         "The first update's ratio was off by up to 0.01: the update does not recompute what the rollout sampled.",
         "The clip stopped 90% of the gradient at the end: lower the learning rate.",
         "20% of the advantages were clamped.",
+        "The norm of the velocity is 1.20 times what it was: images lose quality that the rewards do not see; set "
+        "method.norm_hinge or method.beta, or lower the learning rate.",
     }
 
 

@@ -27,6 +27,9 @@ class Policy(ABC):
     dtype: torch.dtype
     """Of the forward pass: float32, or bfloat16 under autocast. Latents and velocities are float32 in any case."""
 
+    step_distilled: bool = False
+    """Whether the model was distilled to few sampling steps."""
+
     @abstractmethod
     def encode(self, examples: Sequence[Example]) -> Conditioning:
         """Prompts and references as tensors with leading axis len(examples), without gradient.

@@ -28,6 +28,10 @@ class Flux2KleinPolicy(PipelinePolicy):
         "attn.to_qkv_mlp_proj", "attn.to_out",
     )  # fmt: skip
 
+    @property
+    def step_distilled(self) -> bool:
+        return bool(self.pipeline.config.is_distilled)
+
     def _default_cfg_scale(self) -> float:
         return 1.0 if self.pipeline.config.is_distilled else 4.0
 

@@ -7,6 +7,7 @@ import numpy as np
 from customized_grpo.studies.report.alarms import (
     alarms,
     copying,
+    diversity_that_halved,
     few_subjects,
     kinds_that_got_worse,
     untrained_that_fell,
@@ -69,6 +70,17 @@ def test_what_was_not_trained_on_and_fell() -> None:
     (remark,) = untrained_that_fell(moved((0, 0, -0.1), (0, 0, -0.1)))
     assert remark.text.endswith("which was not trained on, fell.")
     assert list(untrained_that_fell(moved((-0.1, 0, 0), (-0.1, 0, 0)))) == []
+
+
+def test_diversity_that_halved() -> None:
+    def told(fall: float) -> list[str]:
+        before, after = (by_kind(n, ("diversity",), one=[0.2 + NOISE - n * fall]) for n in (0, 1))
+        return [remark.text for remark in diversity_that_halved(Verdict(before, after))]
+
+    (text,) = told(0.11)
+    assert text.startswith("diversity 0.200 → 0.090")
+    assert text.endswith("is half or less: the images of a task become one.")
+    assert told(0.09) == []
 
 
 def test_few_subjects_are_named() -> None:

@@ -394,6 +394,13 @@ def test_guidance_that_a_policy_was_given_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, policy=policy, **NFT)
 
 
+def test_a_model_of_few_steps_is_warned_about(tmp_path: Path) -> None:
+    policy = fakes.LinearPolicy()
+    policy.step_distilled = True
+    with pytest.warns(UserWarning, match=r"LinearPolicy has a model that was distilled to few steps, and nft trains"):
+        trainer(tmp_path, policy=policy, **NFT)
+
+
 def test_a_checkpoint_of_another_objective_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path, objective={"use": "awm"}).train()
     with pytest.raises(UserError, match=r'trained with objective.use = "awm", and .* cannot change it to "nft"'):

@@ -19,7 +19,8 @@ PROMPT, IDENTITY = re.compile(r"prompt|clip_t|right"), re.compile(r"identity|sub
 
 def alarms(verdict: Verdict) -> list[Remark]:
     """All of them, in the order of their weight."""
-    return [*kinds_that_got_worse(verdict), *copying(verdict), *untrained_that_fell(verdict), *few_subjects(verdict)]
+    rules = (kinds_that_got_worse, copying, untrained_that_fell, diversity_that_halved, few_subjects)
+    return [remark for rule in rules for remark in rule(verdict)]
 
 
 def kinds_that_got_worse(verdict: Verdict) -> Iterator[Remark]:
@@ -69,6 +70,13 @@ def untrained_that_fell(verdict: Verdict) -> Iterator[Remark]:
         text = f"{listed([verdict.told(c) for c in fell])}, which {was} not trained on, fell"
         text += f" while {listed([title(c.metric) for c in rose])} rose: reward hacking?" if rose else ""
         yield _remark(text, min(c.subjects for c in fell))
+
+
+def diversity_that_halved(verdict: Verdict) -> Iterator[Remark]:
+    """A metric with "diversity" in its name fell clearly, over all tasks, to half or less."""
+    for c in verdict.changes:
+        if "diversity" in c.metric and c.difference.verdict == "fell" and c.after.value <= c.before.value / 2:
+            yield _remark(f"{verdict.told(c)} is half or less: the images of a task become one", c.subjects)
 
 
 def few_subjects(verdict: Verdict) -> Iterator[Remark]:

@@ -15,6 +15,8 @@ RATIO_TOLERANCE = 1e-4
 """A first-update ratio further from 1 than this is no longer small against the usual clip ranges."""
 CLIP_LIMIT = 0.5
 """Mean clip share over the last quarter of training."""
+NORM_LIMIT = 1.1
+"""Mean norm of the velocity over the last quarter of training, relative to that of the base policy."""
 CLAMP_LIMIT = 0.05
 """Mean share of clamped advantages."""
 
@@ -79,11 +81,21 @@ def _update(record: RunRecord) -> Iterator[Remark]:
             "the update does not recompute what the rollout sampled.",
             True,
         )
-    clipped = record.series("update/clip_share")
-    if (share := _mean(clipped[-max(1, len(clipped) // 4) :])) > CLIP_LIMIT:
+    if (norm := _mean(_end(record.series("update/velocity_norm")))) > NORM_LIMIT:
+        yield Remark(
+            f"The norm of the velocity is {norm:.2f} times what it was: images lose quality that the rewards do not "
+            "see; set method.norm_hinge or method.beta, or lower the learning rate.",
+            True,
+        )
+    if (share := _mean(_end(record.series("update/clip_share")))) > CLIP_LIMIT:
         yield Remark(f"The clip stopped {share:.0%} of the gradient at the end: lower the learning rate.", True)
     if (share := _mean(record.series("advantage/clamped"))) > CLAMP_LIMIT:
         yield Remark(f"{share:.0%} of the advantages were clamped.", True)
+
+
+def _end(values: np.ndarray) -> np.ndarray:
+    """The last quarter."""
+    return values[-max(1, len(values) // 4) :]
 
 
 def _mean(values: np.ndarray) -> float:

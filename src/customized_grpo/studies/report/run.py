@@ -12,7 +12,7 @@ from customized_grpo import page
 from customized_grpo.page.formats import count, duration, number, words
 from customized_grpo.store.run import RunRecord, iteration_files, read_run
 from customized_grpo.store.scores import Change, since_first
-from customized_grpo.studies.report.remarks import CLAMP_LIMIT, CLIP_LIMIT, RATIO_TOLERANCE, remarks
+from customized_grpo.studies.report.remarks import CLAMP_LIMIT, CLIP_LIMIT, NORM_LIMIT, RATIO_TOLERANCE, remarks
 from customized_grpo.studies.report.verdict import Verdict, kind_name
 
 STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
@@ -47,7 +47,12 @@ VITALS = (
     Vital("update/ratio_max", "Largest ratio", "new / old probability; leaves 1 slowly"),
     Vital("update/first_ratio_error", "First ratio error", "must be about 0", RATIO_TOLERANCE),
     Vital("update/kl", "KL to the base policy", "nats per latent element, or of velocities", logarithmic=True),
-    Vital("update/velocity_norm", "Velocity norm", "over the base policy's, or that of iteration 1; stays near 1"),
+    Vital(
+        "update/velocity_norm",
+        "Velocity norm",
+        "over the base policy's or the first; stays near 1",
+        NORM_LIMIT,
+    ),
     Vital("nft/r_std", "Spread of r", "0.5 at most; near 0 teaches little"),
     Vital("update/grad_norm", "Gradient norm", "before clipping", logarithmic=True),
     Vital("update/learning_rate", "Learning rate", ""),

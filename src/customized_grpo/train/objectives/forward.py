@@ -5,6 +5,7 @@ but the loss of a row; DiffusionNFT and AWM are its subclasses. The formulas are
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -87,6 +88,12 @@ class Forward(Objective):
             raise UserError(
                 f"policy.true_cfg_scale is {scale:g}, but the objective {self.config.objective.use} trains without "
                 f"classifier-free guidance; set policy.true_cfg_scale=1. evaluation.true_cfg_scale may be another."
+            )
+        if self.policy.step_distilled:
+            warnings.warn(
+                f"{self.policy.name} has a model that was distilled to few steps, and {self.config.objective.use} "
+                f"trains it at all noise levels, which is not known to work; watch the evaluations, or use its base.",
+                stacklevel=1,
             )
 
     # ---- sampling
