@@ -17,8 +17,9 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_MUTANTS := $(VENV)/.installed-mutants
 LOWEST := .venv-lowest
 INSTALLED_LOWEST := $(VENV)/.installed-lowest
-LOWEST_TESTS := tests/cli tests/data tests/policies tests/store tests/studies \
-  $(filter-out %/test_dino.py,$(wildcard tests/rewards/test_*.py))
+# Without test_decode.py, because Pillow before 12.4 corrupts memory when it writes the damaged TIFF images of that file.
+LOWEST_TESTS := tests/cli tests/policies tests/store tests/studies \
+  $(filter-out %/test_decode.py %/test_dino.py,$(wildcard tests/data/test_*.py tests/rewards/test_*.py))
 
 .PHONY: help train test bench fuzz pretrain mutants soak lowest install install-dev clean
 .DEFAULT_GOAL := help
