@@ -7,22 +7,32 @@ import torch
 
 from customized_grpo.cli.main import main
 from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.policies.flux import FluxKontextPolicy
 from customized_grpo.settings.parse import describe_settings, load_settings
+from customized_grpo.toyworld.dataset import ToyWorld
 from tools.pretrain import Budget, PretrainSettings, Progress, pretrain
 from tools.pretrain.__main__ import app
 from tools.pretrain.loop import fit
+from tools.pretrain.report import generate
 
 TINY = {name: Budget(steps=2, batch_size=8) for name in ("autoencoder", "clip", "dino", "oracle", "generator")}
 
 
-def test_every_component_is_rebuilt_and_loads(tmp_path) -> None:
-    settings = PretrainSettings(output=tmp_path / "toy", subjects=16, pair_subjects=16, measured_subjects=8, **TINY)
+@pytest.mark.parametrize("size", [64, 128])
+def test_every_component_is_rebuilt_and_loads(tmp_path, size) -> None:
+    settings = PretrainSettings(
+        output=tmp_path / "toy", size=size, subjects=16, pair_subjects=16, measured_subjects=8, **TINY
+    )
     seen: list[Progress] = []
     report = pretrain(settings, seen.append)
     assert [p.component for p in seen] == list(TINY)
     assert all(p.share == 1 and p.eta_seconds == 0 for p in seen)
     figures = json.loads((tmp_path / "toy" / "figures.json").read_text())
     assert figures.keys() == {"renderer", *TINY}
+    assert figures["autoencoder"].keys() >= {"PSNR on the subject, dB", "seconds to decode 64 images"}
+    policy = FluxKontextPolicy.from_pretrained(tmp_path / "toy" / "pipeline")
+    assert (policy.resolution, policy.grid((size, size))) == (size, (8, 8))
+    assert generate(policy.pipeline, ToyWorld("eval", 1, size=size)[:], steps=1).shape[-1] == size
     html = report.read_text()
     assert html.count("data:image/png;base64,") == 3
     assert "http" not in html
@@ -32,12 +42,21 @@ def test_every_component_is_rebuilt_and_loads(tmp_path) -> None:
     assert report.stat().st_mtime_ns > before
 
     with pytest.raises(UserError, match="other subjects"):
-        pretrain(PretrainSettings(output=tmp_path / "toy", subjects=17, pair_subjects=16, measured_subjects=8, **TINY))
+        pretrain(settings.model_copy(update={"subjects": 17}))
 
 
 def test_generator_alone_says_what_it_needs(tmp_path) -> None:
     with pytest.raises(UserError, match="needs 'autoencoder', which is not in"):
         pretrain(PretrainSettings(output=tmp_path, components=("generator",), subjects=16, pair_subjects=16))
+
+
+def test_budgets_may_change_until_their_component_is_begun(tmp_path) -> None:
+    settings = PretrainSettings(output=tmp_path, subjects=16, measured_subjects=8, components=("oracle",), **TINY)
+    pretrain(settings)
+    other = Budget(steps=3, batch_size=8)
+    pretrain(settings.model_copy(update={"clip": other}))
+    with pytest.raises(UserError, match="other oracle;"):
+        pretrain(settings.model_copy(update={"clip": other, "oracle": other}))
 
 
 def regression(target: float = 3.0):

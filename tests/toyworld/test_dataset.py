@@ -37,6 +37,14 @@ def test_example_carries_what_a_policy_needs() -> None:
     assert example.truth_scene.recolour != example.truth_subject.colour
 
 
+def test_larger_examples_are_the_same_tasks_with_right_articles() -> None:
+    small, large = ToyWorld("eval", 60, seed=1)[:], ToyWorld("eval", 60, seed=1, size=128)[:]
+    assert [(e.truth_subject, e.truth_scene) for e in small] == [(e.truth_subject, e.truth_scene) for e in large]
+    assert {e.references[0].size for e in large} == {(128, 128)}
+    assert any(e.prompt.startswith("an ") for e in large)
+    assert not any(" a orange" in e.prompt for e in large)
+
+
 def test_sequence_protocol() -> None:
     world = ToyWorld("eval", 5, per_subject=2)
     assert world[0].truth_subject == world[1].truth_subject != world[2].truth_subject

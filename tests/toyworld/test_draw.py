@@ -41,6 +41,30 @@ def test_recolouring_changes_the_body_and_keeps_the_shape() -> None:
     assert (plain[mask == 0] == blue[mask == 0]).all()
 
 
+def test_above_64_pixels_a_scene_moves_the_creature_and_a_reference_does_not() -> None:
+    def places(scene: Scene) -> np.ndarray:
+        """Per seed the centre of the creature and the root of its area, in 64ths of the picture."""
+        rows = []
+        for seed in range(20):
+            pixels, mask = draw.render_with_mask(STAR, scene, seed, 128)
+            assert pixels.shape == (128, 128, 3)
+            assert not np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).any()  # all of it is in the picture
+            inside = np.argwhere(mask > 127) / 2
+            rows.append([*inside.mean(0), 0.5 * (mask > 127).sum() ** 0.5])
+        return np.array(rows)
+
+    for kind, added in {"recontext": {}, "companion": {"companion": "box", "companion_colour": "red"}}.items():
+        assert (places(Scene(kind, "beach", **added)).std(0) > (1, 2, 1.2)).all()
+    assert (places(REFERENCE).std(0) < 1).all()
+
+
+def test_a_larger_reference_is_the_same_drawing() -> None:
+    small = draw.render(STAR, REFERENCE, 4).astype(float)
+    large = draw.render(STAR, REFERENCE, 4, 128).astype(float)
+    reduced = large.reshape(64, 2, 64, 2, 3).mean((1, 3))
+    assert np.abs(small - reduced).mean() < 2
+
+
 def test_every_noun_looks_different() -> None:
     masks = [
         draw.render_with_mask(Subject(noun, "red", "plain", "blue", "none", "dots", "smile"), REFERENCE, 0)[1]

@@ -32,6 +32,13 @@ def test_prompt_grammar(scene: Scene, expected: str) -> None:
     assert prompt("star", scene) == expected
 
 
+def test_an_before_a_vowel_where_the_models_know_the_word() -> None:
+    scene = Scene("companion", "sea", companion="box", companion_colour="orange")
+    assert prompt("egg", scene) == "a egg under the sea next to a orange box"
+    assert prompt("egg", scene, an=True) == "an egg under the sea next to an orange box"
+    assert prompt("star", Scene("property", recolour="red"), an=True) == "a red star"
+
+
 def test_every_prompt_is_made_of_the_vocabulary_and_fits_sixteen_tokens() -> None:
     rng = random.Random(0)
     for _ in range(500):

@@ -1,4 +1,4 @@
-"""Augmentations that make rendered images resemble generated ones. Batches are (B, 3, 64, 64) in [0, 1], on the CPU."""
+"""Augmentations that make rendered images resemble generated ones. Batches are (B, 3, S, S) in [0, 1], on the CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
 def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
     """Blur half of the images like a small autoencoder does; warp all of them slightly and add noise."""
     count, shape = len(images), images.shape[-2:]
-    side = int(torch.randint(28, 56, (1,), generator=generator))
+    side = int(torch.randint(28, 56, (1,), generator=generator)) * shape[0] // 64
     small = F.interpolate(images, (side, side), mode="bilinear", antialias=True, align_corners=False)
     blurred = F.interpolate(small, shape, mode="bicubic", align_corners=False)
     chosen = (_uniform(count, generator) < 0.5).view(-1, 1, 1, 1)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from customized_grpo.toyworld.draw import SIZE
 from customized_grpo.toyworld.world import (
     ACCESSORIES,
     ATTRIBUTES,
@@ -32,10 +33,10 @@ NEGATIVES = 3
 """Negative texts per image in a batch: its own prompt with one word replaced."""
 
 
-def build() -> Clip:
+def build(size: int = SIZE) -> Clip:
     from transformers import CLIPConfig, CLIPModel
 
-    tokenizer = build_tokenizer(begin=True)
+    tokenizer = build_tokenizer(begin=True, size=size)
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 96,
@@ -52,8 +53,8 @@ def build() -> Clip:
         "intermediate_size": 384,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
-        "image_size": 64,
-        "patch_size": 8,
+        "image_size": size,
+        "patch_size": size // 8,
     }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=96))
 
@@ -71,7 +72,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def embed_images(clip: Clip, images: Tensor) -> Tensor:
-    """Unit vectors (B, 96) of images (B, 3, 64, 64) in [0, 1]."""
+    """Unit vectors (B, 96) of images (B, 3, S, S) in [0, 1]."""
     pooled = clip.vision_model(pixel_values=normalize(images)).pooler_output
     return F.normalize(clip.visual_projection(pooled).float(), dim=-1)
 
@@ -136,14 +137,14 @@ class Pairs:
     """A corpus with its prompts and their negatives as token ids."""
 
     def __init__(self, corpus: Corpus, seed: int, swaps: int = 6) -> None:
-        tokenizer = build_tokenizer(begin=True)
+        tokenizer = build_tokenizer(begin=True, size=corpus.size)
         rng = random.Random(seed)
         self.images = corpus.images
         self.labels = corpus.labels()
         shape = self.images.shape[:2]
         self.ids = tokenize(tokenizer, [p for row in corpus.prompts for p in row]).view(*shape, -1)
         changed = [
-            swap_word(rng, subject.noun, scene, rng.choice(swappable(scene)))
+            swap_word(rng, subject.noun, scene, rng.choice(swappable(scene)), an=corpus.an)
             for subject, row in zip(corpus.subjects, corpus.scenes, strict=True)
             for scene in row
             for _ in range(swaps)
@@ -151,7 +152,7 @@ class Pairs:
         self.swapped = tokenize(tokenizer, changed).view(*shape, swaps, -1)
 
     def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (count,), columns (count,), augmented images (count, 3, 64, 64) in [0, 1]; 6 % are references."""
+        """Rows (count,), columns (count,), augmented images (count, 3, S, S) in [0, 1]; 6 % are references."""
         n = torch.randint(len(self.images), (count,), generator=generator)
         v = torch.randint(1, self.images.shape[1], (count,), generator=generator)
         v = torch.where(torch.rand(count, generator=generator) < 0.06, 0, v)
@@ -166,23 +167,23 @@ def swappable(scene: Scene) -> list[str]:
     return [kind for kind in SWAPS if there.get(kind, getattr(scene, kind, None))]
 
 
-def swap_word(rng: random.Random, noun: str, scene: Scene, kind: str) -> str:
+def swap_word(rng: random.Random, noun: str, scene: Scene, kind: str, *, an: bool) -> str:
     """The prompt with its word of that kind replaced by another one."""
     if kind == "noun":
-        return prompt(rng.choice([n for n in NOUNS if n != noun]), scene)
+        return prompt(rng.choice([n for n in NOUNS if n != noun]), scene, an=an)
     values = {"background": tuple(PLACES), "accessory": ACCESSORIES, "companion": COMPANIONS}.get(kind, COLOURS)
     value = rng.choice([v for v in values if v != getattr(scene, kind)])
     changed = replace(scene, **{kind: value})
     if kind == "accessory":
         colour = scene.accessory_colour or rng.choice(COLOURS)
         changed = replace(changed, accessory_colour=colour if value in COLOURED_ACCESSORIES else None)
-    return prompt(noun, changed)
+    return prompt(noun, changed, an=an)
 
 
 @torch.no_grad()
 def measure(clip: Clip, corpus: Corpus, seed: int = 0) -> dict[str, float]:
     """Accuracy against negatives per kind of word, and retrieval among 500 both ways, on a faithful corpus."""
-    tokenizer = build_tokenizer(begin=True)
+    tokenizer = build_tokenizer(begin=True, size=corpus.size)
     rng = random.Random(seed)
     images = corpus.images[:, 1:].flatten(0, 1)
     image = torch.cat([embed_images(clip, chunk.to(clip.device) / 255).cpu() for chunk in images.split(250)])
@@ -194,7 +195,7 @@ def measure(clip: Clip, corpus: Corpus, seed: int = 0) -> dict[str, float]:
     result: dict[str, float] = {}
     for kind in SWAPS:
         rows = [k for k, (_, scene) in enumerate(scenes) if kind in swappable(scene)]
-        changed = tokenize(tokenizer, [swap_word(rng, *scenes[k], kind) for k in rows]).to(clip.device)
+        changed = tokenize(tokenizer, [swap_word(rng, *scenes[k], kind, an=corpus.an) for k in rows]).to(clip.device)
         wrong = (image[rows] * embed_texts(clip, changed).cpu()).sum(-1)
         result[f"swap {kind}"] = (right[rows] > wrong).float().mean().item()
     similarity = image[:500] @ text[:500].T

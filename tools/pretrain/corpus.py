@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from customized_grpo.toyworld.draw import SIZE, render, render_with_mask
+from customized_grpo.toyworld.draw import SIZE, Pixels, render_with_mask
 from customized_grpo.toyworld.world import (
     ATTRIBUTES,
     EARS,
@@ -31,16 +31,29 @@ class Corpus:
     """N subjects with V images each; image 0 is the reference."""
 
     images: Tensor
-    """(N, V, 3, 64, 64) uint8."""
+    """(N, V, 3, S, S) uint8."""
     masks: Tensor
-    """(N, 64, 64) uint8, 255 on the subject of the reference."""
+    """(N, V, S, S) uint8, 255 on the subject."""
     subjects: tuple[Subject, ...]
     scenes: tuple[tuple[Scene, ...], ...]
     """The requested scenes: N rows of V."""
 
     @property
+    def size(self) -> int:
+        """Width and height of the images in pixels."""
+        return self.images.shape[-1]
+
+    @property
+    def an(self) -> bool:
+        """Whether prompts say "an" before a vowel."""
+        return self.size > SIZE
+
+    @property
     def prompts(self) -> list[list[str]]:
-        return [[prompt(s.noun, scene) for scene in row] for s, row in zip(self.subjects, self.scenes, strict=True)]
+        return [
+            [prompt(s.noun, scene, an=self.an) for scene in row]
+            for s, row in zip(self.subjects, self.scenes, strict=True)
+        ]
 
     def labels(self) -> dict[str, Tensor]:
         """Per attribute (N, V) int64 indices into `ATTRIBUTES`, -1 where it is not visible; for faithful corpora."""
@@ -60,6 +73,7 @@ def faithful(
     seed: int,
     split: Split = "train",
     prompts: Split | None = None,
+    size: int = SIZE,
 ) -> Corpus:
     """A corpus whose images show exactly their subjects and scenes."""
     return _corpus(
@@ -68,24 +82,26 @@ def faithful(
         seed,
         split,
         prompts,
-        lambda rng, subject, scene: render(subject, scene, rng.getrandbits(32)),
+        size,
+        lambda rng, subject, scene: render_with_mask(subject, scene, rng.getrandbits(32), size),
     )
 
 
-def imperfect(count: int, scenes: int, seed: int) -> Corpus:
+def imperfect(count: int, scenes: int, seed: int, size: int = SIZE) -> Corpus:
     """Training pairs with the faults of synthetic pairs, so that reinforcement learning can improve the base model.
 
     10 % are copies of the reference. Of the others, 40 % show a slightly different subject and 45 % leave out a part of
     the scene.
     """
 
-    def draw(rng: random.Random, subject: Subject, scene: Scene) -> np.ndarray:
+    def draw(rng: random.Random, subject: Subject, scene: Scene) -> tuple[Pixels, Pixels]:
         if rng.random() < 0.1:
-            return render(subject, REFERENCE, rng.getrandbits(32))
+            return render_with_mask(subject, REFERENCE, rng.getrandbits(32), size)
         shown = _drift(rng, subject) if rng.random() < 0.4 else subject
-        return render(shown, _forget(rng, scene) if rng.random() < 0.45 else scene, rng.getrandbits(32))
+        painted = _forget(rng, scene) if rng.random() < 0.45 else scene
+        return render_with_mask(shown, painted, rng.getrandbits(32), size)
 
-    return _corpus(count, scenes, seed, "train", "train", draw)
+    return _corpus(count, scenes, seed, "train", "train", size, draw)
 
 
 def _corpus(
@@ -94,19 +110,20 @@ def _corpus(
     seed: int,
     split: Split,
     prompts: Split | None,
-    draw: Callable[[random.Random, Subject, Scene], np.ndarray],
+    size: int,
+    draw: Callable[[random.Random, Subject, Scene], tuple[Pixels, Pixels]],
 ) -> Corpus:
-    images = np.empty((count, 1 + scenes, SIZE, SIZE, 3), dtype=np.uint8)
-    masks = np.empty((count, SIZE, SIZE), dtype=np.uint8)
+    images = np.empty((count, 1 + scenes, size, size, 3), dtype=np.uint8)
+    masks = np.empty((count, 1 + scenes, size, size), dtype=np.uint8)
     subjects: list[Subject] = []
     asked: list[tuple[Scene, ...]] = []
     for n in range(count):
         rng = random.Random(f"{seed} {split} {n}")
         subject = sample_subject(rng, split)
         row = tuple(sample_scene(rng, subject.noun, prompts) for _ in range(scenes))
-        images[n, 0], masks[n] = render_with_mask(subject, REFERENCE, rng.getrandbits(32))
+        images[n, 0], masks[n, 0] = render_with_mask(subject, REFERENCE, rng.getrandbits(32), size)
         for v, scene in enumerate(row, start=1):
-            images[n, v] = draw(rng, subject, scene)
+            images[n, v], masks[n, v] = draw(rng, subject, scene)
         subjects.append(subject)
         asked.append((REFERENCE, *row))
     return Corpus(torch.from_numpy(images).movedim(-1, 2), torch.from_numpy(masks), tuple(subjects), tuple(asked))

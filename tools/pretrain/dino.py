@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from customized_grpo.toyworld.draw import SIZE
 from customized_grpo.toyworld.world import ATTRIBUTES, KINDS, SUBJECT_ATTRIBUTES
 from tools.pretrain import augment
 from tools.pretrain.clip import normalize
@@ -15,18 +16,23 @@ RECOLOURED_WEIGHT = 0.3
 """Weight of a pair in which one image is recoloured, because its identity is partly lost."""
 
 
-def build() -> Dino:
+def build(size: int = SIZE) -> Dino:
     from transformers import Dinov2Config, Dinov2Model
 
     return Dinov2Model(
         Dinov2Config(
-            hidden_size=128, num_hidden_layers=4, num_attention_heads=4, mlp_ratio=3, image_size=64, patch_size=8
+            hidden_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            mlp_ratio=3,
+            image_size=size,
+            patch_size=size // 8,
         )
     )
 
 
 def embed(dino: Dino, images: Tensor) -> Tensor:
-    """Unit vectors (B, 128), the class token, of images (B, 3, 64, 64) in [0, 1]."""
+    """Unit vectors (B, 128), the class token, of images (B, 3, S, S) in [0, 1]."""
     return F.normalize(dino(pixel_values=normalize(images)).last_hidden_state[:, 0].float(), dim=-1)
 
 
@@ -62,10 +68,10 @@ class Views:
         return rows, first, torch.where(use_reference, 0, other)
 
     def pictures(self, rows: Tensor, columns: Tensor, generator: torch.Generator) -> Tensor:
-        """Augmented images (B, 3, 64, 64) in [0, 1]. Half of the references are cut out on white, as in the reward."""
+        """Augmented images (B, 3, S, S) in [0, 1]. Half of the references are cut out on white, as in the reward."""
         images = self.images[rows, columns].float() / 255
         cut = ((columns == 0) & (torch.rand(len(columns), generator=generator) < 0.5)).nonzero()[:, 0]
-        mask = self.masks[rows[cut], None].float() / 255
+        mask = self.masks[rows[cut], 0, None].float() / 255
         images[cut] = torch.lerp(torch.ones(()), images[cut], mask)
         images[::3] = augment.degrade(images[::3], generator)
         return augment.jitter(images, generator)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from customized_grpo.toyworld.oracle import WEIGHTS_FILE, Oracle
@@ -12,41 +13,41 @@ from tools.pretrain import generator, tokenizers
 from tools.pretrain.clip import MEAN, STD
 from tools.pretrain.models import Autoencoder, Clip, ClipText, Dino
 
-SIDE = 64
-
 
 def save_clip(clip: Clip, folder: Path) -> None:
     """Save model, tokenizer and image processor for `CLIPModel` and `CLIPProcessor`."""
+    size = clip.config.vision_config.image_size
     save_half(clip, folder)
-    tokenizers.build(begin=True).save_pretrained(folder)
-    _save_image_processor(folder, "CLIPImageProcessor")
+    tokenizers.build(begin=True, size=size).save_pretrained(folder)
+    _save_image_processor(folder, "CLIPImageProcessor", size)
     _make_portable(folder)
 
 
 def save_dino(dino: Dino, folder: Path) -> None:
     """Save model and image processor for `Dinov2Model` and `AutoImageProcessor`."""
     save_half(dino, folder)
-    _save_image_processor(folder, "BitImageProcessor")
+    _save_image_processor(folder, "BitImageProcessor", dino.config.image_size)
 
 
 def save_oracle(oracle: Oracle, folder: Path) -> None:
     """Save the weights for `Oracle.load`."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.half() if value.is_floating_point() else value for name, value in oracle.state_dict().items()}
-    save_file(state, folder / WEIGHTS_FILE)
+    save_file(state, folder / WEIGHTS_FILE, metadata={"size": str(oracle.size)})
 
 
 def save_pipeline(folder: Path, model: generator.Generator, autoencoder: Autoencoder, text_encoder: ClipText) -> None:
     """Save a diffusers folder for `FluxKontextPipeline.from_pretrained`."""
     from diffusers import FluxKontextPipeline
 
+    size = autoencoder.config.sample_size
     pipeline: Any = FluxKontextPipeline(
         scheduler=generator.build_scheduler(),
         vae=autoencoder,
         text_encoder=text_encoder,
-        tokenizer=tokenizers.build(begin=True),
+        tokenizer=tokenizers.build(begin=True, size=size),
         text_encoder_2=model.text_encoder_2,
-        tokenizer_2=tokenizers.build(begin=False),
+        tokenizer_2=tokenizers.build(begin=False, size=size),
         transformer=model.transformer,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ def save_pipeline(folder: Path, model: generator.Generator, autoencoder: Autoenc
 
 def save_half(module: Any, folder: Path) -> None:
     """Save float16 weights that are loaded as float32. The module is not changed."""
-    half = copy.deepcopy(module).half()
+    half = copy.deepcopy(module).half().to(memory_format=torch.contiguous_format)
     half.save_pretrained(folder)
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8").replace('"float16"', '"float32"'))
@@ -68,15 +69,15 @@ def save_half(module: Any, folder: Path) -> None:
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _save_image_processor(folder: Path, kind: str) -> None:
+def _save_image_processor(folder: Path, kind: str, side: int) -> None:
     config = {
         "image_processor_type": kind,
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": SIDE},
+        "size": {"shortest_edge": side},
         "resample": 3,
         "do_center_crop": True,
-        "crop_size": {"height": SIDE, "width": SIDE},
+        "crop_size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from customized_grpo.structures import Conditioning
 from customized_grpo.train.trajectory import last, trajectory
-from tools.pretrain import autoencoder as ae
 from tools.pretrain import tokenizers
 from tools.pretrain.clip import tokenize
 from tools.pretrain.corpus import Corpus
 from tools.pretrain.models import T5, Autoencoder, Clip, ClipText, Scheduler, Transformer
 
 GRID = 8
-"""Tokens along each side of an image: 64 pixels, 16 latents, packed two by two."""
+"""Tokens along each side of an image: 16 latents, packed two by two."""
 TOKENS = GRID * GRID
 GUIDANCE = 3.5
 SHIFT = math.exp(0.5)
@@ -24,13 +23,13 @@ SHIFT = math.exp(0.5)
 TEXT_WIDTH = 96
 
 
-def build_transformer(pooled_width: int) -> Transformer:
+def build_transformer(pooled_width: int, latent_channels: int) -> Transformer:
     """A transformer whose initial velocity is zero: modulations and output start at zero (adaLN-Zero of DiT)."""
     from diffusers import FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel(
         patch_size=1,
-        in_channels=4 * ae.LATENT_CHANNELS,
+        in_channels=4 * latent_channels,
         num_layers=2,
         num_single_layers=5,
         attention_head_dim=32,
@@ -51,10 +50,10 @@ def build_transformer(pooled_width: int) -> Transformer:
     return transformer
 
 
-def build_text_encoder_2() -> T5:
+def build_text_encoder_2(size: int) -> T5:
     from transformers import T5Config, T5EncoderModel
 
-    tokenizer = tokenizers.build(begin=False)
+    tokenizer = tokenizers.build(begin=False, size=size)
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=TEXT_WIDTH,
@@ -115,7 +114,7 @@ def unpack(tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> Tensor:
-    """(N, 3, 64, 64) uint8 to standardized latent tokens (N, 64, 4C) float16."""
+    """(N, 3, S, S) uint8 to standardized latent tokens (N, 64, 4C) float16."""
     shift, scale = autoencoder.config.shift_factor, autoencoder.config.scaling_factor
     chunks = []
     for chunk in images.split(batch_size):
@@ -128,7 +127,7 @@ def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> Te
 
 @torch.no_grad()
 def decode(autoencoder: Autoencoder, tokens: Tensor) -> Tensor:
-    """Latent tokens (B, 64, 4C) to images (B, 3, 64, 64) in [0, 1]."""
+    """Latent tokens (B, 64, 4C) to images (B, 3, S, S) in [0, 1]."""
     shift, scale = autoencoder.config.shift_factor, autoencoder.config.scaling_factor
     return (autoencoder.decode(unpack(tokens) / scale + shift).sample / 2 + 0.5).clamp(0, 1)
 
@@ -136,10 +135,10 @@ def decode(autoencoder: Autoencoder, tokens: Tensor) -> Tensor:
 class Generator(nn.Module):
     """The two parts that are trained together: the transformer and its T5 text encoder."""
 
-    def __init__(self, pooled_width: int) -> None:
+    def __init__(self, pooled_width: int, latent_channels: int, size: int) -> None:
         super().__init__()
-        self.transformer = build_transformer(pooled_width)
-        self.text_encoder_2 = build_text_encoder_2()
+        self.transformer = build_transformer(pooled_width, latent_channels)
+        self.text_encoder_2 = build_text_encoder_2(size)
         grid = torch.cartesian_prod(torch.arange(GRID), torch.arange(GRID)).float()
         picture = torch.cat([torch.zeros(TOKENS, 1), grid], dim=1)
         reference = torch.cat([torch.ones(TOKENS, 1), grid], dim=1)
@@ -178,12 +177,12 @@ class Pairs:
 def encode_pairs(corpus: Corpus, autoencoder: Autoencoder, text_encoder: ClipText) -> Pairs:
     count, views = corpus.images.shape[:2]
     prompts = [p for row in corpus.prompts for p in row]
-    clip_ids = tokenize(tokenizers.build(begin=True), prompts)
+    clip_ids = tokenize(tokenizers.build(begin=True, size=corpus.size), prompts)
     device = text_encoder.device
     pooled = [text_encoder(ids.to(device)).pooler_output.cpu() for ids in clip_ids.split(1000)]
     return Pairs(
         latents=encode(autoencoder, corpus.images.flatten(0, 1)).view(count, views, TOKENS, -1),
-        text_ids=tokenize(tokenizers.build(begin=False), prompts).view(count, views, -1),
+        text_ids=tokenize(tokenizers.build(begin=False, size=corpus.size), prompts).view(count, views, -1),
         pooled=torch.cat(pooled).view(count, views, -1),
     )
 

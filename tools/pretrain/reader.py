@@ -13,7 +13,7 @@ from tools.pretrain.corpus import Corpus
 def loss(
     oracle: Oracle, images: Tensor, labels: dict[str, Tensor], batch_size: int, generator: torch.Generator
 ) -> Tensor:
-    """Sum of the cross-entropies of all visible attributes. images: (N, V, 3, 64, 64) uint8."""
+    """Sum of the cross-entropies of all visible attributes. images: (N, V, 3, S, S) uint8."""
     n = torch.randint(len(images), (batch_size,), generator=generator)
     v = torch.randint(images.shape[1], (batch_size,), generator=generator)
     pixels = images[n, v].float() / 255

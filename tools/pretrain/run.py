@@ -28,6 +28,8 @@ class PretrainSettings(Settings):
     """Folder for weights, checkpoints and report. Set CGRPO_TOYWORLD_WEIGHTS to it to use the weights."""
     components: tuple[ComponentName, ...] = COMPONENTS
     """Components to train. Components that are finished in `output` are kept."""
+    size: Literal[64, 128] = 64
+    """Width and height of the images in pixels. At 128 the creature moves, turns and changes its size in a scene."""
     seed: int = 0
     """Seed of initial weights, training data and batches."""
     device: str | None = None
@@ -69,7 +71,7 @@ def pretrain(settings: PretrainSettings, on_progress: OnProgress | None = None) 
         if name in settings.components and not run.finished(name):
             torch.manual_seed(settings.seed)  # the initial weights
             run.train(name)
-    return write_report(settings.output, run.device, settings.measured_subjects)
+    return write_report(settings.output, run.device, settings.measured_subjects, settings.size)
 
 
 def _claim(settings: PretrainSettings) -> None:
@@ -79,7 +81,10 @@ def _claim(settings: PretrainSettings) -> None:
     file = settings.output / SETTINGS_FILE
     if file.exists():
         held = json.loads(file.read_text(encoding="utf-8"))
-        different = sorted(key for key in wanted if held.get(key) != wanted[key])
+        begun = {name for name in COMPONENTS if _begun(settings.output, name)}
+        different = sorted(
+            key for key in wanted if held.get(key) != wanted[key] and (key not in COMPONENTS or key in begun)
+        )
         if different:
             raise UserError(
                 f"{settings.output} holds a pretraining with other {', '.join(different)}; "
@@ -104,6 +109,14 @@ FINISHED: dict[ComponentName, str] = {
 """The last file written for each component; the component is finished if it exists."""
 
 
+def _begun(folder: Path, name: ComponentName) -> bool:
+    return (folder / FINISHED[name]).exists() or _checkpoint(folder, name).exists()
+
+
+def _checkpoint(folder: Path, name: ComponentName) -> Path:
+    return folder / "checkpoints" / f"{name}.pt"
+
+
 class Run:
     """Trains components into one folder."""
 
@@ -122,44 +135,45 @@ class Run:
     def pictures(self) -> corpus.Corpus:
         """The training corpus of all components but the generator."""
         if self._pictures is None:
-            self._pictures = corpus.faithful(self.settings.subjects, 4, self.settings.seed)
+            self._pictures = corpus.faithful(self.settings.subjects, 4, self.settings.seed, size=self.settings.size)
         return self._pictures
 
     def _train_autoencoder(self) -> None:
-        model = autoencoder.build()
-        images = self.pictures.images.flatten(0, 1)
+        model = autoencoder.build(self.settings.size)
+        images, masks = self.pictures.images.flatten(0, 1), self.pictures.masks.flatten(0, 1)
 
         def loss(random: torch.Generator) -> Tensor:
             rows = torch.randint(len(images), (self.settings.autoencoder.batch_size,), generator=random)
-            return autoencoder.loss(model, images[rows].to(self.device) / 127.5 - 1, random)
+            pixels, mask = images[rows].to(self.device) / 127.5 - 1, masks[rows].to(self.device) / 255
+            return autoencoder.loss(model, pixels, mask, random)
 
         self._fit("autoencoder", model, loss, ema=0.998)
-        autoencoder.calibrate(model, images[:500].to(self.device) / 127.5 - 1)
+        autoencoder.calibrate(model, images[:100].to(self.device) / 127.5 - 1)
         export.save_half(model, self.folder / "pipeline" / "vae")
 
     def _train_clip(self) -> None:
-        student = clip.Student(clip.build())
+        student = clip.Student(clip.build(self.settings.size))
         pairs = clip.Pairs(self.pictures, self.settings.seed)
         self._fit("clip", student, partial(clip.loss, student, pairs, self.settings.clip.batch_size), ema=0.998)
         export.save_clip(student.clip, self.folder / "clip")
 
     def _train_dino(self) -> None:
-        student = dino.Student(dino.build())
+        student = dino.Student(dino.build(self.settings.size))
         views = dino.Views(self.pictures)
         self._fit("dino", student, partial(dino.loss, student, views, self.settings.dino.batch_size), ema=0.998)
         export.save_dino(student.dino, self.folder / "dino")
 
     def _train_oracle(self) -> None:
-        model = reader.Oracle()
+        model = reader.Oracle(self.settings.size)
         images, labels = self.pictures.images, self.pictures.labels()
         self._fit("oracle", model, partial(reader.loss, model, images, labels, self.settings.oracle.batch_size))
         export.save_oracle(model, self.folder / "oracle")
 
     def _train_generator(self) -> None:
         vae, text_encoder = self._load_autoencoder(), generator.build_text_encoder(self._load_clip())
-        model = generator.Generator(text_encoder.config.hidden_size)
+        model = generator.Generator(text_encoder.config.hidden_size, vae.config.latent_channels, self.settings.size)
         pairs = generator.encode_pairs(
-            corpus.imperfect(self.settings.pair_subjects, 3, self.settings.seed), vae, text_encoder
+            corpus.imperfect(self.settings.pair_subjects, 3, self.settings.seed, self.settings.size), vae, text_encoder
         )
         batch_size = self.settings.generator.batch_size
         self._fit("generator", model, partial(generator.loss, model, pairs, batch_size), ema=0.999)
@@ -173,16 +187,14 @@ class Run:
             module.to(self.device),
             loss,
             getattr(self.settings, name),
-            self.folder / "checkpoints" / f"{name}.pt",
+            _checkpoint(self.folder, name),
             seed=self.settings.seed + 1,
             ema=ema,
             on_progress=self.on_progress,
         )
 
     def _load_autoencoder(self) -> Autoencoder:
-        from diffusers import AutoencoderKL
-
-        return self._load(AutoencoderKL, "autoencoder", "pipeline/vae")
+        return self._load(type(autoencoder.build(self.settings.size)), "autoencoder", "pipeline/vae")
 
     def _load_clip(self) -> Clip:
         from transformers import CLIPModel

@@ -1,20 +1,22 @@
 """Word-level tokenizers for the vocabulary of the toy world. Other words become <unk>."""
 
+from customized_grpo.toyworld.draw import SIZE
 from customized_grpo.toyworld.world import VOCABULARY
 from tools.pretrain.models import Tokenizer
 
 MAX_TOKENS = 16
 
 
-def build(*, begin: bool) -> Tokenizer:
+def build(*, begin: bool, size: int = SIZE) -> Tokenizer:
     """With `begin`, texts start with <bos> and end with <eos>, as in CLIP; without, they only end with <eos>, as in T5.
 
-    <eos> has the largest id, because older CLIP configurations pool the text at the largest id.
+    "an" is a word for images above 64 pixels. <eos> has the largest id, because older CLIP configurations pool the
+    text at the largest id.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ("<pad>", "<unk>", "<bos>", *VOCABULARY, "<eos>")
+    words = ("<pad>", "<unk>", "<bos>", *VOCABULARY, *(("an",) if size > SIZE else ()), "<eos>")
     ids = {word: n for n, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from customized_grpo.structures import Example, LazyExamples
-from customized_grpo.toyworld.draw import render_with_mask
+from customized_grpo.toyworld.draw import SIZE, render_with_mask
 from customized_grpo.toyworld.world import (
     KINDS,
     REFERENCE,
@@ -39,6 +39,7 @@ class ToyWorld(LazyExamples[ToyExample]):
         seed: another seed is another world of the same split.
         kinds: which kinds of prompt to ask; all of them by default.
         per_subject: how many prompts are asked of each subject.
+        size: width and height of the references; above 64, prompts say "an" before a vowel.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class ToyWorld(LazyExamples[ToyExample]):
         *,
         kinds: tuple[Kind, ...] = KINDS,
         per_subject: int = 1,
+        size: int = SIZE,
     ) -> None:
         self.split: Split = split
-        self.length, self.seed, self.kinds, self.per_subject = count, seed, kinds, per_subject
+        self.length, self.seed, self.kinds, self.per_subject, self.size = count, seed, kinds, per_subject, size
 
     def __len__(self) -> int:
         return self.length
@@ -70,7 +72,7 @@ class ToyWorld(LazyExamples[ToyExample]):
                 break
         return ToyExample(
             id=f"toy-{self.split}-{self.seed}-{index}",
-            prompt=prompt(subject.noun, scene),
+            prompt=prompt(subject.noun, scene, an=self.size > SIZE),
             references=(reference,),
             subject=subject.noun,
             masks=(mask,),
@@ -83,7 +85,7 @@ class ToyWorld(LazyExamples[ToyExample]):
     def _subject(self, who: int) -> tuple[Subject, Image.Image, Image.Image]:
         rng = random.Random(f"{self.split} {self.seed} subject {who}")
         subject = sample_subject(rng, self.split)
-        pixels, mask = render_with_mask(subject, REFERENCE, rng.getrandbits(32))
+        pixels, mask = render_with_mask(subject, REFERENCE, rng.getrandbits(32), self.size)
         return subject, Image.fromarray(pixels), Image.fromarray(mask)
 
 

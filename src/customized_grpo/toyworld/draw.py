@@ -1,7 +1,8 @@
-"""Pictures of the toy world: 64 x 64 RGB, a pure function of (subject, scene, seed).
+"""Pictures of the toy world: square RGB, a pure function of (subject, scene, seed, size).
 
 Shapes are drawn with PIL at three times the size and averaged down; shading, shadow and tint come after. Places
-are painted once per variant and kept. Body coordinates: the creature fills about [-1, 1], y points down.
+are painted once per variant and kept. Body coordinates: the creature fills about [-1, 1], y points down. Poses and
+widths of lines are in units of 1/64 of the picture, so that all that is drawn grows with it.
 """
 
 import colorsys
@@ -18,7 +19,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from customized_grpo.toyworld.world import COLOURS, Scene, Subject
 
 SIZE = 64
-"""Width and height of every picture, in pixels."""
+"""Width and height of a picture of the packaged models, in pixels, and the unit of poses: a 64th of the picture."""
 SUPERSAMPLING = 3
 PLACE_SUPERSAMPLING = 4
 PLACE_VARIANTS = 12
@@ -59,21 +60,22 @@ TINTS: dict[str, tuple[Colour, Colour]] = {
 """Light of a place on what stands in it: multiply (out of 255), then add."""
 
 
-def render(subject: Subject, scene: Scene, seed: int) -> Pixels:
-    """The picture: (64, 64, 3) uint8. The seed moves the creature by a pixel and picks the variant of the place."""
-    return _compose(subject, scene, seed)[0]
+def render(subject: Subject, scene: Scene, seed: int, size: int = SIZE) -> Pixels:
+    """The picture: (size, size, 3) uint8. The seed picks the pose and the variant of the place.
+
+    Args:
+        size: width and height in pixels, a multiple of 64. At 64 all creatures stand almost alike, as the packaged
+            models have learned them; above, a scene moves, scales and turns the creature, and a reference does not.
+    """
+    return render_with_mask(subject, scene, seed, size)[0]
 
 
-def render_with_mask(subject: Subject, scene: Scene, seed: int) -> tuple[Pixels, Pixels]:
-    """The same picture and its subject mask: (64, 64) uint8, 255 on the creature without accessory and companion."""
-    return _compose(subject, scene, seed)
-
-
-def _compose(subject: Subject, scene: Scene, seed: int) -> tuple[Pixels, Pixels]:
+def render_with_mask(subject: Subject, scene: Scene, seed: int, size: int = SIZE) -> tuple[Pixels, Pixels]:
+    """The same picture and its subject mask: (size, size) uint8, 255 on the creature, not on what the prompt adds."""
     rng = random.Random(seed)
-    place = background(scene.background, rng.randrange(PLACE_VARIANTS))
-    pose = _sample_pose(subject, scene, rng)
-    layer = Image.new("RGBA", (SIZE * SUPERSAMPLING, SIZE * SUPERSAMPLING), (0, 0, 0, 0))
+    place = background(scene.background, rng.randrange(PLACE_VARIANTS), size)
+    pose = _sample_pose(subject, scene, rng, free=size > SIZE and scene.kind is not None)
+    layer = Image.new("RGBA", (size * SUPERSAMPLING, size * SUPERSAMPLING), (0, 0, 0, 0))
     brush = Brush(ImageDraw.Draw(layer), layer, pose)
     _draw_creature(brush, subject, scene)
     mask = np.asarray(layer.getchannel("A").reduce(SUPERSAMPLING))
@@ -87,32 +89,31 @@ def _compose(subject: Subject, scene: Scene, seed: int) -> tuple[Pixels, Pixels]
 def _light(layer: Image.Image, place: npt.NDArray[np.float32], scene: Scene, pose: "Pose") -> Pixels:
     """Average the layer down, round it with soft light from the upper left, tint it, and set it on its shadow."""
     small = layer.convert("RGBa").reduce(SUPERSAMPLING)  # "RGBa": colours already multiplied by alpha
+    unit = small.width // SIZE
     pixels = np.asarray(small, dtype=np.float32)
     alpha_image = small.getchannel("a")
     alpha = pixels[..., 3:] / 255
-    blurred = np.asarray(alpha_image.filter(ImageFilter.BoxBlur(3)), dtype=np.float32)
-    padded = np.pad(blurred, 3, mode="edge")
-    slope = padded[6:, 5:-1] - padded[:-6, 1:-5]
+    blurred = np.asarray(alpha_image.filter(ImageFilter.BoxBlur(3 * unit)), dtype=np.float32)
+    padded = np.pad(blurred, 3 * unit, mode="edge")
+    slope = padded[6 * unit :, 5 * unit : -unit] - padded[: -6 * unit, unit : -5 * unit]
     colours = pixels[..., :3] * (1 + slope / 255 * 0.3)[..., None]
     if scene.background in TINTS:
         multiply, add = (np.array(c, dtype=np.float32) for c in TINTS[scene.background])
         colours = colours * (multiply / 255) + add * alpha
-    shadow = _shadow(pose) if scene.background != "sea" else 0.0
+    shadow = _shadow(pose, small.width) if scene.background != "sea" else 0.0
     return (np.minimum(colours, 255 * alpha) + place * (1 - shadow) * (1 - alpha) + 0.5).clip(0, 255).astype(np.uint8)
 
 
-_ROWS, _COLUMNS = (a.astype(np.float32)[..., None] for a in np.mgrid[:SIZE, :SIZE])
-
-
-def _shadow(pose: "Pose") -> npt.NDArray[np.float32]:
-    """Darkness of the ground under the creature: (64, 64, 1) in [0, 0.35]."""
-    x = (_COLUMNS - pose.x - 1) / (0.95 * pose.radius)
-    y = (_ROWS - pose.y - (pose.bottom + 0.02) * pose.radius) / (0.2 * pose.radius)
+def _shadow(pose: "Pose", size: int) -> npt.NDArray[np.float32]:
+    """Darkness of the ground under the creature: (size, size, 1) in [0, 0.35]."""
+    rows, columns = (a.astype(np.float32)[..., None] * (SIZE / size) for a in np.mgrid[:size, :size])
+    x = (columns - pose.x - 1) / (0.95 * pose.radius)
+    y = (rows - pose.y - (pose.bottom + 0.02) * pose.radius) / (0.2 * pose.radius)
     return 0.35 * np.exp(-(x * x + y * y))
 
 
 class Pose(NamedTuple):
-    """Where the creature stands, in pixels of the small picture; angle in radians."""
+    """Where the creature stands, in 64ths of the picture; angle in radians."""
 
     x: float
     y: float
@@ -121,17 +122,42 @@ class Pose(NamedTuple):
     stoutness: float
     bottom: float
     """Where the creature touches the ground, in radii below the centre."""
+    turn: float = 0.0
+    """How far the face looks to the right, in radii."""
+    companion_left: bool = False
 
 
-def _sample_pose(subject: Subject, scene: Scene, rng: random.Random) -> Pose:
-    """Nearly aligned: a tiny transformer learns to draw creatures that stay put, and not ones that roam."""
+def _sample_pose(subject: Subject, scene: Scene, rng: random.Random, free: bool) -> Pose:
+    """Nearly aligned; or free, with room for what the prompt adds."""
+    bottom = max(b for _, b in BODIES[subject.noun].outline)
+    if free:
+        return _sample_free_pose(subject, scene, rng, bottom)
     x, y, radius = rng.uniform(31, 33), rng.uniform(34.5, 36.5), rng.uniform(18.6, 19.8)
     if scene.companion:
         x, radius = x - 6.5, radius - 1.2
     if scene.accessory in ("hat", "crown"):
         y, radius = y + 2.5, radius - 1.2
+    return Pose(x, y, radius, rng.uniform(-0.04, 0.04), subject.stoutness, bottom)
+
+
+def _sample_free_pose(subject: Subject, scene: Scene, rng: random.Random, bottom: float) -> Pose:
+    radius = rng.uniform(14.5, 18.5 if scene.companion or scene.accessory in ("hat", "crown") else 20)
+    wide, tall = 1.12 * radius, (1.56 if scene.accessory in ("hat", "crown") else 1.36) * radius
+    left, right = wide, SIZE - wide
+    companion_left = scene.companion is not None and rng.random() < 0.5
+    if scene.companion:  # leave 17 units at one side, into which the creature may reach a little
+        left, right = (left + 14, right) if companion_left else (left, right - 14)
+    middle = SIZE / 2 + (0 if not scene.companion else 6 if companion_left else -6)
+    x = rng.uniform(left, right) if left < right else middle
     return Pose(
-        x, y, radius, rng.uniform(-0.04, 0.04), subject.stoutness, max(b for _, b in BODIES[subject.noun].outline)
+        x=x,
+        y=rng.uniform(max(tall, 30), max(tall, 61 - bottom * radius)),
+        radius=radius,
+        angle=rng.uniform(-0.2, 0.2),
+        stoutness=subject.stoutness,
+        bottom=bottom,
+        turn=rng.uniform(-0.16, 0.16),
+        companion_left=companion_left,
     )
 
 
@@ -140,10 +166,11 @@ class Brush:
 
     def __init__(self, draw: ImageDraw.ImageDraw, layer: Image.Image, pose: Pose) -> None:
         self.draw, self.layer, self.pose = draw, layer, pose
-        self.scale = pose.radius * SUPERSAMPLING
+        self.unit = SUPERSAMPLING * (layer.width // (SIZE * SUPERSAMPLING))
+        self.scale = pose.radius * self.unit
         cos, sin = math.cos(pose.angle) * self.scale, math.sin(pose.angle) * self.scale
         self._matrix = (cos * pose.stoutness, -sin / pose.stoutness, sin * pose.stoutness, cos / pose.stoutness)
-        self._origin = (pose.x * SUPERSAMPLING, pose.y * SUPERSAMPLING)
+        self._origin = (pose.x * self.unit, pose.y * self.unit)
 
     def place(self, x: float, y: float) -> Point:
         a, b, c, d = self._matrix
@@ -153,23 +180,21 @@ class Brush:
         return [self.place(x, y) for x, y in path]
 
     def shape(self, path: Sequence[Point], fill: Fill, outline: Colour | None = None, width: float = 1.0) -> None:
-        """A filled polygon; widths are in pixels of the small picture."""
+        """A filled polygon; widths are in 64ths of the picture."""
         points = self.points(path)
         self.draw.polygon(points, fill=fill)
         if outline:
-            self.draw.line(
-                [*points, points[0], points[1]], fill=outline, width=round(width * SUPERSAMPLING), joint="curve"
-            )
+            self.draw.line([*points, points[0], points[1]], fill=outline, width=round(width * self.unit), joint="curve")
 
     def line(self, path: Sequence[Point], colour: Colour, width: float = 1.3) -> None:
-        self.draw.line(self.points(path), fill=colour, width=round(width * SUPERSAMPLING), joint="curve")
+        self.draw.line(self.points(path), fill=colour, width=round(width * self.unit), joint="curve")
 
     def disc(
         self, x: float, y: float, rx: float, ry: float, fill: Fill, outline: Colour | None = None, width: float = 1.0
     ) -> None:
         a, b = self.place(x, y)
         box = (a - rx * self.scale, b - ry * self.scale, a + rx * self.scale, b + ry * self.scale)
-        self.draw.ellipse(box, fill=fill, outline=outline, width=round(width * SUPERSAMPLING) if outline else 0)
+        self.draw.ellipse(box, fill=fill, outline=outline, width=round(width * self.unit) if outline else 0)
 
 
 # ---- Bodies
@@ -268,7 +293,7 @@ BODIES: dict[str, Body] = {
 
 
 def _draw_creature(brush: Brush, subject: Subject, scene: Scene) -> None:
-    body = BODIES[subject.noun]
+    body = _turned_body(subject, brush.pose)
     colour = body_colour(subject, scene)
     same = (scene.recolour or subject.colour) == subject.pattern_colour
     second = CREAM if same else RGB[subject.pattern_colour]  # a pattern in the body's own colour could not be seen
@@ -280,8 +305,13 @@ def _draw_creature(brush: Brush, subject: Subject, scene: Scene) -> None:
     if subject.noun == "cube":
         _draw_cube_edges(brush, line)
     outline = brush.points(body.outline)
-    brush.draw.line([*outline, *outline[:2]], fill=line, width=round(1.35 * SUPERSAMPLING), joint="curve")
+    brush.draw.line([*outline, *outline[:2]], fill=line, width=round(1.35 * brush.unit), joint="curve")
     _draw_face(brush, subject, body)
+
+
+def _turned_body(subject: Subject, pose: Pose) -> Body:
+    body = BODIES[subject.noun]
+    return body._replace(face_x=body.face_x + pose.turn)
 
 
 def body_colour(subject: Subject, scene: Scene) -> Colour:
@@ -396,7 +426,7 @@ _HALF_TURN = [math.pi * k / 10 for k in range(11)]
 
 
 def _draw_accessory(brush: Brush, subject: Subject, scene: Scene) -> None:
-    body = BODIES[subject.noun]
+    body = _turned_body(subject, brush.pose)
     colour = RGB[scene.accessory_colour] if scene.accessory_colour else INK
     line = _shade(colour, 0.48)
     x = body.face_x * 0.5
@@ -441,14 +471,15 @@ def _draw_accessory(brush: Brush, subject: Subject, scene: Scene) -> None:
 
 
 def _draw_companion(brush: Brush, scene: Scene, rng: random.Random) -> None:
-    """Always to the right: left or right would be one more thing for a tiny model to guess."""
+    """To the right of an aligned creature; left or right would be one more thing for a tiny model to guess."""
     assert scene.companion_colour
     colour = RGB[scene.companion_colour]
     line = _shade(colour, 0.48)
     pose = brush.pose
     radius = rng.uniform(8.2, 9.2)
+    margin = radius + rng.uniform(1.2, 2.4)
     centre = Pose(
-        SIZE - radius - rng.uniform(1.2, 2.4),
+        margin if pose.companion_left else SIZE - margin,
         pose.y + pose.radius - radius + rng.uniform(-0.5, 1.5),
         radius,
         0.0,
@@ -523,10 +554,10 @@ class Easel(NamedTuple):
 
 
 @cache
-def background(name: str, variant: int) -> npt.NDArray[np.float32]:
-    """One painted place: (64, 64, 3) float32 in [0, 255], read-only."""
+def background(name: str, variant: int, size: int = SIZE) -> npt.NDArray[np.float32]:
+    """One painted place: (size, size, 3) float32 in [0, 255], read-only."""
     rng = random.Random(f"{name} {variant}")
-    canvas = Image.new("RGB", (SIZE * PLACE_SUPERSAMPLING, SIZE * PLACE_SUPERSAMPLING))
+    canvas = Image.new("RGB", (size * PLACE_SUPERSAMPLING, size * PLACE_SUPERSAMPLING))
     easel = Easel(canvas, ImageDraw.Draw(canvas), rng, rng.uniform(0.66, 0.7))
     _PAINTERS[name](easel)
     softened = canvas.filter(ImageFilter.GaussianBlur(PLACE_SUPERSAMPLING * 0.55)).reduce(PLACE_SUPERSAMPLING)

@@ -23,28 +23,43 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 class Oracle(nn.Module):
-    """Eight convolutions with a stem at full resolution, because eyes and mouths are a few pixels wide."""
+    """Eight convolutions with a stem at 64 x 64 pixels, because eyes and mouths are a few pixels wide.
 
-    def __init__(self) -> None:
+    Args:
+        size: width and height of the pictures it reads, a multiple of 64.
+    """
+
+    def __init__(self, size: int = SIZE) -> None:
         super().__init__()
-        plan = ((3, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 96, 2), (96, 96, 1), (96, 128, 2))
+        self.size = size
+        plan = (
+            (3, 16, size // SIZE),
+            (16, 32, 2),
+            (32, 32, 1),
+            (32, 64, 2),
+            (64, 64, 1),
+            (64, 96, 2),
+            (96, 96, 1),
+            (96, 128, 2),
+        )
         self.features = nn.Sequential(*(layer for step in plan for layer in _convolution(*step)), nn.Flatten())
         self.heads = nn.ModuleDict({name: nn.Linear(128 * 4 * 4, len(values)) for name, values in ATTRIBUTES.items()})
 
     @classmethod
     def load(cls, folder: str | Path | None = None) -> "Oracle":
         """The packaged oracle, or the one in `folder`, ready to read."""
-        from safetensors.torch import load_file
+        from safetensors import safe_open
 
-        oracle = cls()
-        state = load_file(Path(folder or weights_path("oracle")) / WEIGHTS_FILE)
+        with safe_open(Path(folder or weights_path("oracle")) / WEIGHTS_FILE, "pt") as file:
+            oracle = cls(int((file.metadata() or {}).get("size", SIZE)))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         oracle.load_state_dict(
             {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
         )
         return oracle.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits per attribute, (B, values), of images (B, 3, 64, 64) in [0, 1]."""
+        """Logits per attribute, (B, values), of images (B, 3, size, size) in [0, 1]."""
         features = self.features(images * 2 - 1)
         return {name: head(features).float() for name, head in self.heads.items()}
 
@@ -53,14 +68,15 @@ class Oracle(nn.Module):
         """What the pictures show.
 
         Args:
-            images: (B, 3, H, W) in [0, 1]; other sizes are resampled to 64 x 64.
+            images: (B, 3, H, W) in [0, 1]; other sizes are resampled.
 
         Returns:
             Per name in `ATTRIBUTES` an (B,) int64 index into its values. A colour of nothing is a guess: look first
             whether there is an accessory, a companion or a pattern.
         """
-        if images.shape[-2:] != (SIZE, SIZE):
-            images = F.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+        side = (self.size, self.size)
+        if images.shape[-2:] != side:
+            images = F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
         return {name: logits.argmax(-1) for name, logits in self(images.to(self.device).float()).items()}
 
     @property

@@ -75,8 +75,12 @@ REFERENCE = Scene()
 """The plain picture that shows a policy who the subject is."""
 
 
-def prompt(noun: str, scene: Scene) -> str:
-    """The prompt of a scene, at most 14 words: `a red star wearing a blue hat in the snow next to a green ball`."""
+def prompt(noun: str, scene: Scene, *, an: bool = False) -> str:
+    """The prompt of a scene, at most 14 words: `a red star wearing a blue hat in the snow next to a green ball`.
+
+    Args:
+        an: write "an" before a vowel; the packaged models have not learned this word.
+    """
     words = ["a", scene.recolour, noun]
     if scene.accessory:
         article = "a" if scene.accessory != "sunglasses" else None
@@ -84,7 +88,8 @@ def prompt(noun: str, scene: Scene) -> str:
     words.append(PLACES.get(scene.background))
     if scene.companion:
         words += ["next to a", scene.companion_colour, scene.companion]
-    return " ".join(word for word in words if word)
+    text = " ".join(word for word in words if word)
+    return re.sub(r"\ba (?=[aeiou])", "an ", text) if an else text
 
 
 VOCABULARY = tuple(
@@ -96,7 +101,7 @@ VOCABULARY = tuple(
         }
     )
 )
-"""Every word a prompt can hold."""
+"""Every word a prompt can hold, but "an"."""
 
 
 def unknown_words(text: str) -> list[str]:
