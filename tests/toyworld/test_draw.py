@@ -65,6 +65,15 @@ def test_a_larger_reference_is_the_same_drawing() -> None:
     assert np.abs(small - reduced).mean() < 2
 
 
+def test_a_pose_for_another_scene_differs_only_in_what_is_added() -> None:
+    scene = Scene("accessory", "plain", "hat", "blue")
+    _, mask = draw.render_with_mask(STAR, scene, 7)
+    bare, same_mask = draw.render_with_mask(STAR, REFERENCE, 7, posed_for=scene)
+    assert (mask == same_mask).all()
+    assert (bare != draw.render(STAR, scene, 7)).any()
+    assert (mask != draw.render_with_mask(STAR, REFERENCE, 7)[1]).any()
+
+
 def test_every_noun_looks_different() -> None:
     masks = [
         draw.render_with_mask(Subject(noun, "red", "plain", "blue", "none", "dots", "smile"), REFERENCE, 0)[1]

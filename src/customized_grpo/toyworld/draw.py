@@ -70,11 +70,18 @@ def render(subject: Subject, scene: Scene, seed: int, size: int = SIZE) -> Pixel
     return render_with_mask(subject, scene, seed, size)[0]
 
 
-def render_with_mask(subject: Subject, scene: Scene, seed: int, size: int = SIZE) -> tuple[Pixels, Pixels]:
-    """The same picture and its subject mask: (size, size) uint8, 255 on the creature, not on what the prompt adds."""
+def render_with_mask(
+    subject: Subject, scene: Scene, seed: int, size: int = SIZE, *, posed_for: Scene | None = None
+) -> tuple[Pixels, Pixels]:
+    """The same picture and its subject mask: (size, size) uint8, 255 on the creature, not on what the prompt adds.
+
+    Args:
+        posed_for: a scene whose pose the creature takes, so that two pictures differ in one part alone.
+    """
     rng = random.Random(seed)
     place = background(scene.background, rng.randrange(PLACE_VARIANTS), size)
-    pose = _sample_pose(subject, scene, rng, free=size > SIZE and scene.kind is not None)
+    stage = posed_for or scene
+    pose = _sample_pose(subject, stage, rng, free=size > SIZE and stage.kind is not None)
     layer = Image.new("RGBA", (size * SUPERSAMPLING, size * SUPERSAMPLING), (0, 0, 0, 0))
     brush = Brush(ImageDraw.Draw(layer), layer, pose)
     _draw_creature(brush, subject, scene)
