@@ -3,9 +3,9 @@
     python -m tools.labelled [FOLDER]     # measure; with FOLDER, also save a contact sheet of each attribute
 
 Each picture asks one question: does it show this value of this attribute? For a yes, it is a render that is blurred,
-warped and noisy as a whole, or a part that was not asked for is destroyed. For a no, the part itself is: erased, smudged,
-replaced for two thirds, mixed half and half with another value, or drawn with another value. A picture is a function of
-its attribute and number. Odd numbers are never to be used for mending the oracle, only to measure it.
+warped and noisy as a whole, or another part is destroyed. For a no, the part itself is erased, smudged, replaced for
+two thirds, mixed half and half with another value, or drawn with another value. A picture is a function of its
+attribute and number. Odd numbers are never to be used for mending the oracle, only to measure it.
 """
 
 import random
@@ -36,8 +36,8 @@ COUNT = 200
 FAULTS = ("erased", "smudged", "replaced", "mixed", "other")
 KINDS = {"accessory": "accessory", "accessory_colour": "accessory", "companion": "companion",
          "companion_colour": "companion"}  # fmt: skip
-NO_ACCESSORY = {"accessory": None, "accessory_colour": None}
-NO_COMPANION = {"companion": None, "companion_colour": None}
+NO_ACCESSORY: dict[str, str | None] = {"accessory": None, "accessory_colour": None}
+NO_COMPANION: dict[str, str | None] = {"companion": None, "companion_colour": None}
 WITHOUT: dict[str, dict[str, str | None]] = {
     "background": {"background": "plain"},
     "accessory": NO_ACCESSORY,

@@ -182,7 +182,7 @@ def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch):
     assert pipeline.default_device() == torch.device("cuda", 0)
 
 
-@pytest.mark.parametrize("library", ["evil", "subprocess", "customized_grpo"])
+@pytest.mark.parametrize("library", ["evil", "subprocess", "customized_grpo", "customized_grpo.toyworld"])
 def test_a_model_folder_brings_no_code_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     tiny.kontext_pipeline().save_pretrained(tmp_path / "model")
     index = tmp_path / "model" / "model_index.json"
