@@ -208,7 +208,7 @@ def test_a_grid_survives_being_written(tmp_path: Path) -> None:
     assert isinstance(grid, Grid)
 
 
-@pytest.mark.parametrize("name", ["compare-quick", "compare"])
+@pytest.mark.parametrize("name", ["compare-quick", "compare", "objectives"])
 def test_the_recipes_are_grids_whose_cells_compare(name: str, tmp_path: Path) -> None:
     grid = load_grid(Path("toyworld", name))
     made = runnable(grid, tmp_path)
