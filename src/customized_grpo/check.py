@@ -37,13 +37,18 @@ class Checked(NamedTuple):
     """The settings that were not checked, such as `rewards.sharp.use = mine:sharpness`."""
 
 
-def check_config(config: Config, *, foreign: bool = True, new: bool = True) -> Checked:
+Data = tuple[Sequence[Example], Sequence[Example] | None]
+"""Training and held-out examples."""
+
+
+def check_config(config: Config, *, foreign: bool = True, new: bool = True, data: Data | None = None) -> Checked:
     """Check everything about a run that needs no weights, and read its data.
 
     Args:
         config: of the run.
         foreign: also run third-party code and download data. Without it, those parts are not checked.
         new: whether a run begins, so that its folder has to be free.
+        data: what the configuration names, if it was read already.
 
     Raises:
         UserError: for the first thing that is wrong.
@@ -59,7 +64,7 @@ def check_config(config: Config, *, foreign: bool = True, new: bool = True) -> C
     if remote or any(name.startswith("data.") for name in unchecked):
         train = held_out = None
     else:
-        train, held_out = load_datasets(config.data)
+        train, held_out = data or load_datasets(config.data)
     check_sizes(config, 1 if train is None else len(train), int(os.environ.get("WORLD_SIZE", "1")))
     if new and held_out:
         _check_base(config, held_out)

@@ -39,7 +39,6 @@ from customized_grpo.page import (
     table,
     to_html,
     to_markdown,
-    writing,
 )  # fmt: skip
 
 NAN = float("nan")
@@ -151,7 +150,7 @@ def test_it_is_one_file_without_outside_addresses(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/report.md' could not be written"), writing(tmp_path / "file"):
+    with pytest.raises(UserError, match=r"file/report.md' could not be written"):
         publish(page(), tmp_path / "file")
 
 

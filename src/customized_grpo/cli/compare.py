@@ -115,8 +115,7 @@ def _finish(console: Console, root: Path, ended: dict[str, State]) -> None:
 
     lost = [name for name, found in ended.items() if found.status != "finished"]
     if len(lost) < len(ended):
-        with page.writing(root):
-            page.present(console, contents(Comparison(root)), root)
+        page.present(console, contents(Comparison(root)), root)
     if lost:
         names = ", ".join(lost[:4]) + (", ..." if len(lost) > 4 else "")
         raise TrainingError(

@@ -34,7 +34,7 @@ from customized_grpo.page.blocks import (
 from customized_grpo.page.images import Shown, embed, embed_plot, evenly, image_grid, thumbnail
 from customized_grpo.page.parts import few_subjects, origin, table
 from customized_grpo.page.progress import Progress
-from customized_grpo.page.render import present, publish, show, show_block, to_html, to_markdown, writing
+from customized_grpo.page.render import present, publish, show, show_block, to_html, to_markdown
 
 __all__ = [
     "Bar",
@@ -82,5 +82,4 @@ __all__ = [
     "thumbnail",
     "to_html",
     "to_markdown",
-    "writing",
 ]

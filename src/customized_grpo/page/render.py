@@ -2,30 +2,13 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from customized_grpo.errors import UserError
 from customized_grpo.page import blocks as b
 from customized_grpo.page import formats
 from customized_grpo.page.blocks import Block, Page
 from customized_grpo.store import write
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Say in one sentence that a folder takes no report.
-
-    Raises:
-        UserError: in place of an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"The report cannot be written into {folder} ({error.strerror or error}); free space or permit it."
-        ) from error
 
 
 def publish(page: Page, folder: Path, name: str = "report") -> Path:

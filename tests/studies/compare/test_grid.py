@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from customized_grpo import trust
+from customized_grpo import check, trust
 from customized_grpo.config import Config, check_names
+from customized_grpo.data import load_datasets
 from customized_grpo.errors import UserError
 from customized_grpo.settings.parse import parse_config, to_yaml
 from customized_grpo.studies.compare.grid import (
@@ -113,6 +114,13 @@ def test_merging_replaces_what_is_named_anew() -> None:
 def test_a_wrong_grid_gets_one_sentence(tmp_path: Path, tree: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         runnable(load_grid(write(tmp_path, **{"methods": ["tdw"], "seeds": [0], **tree})), tmp_path)
+
+
+def test_data_that_methods_share_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr(check, "load_datasets", lambda data: read.append(data) or load_datasets(data))
+    runnable(load_grid(write(tmp_path, methods=["tdw", "sars", "naive_1to1"], seeds=[0])), tmp_path)
+    assert len(read) == 1
 
 
 def test_an_argument_without_default_is_asked_for(tmp_path: Path) -> None:

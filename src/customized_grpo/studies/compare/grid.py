@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from customized_grpo import trust
-from customized_grpo.check import check_config
+from customized_grpo.check import Data, check_config
 from customized_grpo.config import Config, load_config
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Settings, identity
@@ -155,11 +155,18 @@ def trust_needed(made: Sequence[Cell]) -> list[frozenset[trust.Item]]:
 
 
 def check_runnable(made: Sequence[Cell]) -> None:
-    """Raise UserError for a method that cannot be run or compared, before hours are spent on the others."""
+    """Raise UserError for a method that cannot be run or compared, before hours are spent on the others.
+
+    Data that several methods share is read once.
+    """
     base, *methods = of_each_method(made)
+    read: dict[str, Data] = {}
     for cell in methods:
         try:
-            check_config(cell.config, new=False)
+            key = cell.config.data.model_dump_json()
+            checked = check_config(cell.config, new=False, data=read.get(key))
+            if checked.train is not None:
+                read[key] = checked.train, checked.held_out
         except UserError as error:
             raise UserError(f"The method '{cell.method}': {error}") from error
         check_comparable(base, cell)

@@ -34,9 +34,7 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: as `Comparison`, or if the folder cannot be written.
     """
-    a = Comparison(folder)
-    with page.writing(folder):
-        return page.publish(contents(a), folder)
+    return page.publish(contents(Comparison(folder)), folder)
 
 
 def contents(a: Comparison) -> page.Page:

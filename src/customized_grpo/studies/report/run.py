@@ -81,8 +81,7 @@ def write_report(run: Path, status: str | None = None) -> Path:
     record = read_run(run)
     if status is not None:
         record = replace(record, info={**record.info, "status": status})
-    with page.writing(record.folder):
-        return page.publish(contents(record), record.folder)
+    return page.publish(contents(record), record.folder)
 
 
 def contents(record: RunRecord) -> page.Page:
