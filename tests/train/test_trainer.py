@@ -874,6 +874,16 @@ def test_a_tracker_that_does_not_start_is_one_sentence(tmp_path: Path, monkeypat
     assert status(tmp_path) == "failed"
 
 
+def test_trackers_get_every_evaluation_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(
+        "customized_grpo.train.trainer.track_evaluation",
+        lambda _, scores, grid: told.append((scores.iteration, grid.is_file())),
+    )
+    trainer(tmp_path).train()
+    assert [told[0], told[-1]] == [(0, True), (3, True)]
+
+
 @pytest.mark.parametrize("event", ["log", "finish"])
 def test_a_tracker_that_fails_later_does_not_end_the_run(tmp_path: Path, monkeypatch, event: str) -> None:
     def hang_up(self, *values: object, **more: object) -> None:

@@ -4,21 +4,27 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import filter_trackers, get_available_trackers
 from accelerate.utils import LoggerType
+from PIL import Image
 
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.shell import program
 from customized_grpo.store.folder import now
 from customized_grpo.store.run import RunFolder
+from customized_grpo.store.scores import Scores
 from customized_grpo.train.settings import TrackingSettings
+
+TAKE_IMAGES = ("tensorboard", "wandb", "swanlab", "clearml")
+"""Trackers to which accelerate hands lists of images."""
 
 
 def check_trackers(settings: TrackingSettings) -> None:
@@ -55,8 +61,40 @@ def start_trackers(accelerator: Accelerator, settings: TrackingSettings, run: Ru
 
 def track(accelerator: Accelerator, record: Mapping[str, float]) -> None:
     """Hand a line of metrics.jsonl to the trackers. If one fails, the run goes on without them."""
+    values = {k: v for k, v in record.items() if k != "iteration"}
+    _deliver(accelerator, lambda: accelerator.log(values, step=int(record["iteration"])))
+
+
+def track_evaluation(accelerator: Accelerator, scores: Scores, grid: Path) -> None:
+    """Hand the means of a held-out evaluation to the trackers, in all and by kind, and its sample grid as an image.
+
+    Args:
+        accelerator: with the trackers.
+        scores: of the evaluation.
+        grid: file of the sample grid; there may be none.
+    """
+    means = {f"held_out/{metric}": value for metric, value in scores.means().items()}
+    for kind in scores.distinct_kinds():
+        for metric, value in scores.of_kind(kind).means().items():
+            means[f"held_out/{kind or 'no kind'}/{metric}"] = value
+
+    def send() -> None:
+        accelerator.log({name: value for name, value in means.items() if np.isfinite(value)}, step=scores.iteration)
+        if not grid.is_file():
+            return
+        with Image.open(grid) as opened:
+            images = np.asarray(opened.convert("RGB"))[None]
+        for tracker in accelerator.trackers:
+            if tracker.name in TAKE_IMAGES:
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"samples": images}, step=scores.iteration, **layout)  # pyright: ignore[reportAttributeAccessIssue]
+
+    _deliver(accelerator, send)
+
+
+def _deliver(accelerator: Accelerator, send: Callable[[], None]) -> None:
     try:
-        accelerator.log({k: v for k, v in record.items() if k != "iteration"}, step=int(record["iteration"]))
+        send()
     except Exception as error:
         accelerator.trackers = []
         warnings.warn(

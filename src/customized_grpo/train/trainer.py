@@ -51,6 +51,7 @@ from customized_grpo.train.trackers import (
     provenance,
     start_trackers,
     track,
+    track_evaluation,
 )
 from customized_grpo.train.update import Updater
 
@@ -320,7 +321,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             write_scores(run.evaluation(0), evaluation.scores)
             copy_grid(base.parent, base.stem, run.samples)
-            self._tell(self.observer.on_evaluation, evaluation)
+            self._show(run, evaluation)
         return evaluation
 
     def _evaluate(self, run: RunFolder) -> Evaluation | None:
@@ -338,8 +339,13 @@ class Trainer:
             if self.accelerator.is_main_process:
                 write_scores(run.evaluation(self.iteration), evaluation.scores)
                 save_grid(evaluation, run.samples)
-                self._tell(self.observer.on_evaluation, evaluation)
+                self._show(run, evaluation)
         return evaluation
+
+    def _show(self, run: RunFolder, evaluation: Evaluation) -> None:
+        scores = evaluation.scores
+        track_evaluation(self.accelerator, scores, run.samples / f"iteration-{scores.iteration:06d}.png")
+        self._tell(self.observer.on_evaluation, evaluation)
 
     def _track(self, run: RunFolder, record: dict[str, float]) -> None:
         counters = {
