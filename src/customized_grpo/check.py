@@ -136,7 +136,7 @@ def _check_functions(config: Config, foreign: bool) -> None:
         objective = make_objective(policy, config)
         objective.check()
         if runs("time_weights", "advantage"):
-            check_plan(objective, Method(config.method, list(config.rewards)))
+            check_plan(objective, Method(config.method, config.rewards, config.metrics))
     if runs("optimizer"):
         try_optimizer(config.training.optimizer, torch.zeros(2, 2, device=default_device()))
 

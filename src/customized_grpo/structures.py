@@ -31,6 +31,10 @@ class Example:
     """Per reference an "L" image, 255 on the subject; empty where there are none."""
     kind: str = ""
     """Kind of prompt, such as "accessory"; evaluations are broken down by it. Empty where it is unknown."""
+    target: Image | None = None
+    """A real image of what the prompt asks for, which rewards alone may see; None where there is none."""
+    weights: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Reward to the factor of its weight for this example; 1 for the others."""
 
 
 @dataclass(frozen=True)

@@ -450,19 +450,20 @@ def test_identity_gate_by_hand():
 def test_cme_by_hand():
     # e = 0, 1/2, 1, 1 (of 3) and c = 1, 1/2, 0, 1: R = 0, 0.4, 0.6, 1
     rewards = torch.tensor([[[0.2, 2.0], [0.5, 1.0], [0.8, -1.0], [3.0, 5.0]]])
-    a = adv.cme(rewards, TWO_STEPS, zero=[0.2, 0.0], one=[0.8, 2.0])
+    even = torch.ones(2, 2)
+    a = adv.cme(rewards, even, zero=[0.2, 0.0], one=[0.8, 2.0])
     expected = torch.tensor([0.0, 0.4, 0.6, 1.0])
     assert_close(a, ((expected - 0.5) / expected.std()).view(1, 4, 1).expand(-1, -1, 2))
-    other = adv.cme(rewards, TWO_STEPS, zero=[0.2, 0.0], one=[0.8, 2.0], base=0.2)[0, :, 0]
+    other = adv.cme(rewards, even, zero=[0.2, 0.0], one=[0.8, 2.0], base=0.2)[0, :, 0]
     expected = torch.tensor([0.0, 0.3, 0.2, 1.0])
     assert_close(other, (expected - expected.mean()) / expected.std())
-    swapped = adv.cme(rewards.flip(-1), TWO_STEPS, execution=(-1,), zero=[0.0, 0.2], one=[2.0, 0.8])
+    swapped = adv.cme(rewards.flip(-1), even, execution=(-1,), zero=[0.0, 0.2], one=[2.0, 0.8])
     assert_close(swapped, a)
 
 
 def test_cme_of_more_rewards_multiplies_execution_and_averages_consistency():
     rewards = torch.tensor([[[0.5, 0.8, 0.0, 1.0], [0.5, 0.4, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0]]])
-    a = adv.cme(rewards, torch.ones(1, 4), execution=(0, 1), base=0.5)
+    a = adv.cme(rewards, torch.ones(1, 4), execution=(0, 1), base=0.5, zero=0.0)
     expected = torch.tensor([0.4 * 0.75, 0.2, 0.0])
     assert_close(a.flatten(), (expected - expected.mean()) / expected.std())
 
@@ -476,7 +477,7 @@ def test_a_consistent_copy_is_never_better_than_the_worst_edit():
 
 def test_cme_drops_an_image_that_a_constant_reward_could_not_score():
     rewards = torch.tensor([[[0.2, 0.5], [0.4, 0.5], [0.9, math.nan]]])
-    assert_close(adv.cme(rewards, torch.ones(1, 2)).flatten().tolist(), [-S, S, 0.0], atol=1e-6, rtol=0)
+    assert_close(adv.cme(rewards, torch.ones(1, 2), zero=0.0).flatten().tolist(), [-S, S, 0.0], atol=1e-6, rtol=0)
 
 
 def test_the_ends_of_cme_do_not_magnify_rounding():
@@ -812,3 +813,32 @@ def test_correlation_within_groups() -> None:
 def test_the_average_of_small_groups_is_the_true_variance() -> None:
     values = 3.0 * torch.randn(40_000, 2, 1, generator=torch.Generator().manual_seed(0))
     assert float(adv.group_variance(values).mean()) == pytest.approx(9.0, rel=0.03)
+
+
+def test_modulation_of_cme_follows_the_weights():
+    rewards = torch.tensor([[[0.5, 1.0], [1.0, 0.0], [0.25, 0.5]]])
+    # weights 0.75 and 0.25: m = 0.4 * 0.25 / 0.5 = 0.2
+    a = adv.cme(rewards, torch.tensor([[0.75, 0.25]]), zero=0.0)[0, :, 0]
+    expected = torch.tensor([0.5, 0.8, 0.25 * 0.9])
+    assert_close(a, (expected - expected.mean()) / expected.std())
+    execution_alone = adv.cme(rewards, torch.tensor([[1.0, 0.0]]), zero=0.0)[0, :, 0]
+    e = rewards[0, :, 0]
+    assert_close(execution_alone, (e - e.mean()) / e.std())
+
+
+def test_zeros_of_cme_are_measured_for_each_example_where_none_is_given():
+    rewards = torch.tensor([[[0.2, 1.0], [0.6, 0.5], [1.0, 0.0]]] * 3)
+    copies = torch.tensor([[[0.2, 1.0]], [[0.95, 1.0]], [[math.nan, 1.0]]])
+    a = adv.cme(rewards, torch.ones(1, 2), copies=copies)
+    for row, zero in enumerate((0.2, 0.9, (0.2 + 0.95) / 2)):  # 0.95 is too near to 1; the last is the mean
+        assert_close(a[row], adv.cme(rewards[:1], torch.ones(1, 2), zero=[zero, 0.0])[0])
+    with pytest.raises(ValueError, match="give zero, or copies"):
+        adv.cme(rewards, torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("aggregation", WITHIN_GROUPS, ids=name)
+def test_examples_may_have_weights_of_their_own(aggregation):
+    rewards = torch.rand(2, 6, 2, generator=torch.Generator().manual_seed(1))
+    own = torch.stack([TWO_STEPS, TWO_STEPS.flip(-1)])
+    apart = [adv.advantages(aggregation, rewards[n : n + 1], own[n]) for n in range(2)]
+    assert_close(adv.advantages(aggregation, rewards, own), torch.cat(apart))

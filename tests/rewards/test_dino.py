@@ -93,3 +93,22 @@ def test_bad_input_is_one_sentence(models, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="Could not load a DINO model from"):
         DinoReward(tmp_path)
+
+
+def test_grey_identity_sees_no_colours(models, images):
+    swapped = images.clone()
+    swapped[:, 0] += 0.114 * 0.2  # brightness is 0.299 red + 0.587 green + 0.114 blue
+    swapped[:, 2] -= 0.299 * 0.2
+    grey, coloured = (DinoReward(models["dino2"], grey=value) for value in (True, False))
+    example = tiny.example()
+    assert torch.allclose(grey(images, [example] * 3), grey(swapped, [example] * 3), atol=1e-5)
+    assert not torch.allclose(coloured(images, [example] * 3), coloured(swapped, [example] * 3), atol=1e-5)
+
+
+def test_identity_with_a_target_is_a_sigmoid_of_its_cosine(models, images):
+    reference, target = tiny.picture(seed=7), tiny.picture(seed=8)
+    example = tiny.Example("e", "p", (reference,), target=target)
+    scores = DinoReward(models["dino2"], target_centre=0.5)(images, [example, tiny.example(), example])
+    cosines = DinoReward(models["dino2"])(images, [tiny.Example("t", "p", (target,))] * 3)
+    assert torch.allclose(scores[[0, 2]], torch.sigmoid(7 * (cosines[[0, 2]] - 0.5)), atol=1e-5)
+    assert scores[1].isnan()

@@ -60,6 +60,8 @@ NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "method.time_weights": (
         {"use": "constant", "weights": [0.5, 0.5]}, lambda t: {"use": "constant", **t.method.time_weights.keywords},
     ),
+    "method.rewards": (["identity", "prompt"], lambda t: list(t.method.names)),
+    "method.kind_weights": ({"property": {"identity": 0.5}}, lambda t: t.method.settings.kind_weights),
     "method.advantage_clamp": (2.0, lambda t: t.method.settings.advantage_clamp),
     "method.clip_range": (1e-2, lambda t: t.objective.config.method.clip_range),
     "method.ratio_norm": (False, lambda t: t.objective.keep_means),

@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+import torch
 
+from customized_grpo.data.images import to_tensor
 from customized_grpo.toyworld.dataset import ToyWorld, toy_examples, toy_reference
+from customized_grpo.toyworld.oracle import PromptShown, SubjectKept
 from customized_grpo.toyworld.world import KINDS, prompt_split, subject_split
 
 
@@ -70,3 +73,10 @@ def test_intervals_tell_creatures_apart_and_keep_the_prompts_of_one_together():
     names = [cluster(example) for example in ToyWorld("eval", 6, per_subject=2)]
     assert names[0] == names[1] != names[2]
     assert len(set(names)) == 3
+
+
+def test_the_target_shows_what_the_prompt_asks_for() -> None:
+    examples = toy_examples("eval", 24)
+    targets = torch.stack([to_tensor(example.target) for example in examples])
+    assert PromptShown()(targets, examples).mean() > 0.9
+    assert SubjectKept()(targets, examples).mean() > 0.9

@@ -6,6 +6,7 @@ import torch
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.functional import advantages
 from customized_grpo.settings import Spec
+from customized_grpo.structures import Example
 from customized_grpo.train.method import Method, SpreadGuard, describe_advantages, describe_rewards
 from customized_grpo.train.settings import MethodSettings
 
@@ -159,11 +160,19 @@ def test_the_spread_guard_is_strict_first_and_patient_later() -> None:
 @pytest.mark.parametrize("name", advantages.__all__)
 def test_every_aggregation_takes_what_each_step_is_credited_with(name: str) -> None:
     rewards, weights = torch.randn(3, 4, 2, 2, generator=draw()), torch.tensor([[0.7, 0.3], [0.2, 0.8]])
-    found = method(name).advantages(rewards, weights)
+    spec = Spec.model_validate({"use": name, **({"zero": 0.0} if name == "cme" else {})})
+    made = Method(MethodSettings(advantage=spec, credit=Spec(use="stepwise")), NAMES)
+    found = made.advantages(rewards, weights)
     assert found.shape == (3, 4, 2)
     for step in (0, 1):
-        alone = method(name).advantages(rewards[:, :, step], weights[[step]])
+        alone = made.advantages(rewards[:, :, step], weights[[step]])
         assert torch.equal(found[..., step], alone[..., 0])
+
+
+def test_gains_are_not_compared_with_the_rewards_of_copies() -> None:
+    Method(MethodSettings(advantage=Spec(use="cme"), credit=Spec(use="final")), NAMES)
+    with pytest.raises(UserError, match=r"'stepwise' gives gains, and method.advantage 'cme' would compare them"):
+        Method(MethodSettings(advantage=Spec(use="cme"), credit=Spec(use="stepwise")), NAMES)
 
 
 def test_a_step_is_credited_with_what_it_adds() -> None:
@@ -173,3 +182,30 @@ def test_a_step_is_credited_with_what_it_adds() -> None:
     made.credit = lambda before, after, final: after[..., 0]
     with pytest.raises(UserError, match=r"method.credit gives shape \(1, 2, 2\), expected .* = \(1, 2, 2, 2\)"):
         made.credited(seen, torch.tensor([1, 4]))
+
+
+def test_examples_and_kinds_change_the_weights_but_not_their_sum() -> None:
+    settings = MethodSettings(advantage=Spec(use="weighted_sum"), kind_weights={"property": {"identity": 0.25}})
+    made = Method(settings, NAMES)
+    examples = [Example("a", "p", ()), Example("b", "p", (), kind="property"),
+                Example("c", "p", (), kind="property", weights={"prompt": 0.0, "identity": 3.0})]  # fmt: skip
+    factors = made.factors(examples)
+    assert factors.tolist() == [[1, 1], [1, 0.25], [0, 3]]
+    rewards = torch.tensor([[[1.0, 4.0], [3.0, 2.0]]] * 3)
+    found = made.advantages(rewards, torch.tensor([[0.5, 0.5]]), factors)[..., 0]
+    z = 1 / math.sqrt(2)
+    assert found.flatten().tolist() == pytest.approx([0, 0, -0.6 * z, 0.6 * z, z, -z], abs=1e-6)
+
+
+def test_weights_for_what_does_not_train_are_refused() -> None:
+    with pytest.raises(UserError, match=r"method.kind_weights.property: there is no reward 'identiy'. Did you mean"):
+        Method(MethodSettings(kind_weights={"property": {"identiy": 0.5}}), NAMES)
+    with pytest.raises(UserError, match=r"weights of example 'a': expected factors that are not negative"):
+        method().factors([Example("a", "p", (), weights={"prompt": -1.0})])
+    with pytest.raises(UserError, match=r"method.rewards: there is no reward 'grey'"):
+        Method(MethodSettings(rewards=("prompt", "grey")), NAMES, ("identity_grey",))
+
+
+def test_a_metric_may_train_in_place_of_a_reward() -> None:
+    made = Method(MethodSettings(rewards=("prompt", "identity_grey")), NAMES, ("identity_grey",))
+    assert made.names == ("prompt", "identity_grey")

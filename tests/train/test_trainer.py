@@ -15,6 +15,7 @@ from PIL import Image
 import fakes
 from customized_grpo.assemble import resume_run
 from customized_grpo.data import JsonlDataset
+from customized_grpo.data.images import to_tensor
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.settings.parse import parse_config
 from customized_grpo.store.run import RunFolder
@@ -970,3 +971,14 @@ def test_an_evaluation_that_is_damaged_at_the_end_costs_only_the_comparison(tmp_
     (tmp_path / "run" / "evaluations" / "iteration-000000.json").write_text('{"tasks": ["a"], "metrics": []}')
     assert trainer(tmp_path).train(resume=RunFolder(tmp_path / "run")).changes == []
     assert status(tmp_path) == "finished"
+
+
+def test_copies_of_the_references_are_scored_once_for_each_example(tmp_path: Path) -> None:
+    method = {"advantage": {"use": "cme"}, "time_weights": {"use": "constant", "weights": [0.5, 0.5]}}
+    made = trainer(tmp_path, method=method)
+    made.train()
+    examples = {example.id: example for example in fakes.examples()}
+    assert made.copies
+    for name, found in made.copies.items():
+        copy = torch.stack([to_tensor(examples[name].references[0])])
+        assert found[0].item() == pytest.approx(float(fakes.red(copy, [examples[name]])), abs=0.02)

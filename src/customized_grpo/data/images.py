@@ -119,6 +119,12 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1)
 
 
+def grey(images: Tensor) -> Tensor:
+    """Brightness in place of colours (ITU-R BT.601), (..., 3, H, W) to the same shape."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)
+    return (images * weights).sum(dim=-3, keepdim=True).expand_as(images)
+
+
 def to_pil(image: Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] to a picture, rounded to 8 bits; what is out of range is clipped."""
     pixels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)

@@ -2,10 +2,10 @@
 
 Notation: P prompts, G generations per prompt, K rewards, S trained steps.
 
-An aggregation is `(z, weights, **settings)` or `(rewards, weights, **settings)`, (P, G, K) and (S, K) to (P, G, S). The
-name of its first parameter says what it wants: `z` standard scores, 0 where a reward could not score, or `rewards` raw
-values, NaN there. An aggregation with a parameter named `scored` is also given the mask, bool (P, G, K). `advantages`
-reads these names and is the one door to all of them.
+An aggregation is `(z, weights, **settings)` or `(rewards, weights, **settings)`, (P, G, K) and (S, K) to (P, G, S);
+weights that depend on the example are (P, S, K). The name of its first parameter says what it wants: `z` standard
+scores, 0 where a reward could not score, or `rewards` raw values, NaN there. An aggregation with a parameter named
+`scored` is also given the mask, bool (P, G, K). `advantages` reads these names and is the one door to all of them.
 """
 
 import inspect
@@ -46,7 +46,7 @@ def advantages(
     Args:
         aggregation: see the module; `settings` go to it.
         rewards: shape (P, G, K), raw units, higher is better; NaN marks an image a reward could not score.
-        weights: shape (S, K), one row per trained step.
+        weights: shape (S, K), one row per trained step, or (P, S, K).
         clamp: bound on the magnitude, in standard scores.
 
     Returns:
@@ -58,7 +58,7 @@ def advantages(
             returns NaN for any other image.
     """
     check_shape(rewards, "P G K")
-    check_shape(weights, "S K")
+    check_weights(weights)
     if rewards.shape[-1] != weights.shape[-1]:
         raise ValueError(
             f"got {rewards.shape[-1]} rewards but {weights.shape[-1]} weights per step; give one per reward."
@@ -72,7 +72,7 @@ def advantages(
         settings["scored"] = scored
     values = standardize(rewards) if wants == "z" else torch.where(scored, rewards, torch.nan)
     result = aggregation(values, weights, **settings)
-    expected = (*rewards.shape[:2], len(weights))
+    expected = (*rewards.shape[:2], weights.shape[-2])
     if result.shape != expected:
         raise ValueError(f"the aggregation returned shape {tuple(result.shape)}, expected (P, G, S) = {expected}.")
     dropped = ~scored.any(dim=-1, keepdim=True)
@@ -194,8 +194,8 @@ def weighted_sum(z: Tensor, weights: Tensor) -> Tensor:
 
     A reward that could not score an image adds nothing to its sum; the other weights stay as they are.
     """
-    check_shape(weights, "S K")
-    return torch.einsum("pgk,sk->pgs", z, weights)
+    check_weights(weights)
+    return z @ weights.mT
 
 
 def sars(z: Tensor, weights: Tensor, *, gamma: float = 0.4) -> Tensor:
@@ -330,8 +330,7 @@ def product(z: Tensor, weights: Tensor, *, scored: Tensor | None = None) -> Tens
     Source: Customized-GRPO, train_customized_grpo.py, conflict_strategy "product", which standardizes over a single
     image and so returns NaN.
     """
-    check_shape(weights, "S K")
-    powers = weights.shape[-1] * torch.einsum("pgk,sk->pgs", torch.nn.functional.softplus(z).log(), weights)
+    powers = weights.shape[-1] * weighted_sum(torch.nn.functional.softplus(z).log(), weights)
     return standardize(_if_any(scored, powers.exp(), torch.nan))
 
 
@@ -393,30 +392,39 @@ def cme(
     *,
     execution: Sequence[int] = (0,),
     base: float = 0.6,
-    zero: float | Sequence[float] | Tensor = 0.0,
+    zero: float | Sequence[float | None] | Tensor | None = None,
     one: float | Sequence[float] | Tensor = 1.0,
+    copies: Tensor | None = None,
 ) -> Tensor:
     """Consistency-modulated execution: identity pays in proportion to how far the prompt was carried out.
 
         e, c = unit_rewards of the columns in `execution`, and of the others
-        R    = prod_k e_k (base + (1 - base) mean_j c_j),   standardized within the group
+        R    = prod_k e_k (1 - m + m sum_j w_j c_j / sum_j w_j),   standardized within the group
+        m    = (1 - base) mean_j w_j / mean_k w_k,   at most 1
 
-    An unedited copy of the reference has e = 0 and so R = 0, however consistent it is. The weights give only the number
-    of steps. Shapes as in `raw_sum`; an image with NaN in any column is dropped as there.
+    An unedited copy of the reference has e = 0 and so R = 0, however consistent it is. Equal weights give the published
+    R = e (base + (1 - base) c). With others, a = 1 - m follows the weights: where they favour the prompt, identity
+    modulates less. Shapes as in `raw_sum`; an image with NaN in any column is dropped as there.
 
     Args:
         rewards, weights: as in `raw_sum`.
         execution: columns of the rewards that say whether the prompt was carried out.
         base: a, the part of e that is paid without any consistency.
         zero, one: as in `unit_rewards`. For an execution reward, what an unedited copy of the reference scores for the
-            prompt, and what a real image does.
+            prompt, and what a real image does. A zero that is None is taken from `copies`; that of other rewards is 0.
+        copies: shape (P, 1, K), what an unedited copy of the reference scores for each example. Such a zero stays a
+            tenth of its one below it, because a prompt may ask for nothing new. Where a copy could not be scored, the
+            zero is the mean of the others.
 
     Raises:
-        ValueError: if the execution rewards are none or all of the rewards, or as in `unit_rewards`.
+        ValueError: if the execution rewards are none or all of the rewards, a zero is neither given nor measured, or as
+            in `unit_rewards`.
 
-    Source: FIRM (arXiv 2603.12247), table 5. More than one execution reward, or consistency reward, is ours.
+    Source: FIRM (arXiv 2603.12247), table 5. More than one execution reward, or consistency reward, and the weights are
+    ours.
     """
     check_shape(rewards, "P G K")
+    check_weights(weights)
     columns = range(rewards.shape[-1])
     chosen = sorted({columns[k] for k in execution})
     others = [k for k in columns if k not in chosen]
@@ -424,12 +432,33 @@ def cme(
         raise ValueError(
             f"cme needs execution rewards and other rewards, got columns {chosen} of {len(columns)} as execution."
         )
-    raw = rewards.double()
+    raw, weights = rewards.double(), weights.double()
     low, differs = _lowest(raw, rewards.dtype)
     # Rounding is no reward, but the ends may magnify it.
+    zero = zero if isinstance(zero, Tensor) else _zeros(zero, one, chosen, len(columns), copies)
     unit = unit_rewards(torch.where(differs | raw.isnan(), raw, low), zero, one)
-    total = unit[..., chosen].prod(dim=-1) * (base + (1 - base) * unit[..., others].mean(dim=-1))
-    return _standardize(_every_step(total, weights), rewards.dtype)
+    consistent = weights[..., others]
+    pull = ((1 - base) * consistent.mean(dim=-1) / weights.mean(dim=-1)).clamp(max=1).unsqueeze(-2)
+    share = consistent / consistent.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+    modulation = 1 - pull + pull * weighted_sum(unit[..., others], share)
+    return _standardize(unit[..., chosen].prod(dim=-1, keepdim=True) * modulation, rewards.dtype)
+
+
+def _zeros(
+    given: float | Sequence[float | None] | None, one: Any, execution: Sequence[int], count: int, copies: Tensor | None
+) -> Tensor:
+    """(K,) or (P, 1, K) the zeros of `cme`, those that are not given taken from `copies`."""
+    known = list(given) if isinstance(given, Sequence) else [given] * count
+    missing = [k for k in execution if known[k] is None]
+    zero = torch.tensor([0.0 if value is None else value for value in known], dtype=torch.float64)
+    if not missing:
+        return zero
+    if copies is None:
+        raise ValueError("cme needs the zero of an execution reward: give zero, or copies to measure it.")
+    high = torch.as_tensor(one, dtype=torch.float64)
+    measured = torch.where(copies.isnan(), copies.nanmean(dim=0), copies).nan_to_num().double()
+    measured = torch.minimum(measured, high - (0.1 * high.abs()).clamp(min=1e-3))
+    return torch.where(torch.tensor([k in missing for k in range(count)]), measured, zero)
 
 
 def unit_rewards(
@@ -533,6 +562,11 @@ def check_shape(x: Tensor, axes: str) -> None:
         raise ValueError(f"expected shape ({', '.join(names)}), got {tuple(x.shape)}")
 
 
+def check_weights(weights: Tensor) -> None:
+    """Raise ValueError unless the shape is (S, K) or (P, S, K)."""
+    check_shape(weights, "P S K" if weights.ndim == 3 else "S K")
+
+
 def _pairs(z: Tensor) -> tuple[Tensor, Tensor]:
     """Both columns of every pair of rewards, each (P, G, K(K-1)/2)."""
     check_shape(z, "P G K")
@@ -565,5 +599,5 @@ def _agreement(a: Tensor, b: Tensor) -> Tensor:
 
 def _every_step(value: Tensor, weights: Tensor) -> Tensor:
     """(P, G) to (P, G, S)."""
-    check_shape(weights, "S K")
-    return value.unsqueeze(-1).expand(-1, -1, len(weights))
+    check_weights(weights)
+    return value.unsqueeze(-1).expand(-1, -1, weights.shape[-2])

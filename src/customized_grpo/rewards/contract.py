@@ -188,6 +188,7 @@ def _copies(examples: Sequence[Example]) -> list[Example]:
         pictures = {"references": example.references, "masks": example.masks}
         for name, some in pictures.items():
             object.__setattr__(example, name, tuple(picture and picture.copy() for picture in some))
+        object.__setattr__(example, "target", example.target and example.target.copy())
     return [copies[id(example)] for example in examples]
 
 

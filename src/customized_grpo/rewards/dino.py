@@ -10,9 +10,18 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from customized_grpo.data.images import Preprocess, segmented
+from customized_grpo.data.images import Preprocess, grey, segmented, to_tensor
 from customized_grpo.errors import UserError
-from customized_grpo.rewards.contract import Reduce, check_reduce, frozen, in_batches, load, reference_similarity
+from customized_grpo.functional.similarity import target_identity
+from customized_grpo.rewards.contract import (
+    Reduce,
+    check_reduce,
+    frozen,
+    in_batches,
+    load,
+    once_per_example,
+    reference_similarity,
+)
 from customized_grpo.settings import AtLeastOne
 from customized_grpo.sources import Location
 from customized_grpo.structures import Example
@@ -32,6 +41,10 @@ class DinoReward:
         path: a DINO, DINOv2 or DINOv3 folder or hub id with its image processor; `toyworld:dino` is the packaged one,
             `facebook/dino-vits16` the benchmark's.
         segment: paint everything outside a reference's mask white before it is embedded, where there is a mask.
+        grey: compare brightness alone, for prompts that change the colour of the subject.
+        target_centre: compare with the example's target in place of its references: the score is the `target_identity`
+            of the cosine, in [0, 1], and this the cosine that counts half, 0.65 in DyRef. The target shows the subject
+            as the prompt wants it, so nothing is gained by refusing. NaN for an example without a target.
         reduce: over several references: the mean of the cosines, or the best.
         revision: commit, tag or branch of a hub id; None is the pinned commit of the default, and the newest of others.
         device: where it runs; None is the fastest device there is.
@@ -47,6 +60,8 @@ class DinoReward:
         path: str | Path = "facebook/dinov2-base",
         *,
         segment: bool = True,
+        grey: bool = False,
+        target_centre: float | None = None,
         reduce: Reduce = "mean",
         revision: str | None = None,
         device: str | int | None = None,
@@ -54,7 +69,7 @@ class DinoReward:
     ) -> None:
         from transformers import AutoConfig, AutoModel
 
-        self.segment, self.batch_size = segment, batch_size
+        self.segment, self.grey, self.target_centre, self.batch_size = segment, grey, target_centre, batch_size
         self.reduce: Reduce = check_reduce(reduce)
         kind = load("a DINO model", path, partial(AutoConfig.from_pretrained, **NO_CODE), revision).model_type
         if kind not in FAMILIES:
@@ -67,16 +82,36 @@ class DinoReward:
     @torch.no_grad()
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         """Shape (B,). Source: DINO score of DreamBooth, Ruiz et al. 2023, sec. 4.2."""
-        embedded = in_batches(lambda rows: self._embed(self.preprocess(self._here(rows))), images, self.batch_size)
+        if self.target_centre is not None:
+            return self._of_targets(images, examples, self.target_centre)
         pictures = segmented if self.segment else lambda example: list(example.references)
-        return reference_similarity(embedded, examples, self._embed_pictures, pictures, self.reduce)
+        return reference_similarity(self.embed(images), examples, self.embed_pictures, pictures, self.reduce)
+
+    def _of_targets(self, images: Tensor, examples: Sequence[Example], centre: float) -> Tensor:
+        scores = torch.full((len(images),), torch.nan)
+        rows = [row for row, example in enumerate(examples) if example.target is not None]
+        if rows:
+            known = [examples[row] for row in rows]
+            targets = once_per_example(known, lambda some: self.embed_pictures([e.target for e in some if e.target]))
+            cosines = (self.embed(images[rows]) * targets).sum(dim=-1).cpu()
+            for row, cosine, example in zip(rows, cosines, known, strict=True):
+                scores[row] = target_identity(cosine.expand(len(example.references)), centre=centre)
+        return scores
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] to (B, D), of length 1."""
+        return in_batches(lambda rows: self._embed(self._pixels(self._here(rows))), images, self.batch_size)
+
+    def embed_pictures(self, pictures: list[Image]) -> Tensor:
+        """R pictures of any sizes to (R, D), of length 1."""
+        pixels = torch.cat([self._pixels(to_tensor(picture).unsqueeze(0)) for picture in pictures])
+        return in_batches(lambda rows: self._embed(self._here(rows)), pixels, self.batch_size)
 
     def _here(self, rows: Tensor) -> Tensor:
         return rows.to(self.model.device)
 
+    def _pixels(self, images: Tensor) -> Tensor:
+        return self.preprocess(grey(images) if self.grey else images)
+
     def _embed(self, pixels: Tensor) -> Tensor:
         return normalize(self.model(pixel_values=pixels).last_hidden_state[:, 0].float(), dim=-1)
-
-    def _embed_pictures(self, pictures: list[Image]) -> Tensor:
-        pixels = torch.cat([self.preprocess.pil(picture) for picture in pictures])
-        return in_batches(lambda rows: self._embed(self._here(rows)), pixels, self.batch_size)

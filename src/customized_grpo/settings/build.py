@@ -32,7 +32,7 @@ HOMES = {
 }
 """Modules in which a name without a module is looked up, by slot and in this order; only names in `__all__` count."""
 
-GIVEN = {"self", "params", "pipeline", "generator", "scored"}
+GIVEN = {"self", "params", "pipeline", "generator", "scored", "copies"}
 """Parameters that the caller gives, and no configuration sets."""
 MAY_BE_GIVEN = {"num_inference_steps", "seed", "sigma_max"}
 """Parameters that the caller gives where the configuration does not."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from customized_grpo.structures import Example, LazyExamples
-from customized_grpo.toyworld.draw import SIZE, render_with_mask
+from customized_grpo.toyworld.draw import SIZE, render, render_with_mask
 from customized_grpo.toyworld.world import (
     KINDS,
     REFERENCE,
@@ -80,7 +80,12 @@ class ToyWorld(LazyExamples[ToyExample]):
             truth_subject=subject,
             truth_scene=scene,
             subject_id=f"toy-{self.split}-{self.seed}-subject-{index // self.per_subject}",
+            target=self._target(subject, scene, index),
         )
+
+    def _target(self, subject: Subject, scene: Scene, index: int) -> Image.Image:
+        rng = random.Random(f"{self.split} {self.seed} target {index}")
+        return Image.fromarray(render(subject, scene, rng.getrandbits(32)))
 
     def _subject(self, who: int) -> tuple[Subject, Image.Image, Image.Image]:
         rng = random.Random(f"{self.split} {self.seed} subject {who}")

@@ -2,15 +2,16 @@
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.errors import TrainingError, UserError, nearest
 from customized_grpo.functional.advantages import advantages, conflict_statistics, standardize
 from customized_grpo.settings.build import bind
+from customized_grpo.structures import Example
 from customized_grpo.train.settings import MethodSettings
 
 
@@ -19,14 +20,27 @@ class Method:
 
     Args:
         settings: names of the functions and their arguments.
-        names: K rewards in column order.
+        measured: names of the rewards, in column order.
+        metrics: names of what else is measured, and may train too.
+
+    Raises:
+        UserError: if the settings name a reward that is not measured, or contradict each other.
     """
 
-    def __init__(self, settings: MethodSettings, names: Sequence[str]) -> None:
-        self.settings, self.names = settings, tuple(names)
+    def __init__(self, settings: MethodSettings, measured: Iterable[str], metrics: Iterable[str] = ()) -> None:
+        self.settings, self.names = settings, settings.rewards or tuple(measured)
+        """K names of the rewards that train, in column order."""
+        check_rewards(self.names, {*measured, *metrics}, "method.rewards")
+        for kind, factors in settings.kind_weights.items():
+            check_factors(factors, self.names, f"method.kind_weights.{kind}")
         self.advantage = bind(settings.advantage, "advantage", "method.advantage")
         self.time_weights = bind(settings.time_weights, "time_weights", "method.time_weights")
         self.credit = bind(settings.credit, "credit", "method.credit") if settings.credit else None
+        if settings.credit and settings.credit.use != "final" and self.wants_copies:
+            raise UserError(
+                f"method.credit '{settings.credit.use}' gives gains, and method.advantage '{settings.advantage.use}' "
+                "would compare them with the rewards of unedited copies; give its zero, or set method.credit to final."
+            )
 
     def weights(self, progress: Tensor, num_inference_steps: int, draw: torch.Generator) -> Tensor:
         """Shape (S, K), at the progress of the TRUE steps.
@@ -44,13 +58,46 @@ class Method:
             )
         return weights
 
-    def advantages(self, rewards: Tensor, weights: Tensor) -> Tensor:
-        """Raw rewards of all processes, (P, G, K) or (P, G, S, K) for each step, and (S, K) to (P, G, S)."""
+    def factors(self, examples: Sequence[Example]) -> Tensor:
+        """(P, K) by how much the weight of each reward differs for each example.
+
+        Raises:
+            UserError: if an example names a reward that does not train.
+        """
+        rows = []
+        for example in examples:
+            check_factors(example.weights, self.names, f"The weights of example '{example.id}'")
+            own = {**self.settings.kind_weights.get(example.kind, {}), **example.weights}
+            rows.append([own.get(name, 1.0) for name in self.names])
+        return torch.tensor(rows)
+
+    @property
+    def wants_copies(self) -> bool:
+        """Whether the aggregation asks what unedited copies of the reference score."""
+        given = self.settings.advantage.arguments.get("zero")
+        known = given if isinstance(given, Sequence) else [given]
+        return "copies" in inspect.signature(self.advantage).parameters and None in known
+
+    def advantages(
+        self, rewards: Tensor, weights: Tensor, factors: Tensor | None = None, copies: Tensor | None = None
+    ) -> Tensor:
+        """Raw rewards of all processes to advantages (P, G, S).
+
+        Args:
+            rewards: shape (P, G, K), or (P, G, S, K) for each step.
+            weights: shape (S, K).
+            factors: shape (P, K), from `factors`; None is 1 everywhere.
+            copies: shape (P, 1, K), what unedited copies of the reference score; needed if `wants_copies`.
+        """
         if rewards.ndim == 4:  # each step is an image of its own, so that every aggregation takes it
             steps = zip(rewards.unbind(2), weights.split(1), strict=True)
-            return torch.cat([self.advantages(some, row) for some, row in steps], dim=2)
+            return torch.cat([self.advantages(some, row, factors) for some, row in steps], dim=2)
+        if factors is not None and bool((factors != 1).any()):
+            scaled = weights * factors.unsqueeze(1)
+            weights = scaled * weights.sum(dim=-1, keepdim=True) / scaled.sum(dim=-1, keepdim=True)
+        more = {"copies": copies} if self.wants_copies else {}
         try:
-            return advantages(self.advantage, rewards, weights.to(rewards), self.settings.advantage_clamp)
+            return advantages(self.advantage, rewards, weights.to(rewards), self.settings.advantage_clamp, **more)
         except ValueError as error:
             raise UserError(f"method.advantage '{self.settings.advantage.use}': {error}") from error
 
@@ -73,6 +120,20 @@ class Method:
                 f"one value for each image, trained step and reward."
             )
         return found
+
+
+def check_rewards(names: Iterable[str], known: Collection[str], where: str) -> None:
+    """Raise UserError for a name that is not the name of a reward."""
+    for name in names:
+        if name not in known:
+            raise UserError(f"{where}: there is no reward '{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
+
+
+def check_factors(factors: Mapping[str, float], names: Collection[str], where: str) -> None:
+    """Raise UserError unless the factors are of rewards that train, not negative, and leave one that counts."""
+    check_rewards(factors, names, where)
+    if any(value < 0 for value in factors.values()) or not any(factors.get(name, 1) for name in names):
+        raise UserError(f"{where}: expected factors that are not negative and not all 0, got {dict(factors)}.")
 
 
 def describe_rewards(rewards: Tensor, names: Sequence[str]) -> dict[str, float]:

@@ -62,7 +62,8 @@ def check_plan(objective: Objective, method: Method) -> None:
     with named_after(f"method.time_weights '{method.settings.time_weights.use}'"):
         weights = method.weights(progress, settings.num_inference_steps, draw)
     with named_after(f"method.advantage '{method.settings.advantage.use}'"):
-        method.advantages(torch.randn(2, settings.num_generations, len(method.names), generator=draw), weights)
+        rewards = torch.randn(2, settings.num_generations, len(method.names), generator=draw)
+        method.advantages(rewards, weights, copies=rewards[:, :1])
 
 
 # ---- what it will cost

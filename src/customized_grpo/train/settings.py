@@ -25,6 +25,11 @@ class MethodSettings(Settings):
     time_weights: Annotated[Spec, Role.APPLIED] = Spec(use="sigmoid_crossover")
     """sigmoid_crossover (TDW), constant, linear, cosine, reversed_, piecewise, tabulated, from_file, by_loop_index, or
     package.module:name."""
+    rewards: Annotated[tuple[str, ...] | None, Role.APPLIED] = Field(default=None, min_length=1)
+    """Rewards or metrics that train, in column order; the others are only measured. Null is all rewards."""
+    kind_weights: Annotated[dict[str, dict[str, float]], Role.APPLIED] = Field(default={})
+    """Kind of prompt to reward to a factor of its weight, such as {property: {identity: 0.25}}. The weights of a
+    step keep their sum."""
     advantage_clamp: Annotated[float, Role.APPLIED] = Field(default=5.0, gt=0)
     """Advantages are clamped to plus or minus this value."""
     clip_range: Annotated[float | None, Role.APPLIED] = Field(default=None, gt=0)

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from PIL.Image import Resampling
+from torch import Tensor
 
 from customized_grpo import trust
+from customized_grpo.data.images import to_tensor
 from customized_grpo.distributed import (
     any_process,
     combine,
@@ -27,7 +30,7 @@ from customized_grpo.distributed import (
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import generator, seed_global
-from customized_grpo.rewards.scoring import RewardFunction, named, score_groups
+from customized_grpo.rewards.scoring import RewardFunction, named, score, score_groups
 from customized_grpo.settings.identity import changes_on_resume
 from customized_grpo.shell import command
 from customized_grpo.store.run import RunFolder
@@ -127,7 +130,11 @@ class Trainer:
         self.eval_examples = [eval_dataset[i] for i in range(min(count, len(eval_dataset)))] if eval_dataset else []
         self.accelerator = Accelerator(cpu=policy.device.type == "cpu")
         warn_of_missing_processes(self.accelerator.num_processes)
-        self.method = Method(self.config.method, list(self.rewards))
+        self.method = Method(self.config.method, self.rewards, self.metrics)
+        self.measured = {**self.rewards, **self.metrics}
+        self.trained = {name: self.measured[name] for name in self.method.names}
+        self.copies: dict[str, Tensor] = {}
+        """Example id to what unedited copies of its references score, (K,)."""
         self.objective = make_objective(policy, self.config)
         check_sizes(self.config, len(train_dataset), self.accelerator.num_processes)
         check_examples(policy, train_dataset, self.eval_examples)
@@ -146,7 +153,8 @@ class Trainer:
     def job(self) -> Job:
         """What preflight counts from."""
         return Job(
-            self.config, self.objective, self.update.optimizer, self.train_dataset[0], self.rewards, self.metrics,
+            self.config, self.objective, self.update.optimizer, self.train_dataset[0], self.trained,
+            {name: metric for name, metric in self.measured.items() if name not in self.trained},
             held_out=len(self.eval_examples), processes=self.accelerator.num_processes, iteration=self.iteration,
         )  # fmt: skip
 
@@ -210,7 +218,11 @@ class Trainer:
         with fail_together(self.accelerator):
             chunks, plan = self._chunks(*self._draw(iteration)), self.objective.plan(iteration)
             rollouts, scored = self._sample_and_score(iteration, chunks, plan)
+            examples = [example for chunk in chunks for _, example in chunk]
+            factors = self.method.factors(examples)
+            copies = self._copies(examples, rollouts) if self.method.wants_copies else factors
         rewards = gather(self.accelerator, torch.cat([some.values for some in scored]))
+        factors, copies = gather(self.accelerator, factors), gather(self.accelerator, copies)
         credited = [some.credited for some in scored if some.credited is not None]
         signal = gather(self.accelerator, torch.cat(credited)) if credited else rewards
         # 3. Scores to advantages, over the groups of all processes.
@@ -218,7 +230,7 @@ class Trainer:
         with fail_together(self.accelerator):
             self.spread_guard.check(rewards, self.method.names, iteration)
             weights = self.method.weights(plan.progress, settings.num_inference_steps, draw)
-            everyone = self.method.advantages(signal, weights)
+            everyone = self.method.advantages(signal, weights, factors, copies.unsqueeze(1))
             clamp = self.config.method.advantage_clamp
             told = describe_rewards(rewards, self.method.names) | describe_advantages(everyone, rewards, clamp)
             everyone, more = self.objective.advantages(everyone, rewards.isfinite().any(dim=-1))
@@ -274,7 +286,7 @@ class Trainer:
         def score(rollout: Rollout, chunk: list[tuple[int, Example]]) -> Rewards:
             def of(images: torch.Tensor) -> Rewards:
                 examples = [example for _, example in chunk]
-                return score_groups(images, examples, self.rewards, settings.num_generations)
+                return score_groups(images, examples, self.trained, settings.num_generations)
 
             final = of(rollout.images)
             if not rollout.previews:
@@ -297,6 +309,20 @@ class Trainer:
                 scored = [future.result() for future in waiting] or [score(rollouts[0], chunks[0])]
         return [replace(rollout, previews={}) for rollout in rollouts], scored
 
+    def _copies(self, examples: Sequence[Example], rollouts: Sequence[Rollout]) -> Tensor:
+        """(P, K) what unedited copies of the references score for each example, the best of its references."""
+        height, width = rollouts[0].images.shape[-2:]
+        with self.clock("rewards"):
+            for example in examples:
+                if example.id not in self.copies:
+                    pictures = [
+                        to_tensor(picture.resize((width, height), Resampling.LANCZOS)) for picture in example.references
+                    ]
+                    scores = score(torch.stack(pictures), [example] * len(pictures), self.trained)
+                    self.copies[example.id] = scores.nan_to_num(nan=-torch.inf).amax(dim=0)
+        copies = torch.stack([self.copies[example.id] for example in examples])
+        return torch.where(copies.isfinite(), copies, torch.nan)
+
     def _collect(self, iteration: int, chunk: list[tuple[int, Example]], plan: Plan) -> Rollout:
         with self.clock("rollout"):
             conditioning = self.policy.encode([example for _, example in chunk])
@@ -316,8 +342,7 @@ class Trainer:
 
     def _reuse(self, base: Path, run: RunFolder) -> Evaluation:
         """The base policy's evaluation, its scores and pictures copied into the run."""
-        measured = [*self.rewards, *self.metrics]
-        evaluation = evaluations.reuse(base, self.eval_examples, measured, self.config.evaluation.replicates)
+        evaluation = evaluations.reuse(base, self.eval_examples, list(self.measured), self.config.evaluation.replicates)
         if self.accelerator.is_main_process:
             write_scores(run.evaluation(0), evaluation.scores)
             copy_grid(base.parent, base.stem, run.samples)
@@ -350,7 +375,7 @@ class Trainer:
     def _track(self, run: RunFolder, record: dict[str, float]) -> None:
         counters = {
             f"reward/{name}/{counter}": value
-            for name, reward in self.rewards.items()
+            for name, reward in self.trained.items()
             for counter, value in getattr(reward, "counters", {}).items()
         }
         peak = {"memory/peak_gib": peak_memory_gib(self.policy.device)}
@@ -451,7 +476,7 @@ class Trainer:
 
     def _finish(self, run: RunFolder, first: Evaluation | None, last: Evaluation | None, started: float) -> Result:
         interrupted = self.iteration < self.config.training.iterations
-        for reward in [*self.rewards.values(), *self.metrics.values()]:
+        for reward in self.measured.values():
             if hasattr(reward, "close"):
                 reward.close()  # pyright: ignore[reportFunctionMemberAccess] - a reward in a process of its own
         end_training(self.accelerator)
