@@ -28,7 +28,7 @@ from customized_grpo.studies.compare.grid import open_grid
 from studies.compare.fabricate import fabricate
 from studies.compare.tiny import CONFIG
 
-RECIPES = sorted(p for p in recipes.RECIPES.rglob("*.yaml") if "compare" not in p.name)
+RECIPES = sorted(p for p in recipes.RECIPES.rglob("*.yaml") if "\nmethods:" not in p.read_text())
 EVIL = """
 from pathlib import Path
 Path(__file__).with_name("MARK").write_text("imported")
@@ -387,6 +387,7 @@ HARMLESS = {
     *("lora", "max_text_tokens", "negative_prompt", "offload", "pipeline", "quantize", "reference_resolution"),
     *("resolution", "settings", "shift", "trainable", "count", "id", "kinds", "per_subject", "prompt", "references"),
     *("kind", "split", "subject", "subject_id", "max_tokens", "max_completion_tokens", "temperature", "extra_body"),
+    *("grey", "target_centre", "size"),
 }
 """Arguments that were looked at: weights and data are read without running code, the rest are numbers and words."""
 
