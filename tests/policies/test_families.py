@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from customized_grpo import policies
 from customized_grpo.errors import UserError
@@ -34,6 +35,18 @@ def family(request) -> tiny.Family:
 
 def test_the_contract_holds(family):
     check_policy(make(family), family.examples())
+
+
+def test_a_pass_reads_no_value_from_the_device(family):
+    """A fake tensor has a shape and no value, so reading one is an error."""
+    policy = make(family)
+    conditioning = policy.encode(family.examples())
+    noise = tiny.noise(policy, conditioning)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        conditioning = {name: fake.from_tensor(value) for name, value in conditioning.items()}
+        velocity = policy.velocity(fake.from_tensor(noise), torch.ones(len(noise)), conditioning)
+        images = policy.decode(velocity, conditioning)
+    assert (velocity.shape, images.ndim) == (noise.shape, 4)
 
 
 def test_the_saved_adapter_draws_the_same_picture_in_the_families_own_pipeline(family, tmp_path):

@@ -14,7 +14,8 @@ from customized_grpo.policies.pipeline import PipelinePolicy
 from customized_grpo.policies.tokens import Size, floor_to, pack, unpack
 from customized_grpo.structures import Conditioning, Example
 
-PADDED = ("text", "text_mask")
+GRID = "grid "
+"""Begins the names of empty tensors whose shapes are the grids of the picture and its references."""
 
 
 class QwenImageEditPolicy(PipelinePolicy):
@@ -58,9 +59,8 @@ class QwenImageEditPolicy(PipelinePolicy):
         for image in example.references:
             width, height = _dimensions(image.size, pipeline.CONDITION_IMAGE_SIZE)
             seen.append(self.pipeline.image_processor.resize(image.convert("RGB"), height, width))
-        text, mask = self.pipeline.encode_prompt([prompt], image=seen, device=self.device)
-        mask = torch.ones(text.shape[:2]) if mask is None else mask
-        return {"text": text[0], "text_mask": mask[0].bool()}
+        text, _ = self.pipeline.encode_prompt([prompt], image=seen, device=self.device)  # of one prompt, all is seen
+        return {"text": text[0]}
 
     def _encode_references(self, example: Example) -> Row:
         mean, std = self._statistics()
@@ -69,7 +69,8 @@ class QwenImageEditPolicy(PipelinePolicy):
             latents = self.pipeline.vae.encode(pixels.unsqueeze(2)).latent_dist.mode()[:, :, 0]
             tokens.append(pack((latents - mean) / std)[0])
             grids.append(self.grid(size))
-        return {"reference": torch.cat(tokens).float(), "grids": torch.tensor(grids)}
+        shapes = {f"{GRID}{n}": torch.empty(*grid, 0) for n, grid in enumerate(grids)}
+        return {"reference": torch.cat(tokens).float(), **shapes}
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents' channels, (1, C, 1, 1)."""
@@ -80,23 +81,28 @@ class QwenImageEditPolicy(PipelinePolicy):
         return mean, std
 
     def _collate(self, rows: Sequence[Row]) -> Row:
-        """Texts of different lengths are padded, and masked."""
+        """Texts of different lengths are padded, and masked; a mask without columns hides nothing."""
         collated = {}
         for name in rows[0]:
             values = [row[name] for row in rows]
-            padded = name.removeprefix("negative_") in PADDED
-            collated[name] = pad_sequence(values, batch_first=True) if padded else torch.stack(values)
+            if name.removeprefix("negative_") != "text":
+                collated[name] = torch.stack(values)
+                continue
+            collated[name] = pad_sequence(values, batch_first=True)
+            masks = [torch.ones(len(value), dtype=torch.bool) for value in values]
+            padded = len({len(value) for value in values}) > 1
+            collated[f"{name}_mask"] = pad_sequence(masks, batch_first=True)[:, : None if padded else 0]
         return collated
 
     # ---- the flow
 
     def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         mask = conditioning["text_mask"]
-        shapes = [(1, rows, columns) for rows, columns in conditioning["grids"][0].tolist()]
+        shapes = [(1, *grid.shape[1:3]) for name, grid in conditioning.items() if name.startswith(GRID)]
         return self.module(
             hidden_states=torch.cat([latents, conditioning["reference"]], dim=1).to(self._input_dtype),
             encoder_hidden_states=conditioning["text"],
-            encoder_hidden_states_mask=None if bool(mask.all()) else mask,
+            encoder_hidden_states_mask=mask if mask.shape[1] else None,
             timestep=sigma,
             img_shapes=[shapes] * len(latents),
             guidance=None,
