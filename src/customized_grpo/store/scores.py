@@ -6,7 +6,7 @@ A task is a subject with a prompt. Images of one subject are alike, so intervals
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +60,11 @@ class Scores:
     def per_task(self, metric: str) -> np.ndarray:
         """(tasks,) mean over the scored replicates; NaN where there is none."""
         return finite_mean(self.column(metric), axis=0)
+
+    def complete(self, metric: str) -> np.ndarray:
+        """(tasks,) share of the scored replicates with a score of exactly 1; NaN where there is none."""
+        column = self.column(metric)
+        return finite_mean(np.where(np.isfinite(column), column == 1, np.nan), axis=0)
 
     def select(self, chosen: Sequence[bool]) -> "Scores":
         """Only the tasks that are chosen."""
@@ -240,6 +245,8 @@ class Change(NamedTuple):
     """Images with a score of exactly 1, before and after."""
     images: tuple[int, int] = (0, 0)
     """Scored images, before and after."""
+    completed: Estimate = Estimate(np.nan, np.nan, np.nan)
+    """The paired change of the share of images with a score of exactly 1."""
 
 
 def estimate(values: np.ndarray, subjects: Sequence[str]) -> Estimate:
@@ -277,10 +284,12 @@ def level(scores: Scores, metric: str) -> Estimate:
 
 def change(before: Scores, after: Scores, metric: str) -> Change:
     """Paired change of a metric, over the tasks that are scored in both."""
-    first, last = _paired(before, after, metric)
+    first, last = _paired(before, after, Scores.per_task, metric)
+    fewer, more = _paired(before, after, Scores.complete, metric)
     both = np.isfinite(first)
     kept = {task for task, scored in zip(before.tasks, both, strict=True) if scored}
-    earlier, later, moved = _estimate_columns(np.stack([first, last, last - first], axis=1), before.subjects)
+    columns = np.stack([first, last, last - first, more - fewer], axis=1)
+    earlier, later, moved, completed = _estimate_columns(columns, before.subjects)
     images = [s.column(metric)[:, [task in kept for task in s.tasks]] for s in (before, after)]
     return Change(
         metric=metric,
@@ -292,13 +301,16 @@ def change(before: Scores, after: Scores, metric: str) -> Change:
         unscored=int((~both).sum()),
         complete=(int((images[0] == 1).sum()), int((images[1] == 1).sum())),
         images=(int(np.isfinite(images[0]).sum()), int(np.isfinite(images[1]).sum())),
+        completed=completed,
     )
 
 
-def _paired(before: Scores, after: Scores, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """(tasks,) scores before and after, NaN in both where a task is not scored in both."""
-    later = dict(zip(after.tasks, after.per_task(metric), strict=True))
-    first = before.per_task(metric)
+def _paired(
+    before: Scores, after: Scores, per_task: Callable[[Scores, str], np.ndarray], metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tasks,) values before and after, NaN in both where a task is not scored in both."""
+    later = dict(zip(after.tasks, per_task(after, metric), strict=True))
+    first = per_task(before, metric)
     last = np.array([later.get(task, np.nan) for task in before.tasks])
     both = np.isfinite(first) & np.isfinite(last)
     return np.where(both, first, np.nan), np.where(both, last, np.nan)
@@ -323,7 +335,7 @@ def since_first(evaluations: Sequence[Scores], metric: str) -> list[Estimate]:
     found = [Estimate(float(finite_mean(scores.per_task(metric))), np.nan, np.nan) for scores in evaluations]
     bounds = (0.0, 1.0) if is_share(evaluations, metric) else (-np.inf, np.inf)
     for n, scores in enumerate(evaluations[1:], start=1):
-        first, last = _paired(evaluations[0], scores, metric)
+        first, last = _paired(evaluations[0], scores, Scores.per_task, metric)
         value, moved = found[n].value, estimate(last - first, evaluations[0].subjects)
         low, high = np.clip([value + (moved.low - moved.value), value + (moved.high - moved.value)], *bounds)
         found[n] = Estimate(value, float(low), float(high))

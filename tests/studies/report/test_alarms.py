@@ -38,6 +38,31 @@ def test_a_kind_got_worse_if_the_interval_is_below_zero() -> None:
     assert list(kinds_that_got_worse(moved((-0.1, -0.1, 0), (0, 0, 0)))) == [], "rewards do not decide here"
 
 
+def lost_colours(lost: int, identity: float = 0.0) -> Verdict:
+    """Of 26 recolourings 10 are complete and so many no longer, at the same mean: what they lose, others gain."""
+    first = np.where(ones(10, 26), 1, 0.25)
+    last = first - 0.5 * ones(lost, 26) + 0.5 * ones(lost, 26)[::-1]
+    before, after = ({"property": [0.5, base, shown], "scene": [0.5, 0.5, first]}
+                     for base, shown in ((0.5, first), (0.5 + identity, last)))  # fmt: skip
+    return Verdict(by_kind(0, METRICS, **before), by_kind(1, METRICS, **after))
+
+
+def test_a_kind_got_worse_if_complete_images_are_lost_while_the_mean_holds() -> None:
+    (remark,) = kinds_that_got_worse(lost_colours(9))
+    assert remark.text.startswith("property got worse: prompt shown 0.538 → 0.538 (0 [−0.1")
+    assert ", complete in 10 of 26 → 1 of 26 images (−0.346 [−0." in remark.text
+    assert remark.serious
+    assert list(kinds_that_got_worse(lost_colours(1))) == [], "one of 26 may be chance"
+
+
+def test_complete_images_of_the_prompt_are_lost_where_identity_rises() -> None:
+    (remark,) = copying(lost_colours(9, identity=0.1))
+    assert "complete in 10 of 26 → 1 of 26 images (−0.346 [−0." in remark.text
+    assert remark.serious
+    assert list(copying(lost_colours(1, identity=0.1))) == []
+    assert list(copying(lost_colours(9))) == [], "identity did not rise"
+
+
 def test_an_alarm_on_few_subjects_is_said_and_not_serious() -> None:
     (remark,) = kinds_that_got_worse(moved((0, 0, -0.1), (0, 0, 0), subjects=9))
     assert remark.text.endswith("(9 subjects: too few to be sure).")

@@ -26,27 +26,31 @@ def alarms(verdict: Verdict) -> list[Remark]:
 def kinds_that_got_worse(verdict: Verdict) -> Iterator[Remark]:
     """A kind got worse if the upper bound of the interval of a deciding metric's change is below 0.
 
-    Deciding are the metrics that were not trained on; if there are none, the rewards.
+    Of a share, such as prompt shown, the change of the number of complete images counts as well: a mean may hold where
+    these are lost. Deciding are the metrics that were not trained on; if there are none, the rewards.
     """
     for kind, changes in verdict.by_kind.items():
-        fell = [c for c in changes if c.metric in verdict.deciding and c.difference.verdict == "fell"]
+        fell = [c for c in changes if c.metric in verdict.deciding and verdict.fell(c)]
         if fell:
-            told = listed([verdict.told(c) + verdict.complete(c) for c in fell])
+            told = listed([verdict.told(c) + verdict.complete(c, interval=True) for c in fell])
             yield _remark(f"{kind_name(kind)} got worse: {told}", min(c.subjects for c in fell))
 
 
 def copying(verdict: Verdict) -> Iterator[Remark]:
     """A metric of identity rose clearly where one of the prompt fell clearly: the policy copies, or refuses.
 
+    A share of the prompt also fell if its number of complete images did.
+
     Looked for in each kind; without kinds, in all tasks. A metric is of the prompt if its name has "prompt", "clip_t"
     or "right" in it, and of identity if it has "identity", "subject", "clip_i" or "dino".
     """
     for kind, changes in (verdict.by_kind or {"": verdict.changes}).items():
         rose = [c for c in changes if IDENTITY.search(c.metric) and c.difference.verdict == "rose"]
-        fell = [c for c in changes if PROMPT.search(c.metric) and c.difference.verdict == "fell"]
+        fell = [c for c in changes if PROMPT.search(c.metric) and verdict.fell(c)]
         if rose and fell:
             where = f"{kind_name(kind)}: " if verdict.by_kind else ""
-            up, down = (listed([verdict.told(c) for c in some]) for some in (rose, fell))
+            up = listed([verdict.told(c) for c in rose])
+            down = listed([verdict.told(c) + verdict.complete(c, interval=True) for c in fell])
             text = f"{where}{up} rose while {down} fell: the reference is copied, or what the prompt asks is refused"
             yield _remark(text + _part_of_gain(verdict, rose[0]), min(c.subjects for c in (*rose, *fell)))
 

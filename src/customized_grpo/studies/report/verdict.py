@@ -107,14 +107,24 @@ class Verdict:
         text = f"{title(some.metric)} {self.levels(some)}{images}"
         return f"{text} ({with_interval(some.difference)})" if interval else text
 
-    def complete(self, some: Change) -> str:
-        """In how many images a share is complete, if it is one and ever is."""
+    def counts_complete(self, some: Change) -> bool:
+        """Whether a metric is a share, beyond yes and no, that is complete in some images."""
         evaluations = (self.before, self.after)
         ever = any((scores.column(some.metric) == 1).any() for scores in evaluations)
-        if self.is_yes_or_no(some.metric) or not ever or not is_share(evaluations, some.metric):
+        return ever and not self.is_yes_or_no(some.metric) and is_share(evaluations, some.metric)
+
+    def fell(self, some: Change) -> bool:
+        """Whether its mean or, of a share, its number of complete images fell clearly."""
+        fewer = self.counts_complete(some) and some.completed.verdict == "fell"
+        return fewer or some.difference.verdict == "fell"
+
+    def complete(self, some: Change, *, interval: bool = False) -> str:
+        """In how many images a share is complete, if it is one and ever is."""
+        if not self.counts_complete(some):
             return ""
         (a, b), (m, n) = some.complete, some.images
-        return f", complete in {a} of {m} → {b} of {n} images"
+        text = f", complete in {a} of {m} → {b} of {n} images"
+        return f"{text} ({with_interval(some.completed)})" if interval else text
 
     def headline(self) -> tuple[str, str]:
         """The answer in numbers, and what qualifies it. It is the worst kind's, or without one that of all tasks."""
