@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from customized_grpo.page.formats import summary
 from customized_grpo.store.scores import (
     Estimate,
     Scores,
@@ -57,7 +58,7 @@ def test_means_are_over_what_could_be_scored() -> None:
     found = table(0, [1, math.nan, 2, 6, math.nan], [math.nan] * 5)
     assert found.means() == pytest.approx({"prompt": 3.0, "identity": math.nan}, nan_ok=True)
     assert (found.unscored("prompt"), found.unscored("identity"), table(0, BASE, BASE).unscored("prompt")) == (2, 5, 0)
-    assert found.summary() == "prompt 3.000 (2 of 5 unscored)  identity nan (5 of 5 unscored)"
+    assert summary(found) == "prompt 3.000 (2 of 5 unscored)  identity nan (5 of 5 unscored)"
 
 
 def test_the_mean_of_nothing_is_undefined() -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 import fakes
 from customized_grpo.cli.display import show_scores, show_verdict
 from customized_grpo.errors import UserError
+from customized_grpo.page.formats import summary
 from customized_grpo.randomness import normal
 from customized_grpo.store.scores import Scores, read_scores, write_scores
 from customized_grpo.studies.report.verdict import Verdict
@@ -91,7 +92,7 @@ def test_what_could_not_be_scored_is_counted_and_is_no_zero() -> None:
     found = evaluate(fakes.LinearPolicy(), fakes.examples(5), REWARDS, never, settings, 4, 0).scores
     assert found.means()["some"] == 0.5
     red = found.means()["red"]
-    assert found.summary() == f"red {red:.3f}  some 0.500 (2 of 10 unscored)  none nan (10 of 10 unscored)"
+    assert summary(found) == f"red {red:.3f}  some 0.500 (2 of 10 unscored)  none nan (10 of 10 unscored)"
     changes = evaluations.changes(found, found)
     assert [(change.metric, change.tasks, change.unscored) for change in changes] == [("red", 5, 0), ("some", 4, 1)]
     assert changes[1].before.value == 0.5
@@ -132,8 +133,8 @@ def test_an_evaluation_and_a_verdict_are_printed_by_kind() -> None:
     show_scores(console, "held-out, iteration   1", after)
     show_verdict(console, Verdict(before, after))
     said = console.export_text()
-    assert "\n  scene   prompt 0.500  identity 0.500  oracle_right 0.500\n" in said
-    assert "\n  colour  prompt 0.500  identity 0.600  oracle_right 0.167\n" in said
+    assert "\n  scene   prompt 0.500  identity 0.500  fully right 6 of 12\n" in said
+    assert "\n  colour  prompt 0.500  identity 0.600  fully right 2 of 12\n" in said
     assert "\nWorst kind, colour: fully right 8 of 12 → 2 of 12 images.\n" in said
     assert "colour (12 subjects)" in said
     assert "! colour got worse: fully right 8 of 12 → 2 of 12 images" in said

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from customized_grpo import page
 from customized_grpo.errors import UserError
+from customized_grpo.page.formats import summary, words
 from customized_grpo.shell import command, program
 from customized_grpo.store.run import read_run
 from customized_grpo.store.scores import Scores
@@ -99,11 +100,11 @@ class Display(Observer):
 
 def show_scores(console: Console, label: str, scores: Scores) -> None:
     """Print the means of one evaluation, and below them those of every kind of prompt."""
-    console.print(f"{label}: {scores.summary()}", highlight=False)
+    console.print(f"{label}: {summary(scores)}", highlight=False)
     kinds = scores.distinct_kinds()
     width = max((len(kind_name(kind)) for kind in kinds), default=0)
     for kind in kinds:
-        console.print(f"  {kind_name(kind):<{width}}  {scores.of_kind(kind).summary()}", highlight=False)
+        console.print(f"  {kind_name(kind):<{width}}  {summary(scores, kind)}", highlight=False)
 
 
 def show_verdict(console: Console, verdict: Verdict) -> None:
@@ -121,7 +122,7 @@ def changes_table(verdict: Verdict) -> page.Table:
     """The metrics over all tasks, one a row."""
     rows = []
     for change in verdict.changes:
-        name = change.metric if change.metric in verdict.before.rewards else f"{change.metric} (not trained on)"
+        name = words(change.metric) + ("" if change.metric in verdict.before.rewards else " (not trained on)")
         name += f" ({change.unscored} of {change.tasks + change.unscored} tasks unscored)" if change.unscored else ""
         before, after = (page.Plain(some.value, math.nan, math.nan) for some in (change.before, change.after))
         rows.append(page.Row(name, (before, after, change.difference)))

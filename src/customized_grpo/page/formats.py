@@ -4,8 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from customized_grpo.page.blocks import Estimate, Share, Shift
+import numpy as np
 
+from customized_grpo.page.blocks import Estimate, Share, Shift
+from customized_grpo.store.scores import Scores, is_yes_or_no
+
+ORACLE = {"oracle_prompt": "prompt shown", "oracle_subject": "subject kept", "oracle_right": "fully right"}
+"""The metrics of the toy world's oracle as docs/metrics.md calls them."""
 NO_SPREAD = "no spread"
 """In place of an interval without width, which a bootstrap of equal numbers makes."""
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -57,7 +62,21 @@ def count(value: Any) -> str:
 
 def words(name: str) -> str:
     """A metric's name as words."""
-    return name.replace("_", " ").replace("/", " ")
+    return ORACLE.get(name, name.replace("_", " ").replace("/", " "))
+
+
+def summary(scores: Scores, kind: str | None = None) -> str:
+    """The means in one line, or those of a kind of prompt, each with the number of images that were not scored.
+
+    Where every image scores 0 or 1, images are counted.
+    """
+    part, told = scores if kind is None else scores.of_kind(kind), []
+    for name, value in part.means().items():
+        column = part.column(name)
+        missing, scored = part.unscored(name), int(np.isfinite(column).sum())
+        level = f"{(column == 1).sum()} of {scored}" if is_yes_or_no([scores], name) else f"{value:.3f}"
+        told.append(f"{words(name)} {level}" + (f" ({missing} of {column.size} unscored)" if missing else ""))
+    return "  ".join(told)
 
 
 def listed(names: Sequence[str]) -> str:

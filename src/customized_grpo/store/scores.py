@@ -89,14 +89,6 @@ class Scores:
         """How many images a metric could not score."""
         return int((~np.isfinite(self.column(metric))).sum())
 
-    def summary(self) -> str:
-        """The means in one line, each with the number of images that were not scored."""
-        total = self.values[..., 0].size
-        return "  ".join(
-            f"{name} {value:.3f}" + (f" ({count} of {total} unscored)" if (count := self.unscored(name)) else "")
-            for name, value in self.means().items()
-        )
-
 
 def finite_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
     """Mean of the finite values; NaN where there is none."""
@@ -318,9 +310,19 @@ def _paired(
 
 def is_share(evaluations: Sequence[Scores], metric: str) -> bool:
     """Whether every score of a metric lies between 0 and 1."""
-    found = np.concatenate([scores.column(metric).ravel() for scores in evaluations] or [np.empty(0)])
-    found = found[np.isfinite(found)]
+    found = _finite(evaluations, metric)
     return bool(len(found) and ((found >= 0) & (found <= 1)).all())
+
+
+def is_yes_or_no(evaluations: Sequence[Scores], metric: str) -> bool:
+    """Whether every score of a metric is 0 or 1, so that images can be counted."""
+    found = _finite(evaluations, metric)
+    return bool(len(found) and np.isin(found, (0, 1)).all())
+
+
+def _finite(evaluations: Sequence[Scores], metric: str) -> np.ndarray:
+    found = np.concatenate([scores.column(metric).ravel() for scores in evaluations] or [np.empty(0)])
+    return found[np.isfinite(found)]
 
 
 def since_first(evaluations: Sequence[Scores], metric: str) -> list[Estimate]:

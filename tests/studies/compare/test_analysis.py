@@ -132,7 +132,7 @@ def test_the_words_follow_the_intervals(known: Comparison) -> None:
     assert main.verdict == "Yes"
     assert "which no method was trained on" in main.text
     found = {finding.question: finding for finding in findings(known)}
-    assert found["Does naive 1:1 make anything worse?"].verdict == "Yes, prompt and oracle prompt fell"
+    assert found["Does naive 1:1 make anything worse?"].verdict == "Yes, prompt and prompt shown fell"
     assert found["Which half of Customized is responsible?"].verdict == "SARS"
     assert found["Is anything better than Customized?"].verdict == "Nothing clearly is"
     assert found["Do the time weights of Customized help?"].verdict == "Yes"

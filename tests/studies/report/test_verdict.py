@@ -112,6 +112,6 @@ def test_a_metric_that_only_one_evaluation_has_is_left_out() -> None:
 
 def test_the_table_has_kinds_and_metrics() -> None:
     shown = refusing().table()
-    assert list(shown.columns) == ["prompt", "identity", "oracle prompt*", "oracle right*"]
+    assert list(shown.columns) == ["prompt", "identity", "prompt shown*", "fully right*"]
     assert parts(shown.rows[1].cells[0]) == ("0.600 → 0.650", "+0.050 [no spread]")
     assert parts(shown.rows[1].cells[3])[0] == "10 of 12 → 1 of 12"

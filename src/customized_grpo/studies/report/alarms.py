@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 
 from customized_grpo.page import Remark, parts
-from customized_grpo.page.formats import listed
+from customized_grpo.page.formats import listed, words
 from customized_grpo.page.parts import FEW_SUBJECTS
 from customized_grpo.store.scores import Change
-from customized_grpo.studies.report.verdict import Verdict, kind_name, title
+from customized_grpo.studies.report.verdict import Verdict, kind_name
 
 PROMPT, IDENTITY = re.compile(r"prompt|clip_t|right"), re.compile(r"identity|subject|clip_i|dino")
 """What the name of a metric says that it measures."""
@@ -62,7 +62,7 @@ def _part_of_gain(verdict: Verdict, rose: Change) -> str:
     if not verdict.by_kind or total <= 0:
         return ""
     part = rose.difference.value * rose.tasks / total
-    return f"; {f'{part:.0%}' if part < 1 else 'all'} of the gain in {title(rose.metric)} over all tasks is from here"
+    return f"; {f'{part:.0%}' if part < 1 else 'all'} of the gain in {words(rose.metric)} over all tasks is from here"
 
 
 def untrained_that_fell(verdict: Verdict) -> Iterator[Remark]:
@@ -72,7 +72,7 @@ def untrained_that_fell(verdict: Verdict) -> Iterator[Remark]:
     if fell:
         was = "was" if len(fell) == 1 else "were"
         text = f"{listed([verdict.told(c) for c in fell])}, which {was} not trained on, fell"
-        text += f" while {listed([title(c.metric) for c in rose])} rose: reward hacking?" if rose else ""
+        text += f" while {listed([words(c.metric) for c in rose])} rose: reward hacking?" if rose else ""
         yield _remark(text, min(c.subjects for c in fell))
 
 

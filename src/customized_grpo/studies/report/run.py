@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from customized_grpo import page
-from customized_grpo.page.formats import count, duration, number, words
+from customized_grpo.page.formats import count, duration, number, summary, words
 from customized_grpo.store.run import RunRecord, iteration_files, read_run
 from customized_grpo.store.scores import Change, since_first
 from customized_grpo.studies.report.remarks import CLAMP_LIMIT, CLIP_LIMIT, NORM_LIMIT, RATIO_TOLERANCE, remarks
@@ -259,7 +259,7 @@ def headline(record: RunRecord, verdict: Verdict | None) -> tuple[str, str]:
         at = record.evaluations[-1].iteration
         return (
             f"One held-out evaluation so far, at iteration {at}.",
-            f"There is nothing to compare it with; the levels: {record.evaluations[-1].summary()}.",
+            f"There is nothing to compare it with; the levels: {summary(record.evaluations[-1])}.",
         )
     if not verdict.changes:
         return "No image was scored in both evaluations.", "The rewards could not score any."

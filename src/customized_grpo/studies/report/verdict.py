@@ -10,10 +10,7 @@ import numpy as np
 from customized_grpo import page
 from customized_grpo.page.formats import listed, number, with_interval, words
 from customized_grpo.page.parts import FEW_SUBJECTS
-from customized_grpo.store.scores import Change, Scores, change, is_share
-
-TITLES = {"oracle_prompt": "prompt shown", "oracle_subject": "subject kept", "oracle_right": "fully right"}
-"""The oracle's metrics as docs/metrics.md calls them."""
+from customized_grpo.store.scores import Change, Scores, change, is_share, is_yes_or_no
 
 
 class Moved(NamedTuple):
@@ -91,8 +88,7 @@ class Verdict:
 
     def is_yes_or_no(self, metric: str) -> bool:
         """Whether every image scores 0 or 1, so that images can be counted."""
-        values = np.concatenate([scores.column(metric).ravel() for scores in (self.before, self.after)])
-        return bool(np.isin(values[np.isfinite(values)], (0, 1)).all())
+        return is_yes_or_no((self.before, self.after), metric)
 
     def levels(self, some: Change) -> str:
         """Such as "0.578 → 0.654", or "10 of 26 → 1 of 26" images."""
@@ -104,7 +100,7 @@ class Verdict:
     def told(self, some: Change, *, interval: bool = True) -> str:
         """The metric with its levels, and the interval of the change."""
         images = " images" if self.is_yes_or_no(some.metric) else ""
-        text = f"{title(some.metric)} {self.levels(some)}{images}"
+        text = f"{words(some.metric)} {self.levels(some)}{images}"
         return f"{text} ({with_interval(some.difference)})" if interval else text
 
     def counts_complete(self, some: Change) -> bool:
@@ -132,7 +128,7 @@ class Verdict:
             shown, rest = (self.trained, self.untrained) if self.trained else (self.changes, [])
             answer = listed([self.told(c, interval=False) for c in shown])
             lead = [
-                f"The changes are {listed([f'{with_interval(c.difference)} in {title(c.metric)}' for c in shown])}."
+                f"The changes are {listed([f'{with_interval(c.difference)} in {words(c.metric)}' for c in shown])}."
             ]
             lead += [f"Not trained on: {listed([self.told(c) for c in rest])}."] if rest else []
             return f"{_upper(answer)} on held-out subjects.", " ".join([*lead, self._no_kind()])
@@ -150,7 +146,7 @@ class Verdict:
             if self.is_yes_or_no(some.metric):
                 told.append(self.told(some, interval=False))
             elif some.metric in self.before.rewards:
-                told.append(f"{title(some.metric)} {with_interval(some.difference)}")
+                told.append(f"{words(some.metric)} {with_interval(some.difference)}")
         return listed(told) if told else ""
 
     def _no_kind(self) -> str:
@@ -171,10 +167,6 @@ class Verdict:
         columns = [words(c.metric) + ("" if c.metric in self.before.rewards else "*")
                    for c in self.changes]  # fmt: skip
         return page.Table(columns, rows, first="kind of prompt")
-
-
-def title(metric: str) -> str:
-    return TITLES.get(metric, words(metric))
 
 
 def kind_name(kind: str) -> str:
