@@ -124,19 +124,28 @@ def finished_iterations(run: RunFolder, config: Config) -> int | None:
     return done if run.facts().get("status") == "finished" and done >= config.training.iterations else None
 
 
-def find_checkpoint(run: RunFolder, iteration: int | None = None) -> Path:
-    """The newest checkpoint of a run, or the one of an iteration. Raises UserError if there is none."""
-    found = checkpoint.checkpoints(run.checkpoints)
-    if iteration is not None:
-        found = [path for path in found if checkpoint.iteration_of(path) == iteration]
+def find_checkpoint(run: RunFolder, iteration: int | str | None = None) -> Path:
+    """A checkpoint of a run: "last" (and None), "best" by held-out worst-reward gain, or that of an iteration.
+
+    Raises:
+        UserError: if there is none, or it is named in another way.
+    """
+    found, which = checkpoint.checkpoints(run.checkpoints), "no finished checkpoint"
+    if iteration == "best":
+        best, which = run.best(map(checkpoint.iteration_of, found)), "no checkpoint that was evaluated"
+        found = [path for path in found if best and checkpoint.iteration_of(path) == best[0]]
+    elif iteration not in (None, "last"):
+        if not str(iteration).isdecimal():
+            raise UserError(f"--checkpoint is '{iteration}'; give best, last, or the number of an iteration.")
+        found = [path for path in found if checkpoint.iteration_of(path) == int(iteration)]
+        which = f"no checkpoint of iteration {iteration}"
     if not found:
-        which = "no finished checkpoint" if iteration is None else f"no checkpoint of iteration {iteration}"
         raise UserError(f"'{run.path}' has {which} under {run.checkpoints}; train on, or name another run.")
     return found[-1]
 
 
-def load_trained(policy: Policy, run: RunFolder, iteration: int | None = None) -> int:
-    """Put the newest (or the given) checkpoint's weights into a policy: the averaged ones where there are any.
+def load_trained(policy: Policy, run: RunFolder, iteration: int | str | None = None) -> int:
+    """Put the weights of a checkpoint (see `find_checkpoint`) into a policy: the averaged ones where there are any.
 
     Returns:
         The iteration they are of.
@@ -171,16 +180,16 @@ def open_policy(
     overrides: Sequence[str] = (),
     *,
     run: Path | None = None,
-    iteration: int | None = None,
+    iteration: int | str | None = None,
     trust_code: bool = False,
 ) -> PolicySource:
-    """The policy of a configuration file, or of a checkpoint of a run: the newest, unless an iteration is named.
+    """The policy of a configuration file, or of a checkpoint of a run, as `find_checkpoint` finds it.
 
     Raises:
         UserError: if both are given, there is no such checkpoint, or as `open_run` and `open_config`.
     """
     if run is None and iteration is not None:
-        raise UserError("--iteration names a checkpoint of a run; give --run too.")
+        raise UserError("--checkpoint names a checkpoint of a run; give --run too.")
     if run is None:
         config = open_config(file, overrides, trust_code=trust_code)
         check_named(config)

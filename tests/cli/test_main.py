@@ -215,7 +215,7 @@ def test_an_operating_system_that_says_no_is_one_sentence(
             ["eval", "--output", "photo.png/y"],
             "'photo.png/y' cannot be made, because 'photo.png' is a file; name another",
         ),
-        (["eval", "--iteration", "3"], "--iteration names a checkpoint of a run; give --run too."),
+        (["eval", "--checkpoint", "best"], "--checkpoint names a checkpoint of a run; give --run too."),
         (["report", "caf\udce9"], "'caf\\udce9' is not UTF-8 text; rename the file, or type the word again."),
         (["config", "--check", "tracking.project=caf\udce9"], "'tracking.project=caf\\udce9' is not UTF-8 text;"),
         (["train", "--resume", "photo.png"], "'photo.png' is not a run folder: it is a file."),
@@ -246,7 +246,7 @@ def test_a_checkpoint_that_is_not_there_is_missed_before_anything_is_loaded(
     for module in ("assemble", "cli.generation"):
         monkeypatch.setattr(f"customized_grpo.{module}.build_policy", load)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["cgrpo", *words, "--run", str(straight), "--iteration", "99"])
+    monkeypatch.setattr(sys, "argv", ["cgrpo", *words, "--run", str(straight), "--checkpoint", "99"])
     with pytest.raises(SystemExit, match="2"):
         cli.main()
     assert "has no checkpoint of iteration 99" in " ".join(capsys.readouterr().err.split())

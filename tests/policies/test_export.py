@@ -13,6 +13,8 @@ from customized_grpo.errors import UserError
 from customized_grpo.policies import export_kohya
 from customized_grpo.policies.export import export_adapter, to_kohya
 from customized_grpo.policies.lora import ADAPTER_FILE, read_adapter
+from customized_grpo.store.scores import write_scores
+from store.tables import BASE, table
 
 from . import tiny
 
@@ -184,6 +186,12 @@ def test_the_command_writes_the_newest_or_the_named_adapter(tmp_path: Path) -> N
     written = load_file(tmp_path / "old.safetensors")
     assert written.keys() == wanted.keys()
     assert all(torch.equal(written[name], wanted[name]) for name in wanted)
+    for iteration, gain in enumerate((0, 0.1, 0)):
+        scores = table(iteration, BASE + gain, BASE + 0.2 * iteration)
+        write_scores(folder / "evaluations" / f"iteration-{iteration:06d}.json", scores)
+    for which, name in (("best", "iteration-000001"), ("last", "iteration-000002")):
+        file = tmp_path / f"{which}.safetensors"
+        assert f"({name})" in cgrpo("--run", folder, "--checkpoint", which, "--output", file).output
 
 
 def test_the_command_never_overwrites_and_says_what_it_cannot_do(tmp_path: Path) -> None:
@@ -195,6 +203,8 @@ def test_the_command_never_overwrites_and_says_what_it_cannot_do(tmp_path: Path)
     full = run(tmp_path / "full", **{"transformer/diffusion_pytorch_model.safetensors": TRAINED})
     other = run(tmp_path / "other", **{"mosaic.safetensors": TRAINED})
     assert "no checkpoint of iteration 7" in said(folder, "--iteration", 7)
+    assert "no checkpoint that was evaluated" in said(folder, "--checkpoint", "best")
+    assert "--checkpoint is 'first'; give best, last, or" in said(folder, "--checkpoint", "first")
     assert "adapter is of a QwenImageEditPlusPipeline; export it with --format diffusers" in said(
         qwen, "--format", "kohya"
     )

@@ -17,6 +17,7 @@ from customized_grpo.store.scores import (
     level,
     read_scores,
     since_first,
+    worst_gain,
     write_scores,
     write_table,
 )
@@ -52,6 +53,14 @@ def test_some_tasks_are_selected() -> None:
     chosen = table(3, BASE, 2 * BASE).select([False, True, False, True, False])
     assert (chosen.tasks, chosen.subjects, chosen.iteration) == (("a-1", "b-1"), ("a", "b"), 3)
     np.testing.assert_array_equal(chosen.column("identity"), [[0.4, 0.8]])
+
+
+def test_the_worst_gain_is_the_smallest_in_standard_deviations() -> None:
+    spread = np.std(BASE)
+    before = table(0, BASE, 2 * BASE)
+    assert worst_gain(before, table(1, BASE + 0.1, 2 * BASE + 0.1)) == pytest.approx(0.1 / (2 * spread))
+    assert worst_gain(before, table(1, BASE - 0.1, 2 * BASE + 0.1)) == pytest.approx(-0.1 / spread)
+    assert math.isnan(worst_gain(table(0, [0] * 5, [0] * 5), before)), "without spread there is no unit"
 
 
 def test_means_are_over_what_could_be_scored() -> None:

@@ -62,6 +62,10 @@ def test_a_draft_is_no_checkpoint_and_is_swept_away(tmp_path: Path) -> None:
     assert len(checkpoint.checkpoints(tmp_path)) == 3
     checkpoint.prune(tmp_path, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["iteration-000002", "iteration-000003"]
+    checkpoint.prune(tmp_path, 1, spare=2)
+    assert len(checkpoint.checkpoints(tmp_path)) == 2
+    checkpoint.prune(tmp_path, 1, spare=3)
+    assert [p.name for p in tmp_path.iterdir()] == ["iteration-000003"]
 
 
 def test_what_cannot_be_removed_stays_and_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

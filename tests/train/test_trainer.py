@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,8 +19,9 @@ from customized_grpo.data import JsonlDataset
 from customized_grpo.data.images import to_tensor
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.settings.parse import parse_config
-from customized_grpo.store.run import RunFolder
-from customized_grpo.store.scores import read_scores
+from customized_grpo.store.run import RunFolder, read_run
+from customized_grpo.store.scores import Scores, read_scores, write_scores
+from customized_grpo.studies.report.run import facts
 from customized_grpo.train.evaluation import evaluate
 from customized_grpo.train.method import SpreadGuard
 from customized_grpo.train.settings import TrainerConfig
@@ -700,6 +702,27 @@ def test_a_run_that_is_resumed_for_longer_says_so_and_keeps_what_it_was(tmp_path
     assert "iterations: 5" in run.config.read_text()
     assert (run.path / "config-until-000003.yaml").read_text() == before
     assert [record["iteration"] for record in run.records()] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("keep_best", "kept"), [(True, [1, 3]), (False, [3])])
+def test_the_best_checkpoint_is_kept_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_best: bool, kept: list[int]
+) -> None:
+    def write(path: Path, scores: Scores) -> Path:
+        gain = (0, 0.3, 0.1, 0.2)[scores.iteration]
+        values = np.full_like(scores.values, gain) + np.arange(2)[None, :, None]  # two tasks, one apart
+        return write_scores(path, replace(scores, values=values))
+
+    monkeypatch.setattr("customized_grpo.train.trainer.write_scores", write)
+    checkpoint = {"every": 1, "keep": 1, "keep_best": keep_best}
+    result = trainer(tmp_path, checkpoint=checkpoint, evaluation={"every": 1}).train()
+    run = RunFolder(result.run)
+    assert [path.name for path in sorted(run.checkpoints.iterdir())] == [f"iteration-{n:06d}" for n in kept]
+    best = {"iteration": 1, "worst_reward_gain": pytest.approx(0.6)}  # 0.3 in standard deviations of 0.5
+    assert run.facts().get("best_checkpoint") == (best if keep_best else None)
+    assert dict(facts(read_run(run.path)))["best checkpoint"] == (
+        "iteration 1, worst-reward gain 0.600" if keep_best else None
+    )
 
 
 def test_an_unscored_picture_is_counted_and_teaches_nothing(tmp_path: Path) -> None:

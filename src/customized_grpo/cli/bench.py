@@ -23,7 +23,7 @@ from customized_grpo.studies.bench.suites import open_suite
 
 
 def bench_command(
-    console: Console, words: Sequence[str], *, run: Path | None = None, iteration: int | None = None,
+    console: Console, words: Sequence[str], *, run: Path | None = None, iteration: int | str | None = None,
     config: Path | None = None, output: Path | None = None, against: Sequence[Path] = (), part: str | None = None,
     trust_code: bool = False,
 ) -> Bench | None:  # fmt: skip

@@ -108,7 +108,7 @@ def evaluate_command(
     file: Path | None,
     overrides: Sequence[str],
     run: Path | None,
-    iteration: int | None,
+    iteration: str | None,
     output: Path | None,
     trust_code: bool = False,
 ) -> None:

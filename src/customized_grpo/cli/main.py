@@ -53,6 +53,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[CONFIG.yaml] [section.setting=value ...]", help="A file or recipe, and overrides."),
 ]
+Checkpoint = Annotated[
+    str | None, typer.Option("--checkpoint", "--iteration", help="best, last, or an iteration; default: last.")
+]
 Run = Annotated[Path, typer.Option("--run", help="A run folder.")]
 
 
@@ -116,7 +119,7 @@ def generate(
     prompt: Annotated[str | None, typer.Option(help="Prompt of the images.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of images, each from its own noise.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed for noise and toy subject.")] = 0,
-    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    checkpoint: Checkpoint = None,
     output: Annotated[Path | None, typer.Option(help="Image to write; default: a new PNG in RUN/generated.")] = None,
     trust_code: TrustCode = False,
 ) -> None:
@@ -133,11 +136,11 @@ def generate(
     folder, config = open_run(run, trust_code=trust_code)
     target = new_file(folder.path / "generated", output)
     example = reference_example(reference, prompt, seed)
-    find_checkpoint(folder, iteration)
+    find_checkpoint(folder, checkpoint)
     check_named(config)
     warn_of_toy_model(config.policy, example)
     policy = build_policy(config)
-    sheet = draw(policy, example, lambda: load_trained(policy, folder, iteration), count, seed, config)
+    sheet = draw(policy, example, lambda: load_trained(policy, folder, checkpoint), count, seed, config)
     with replacing(target, new=True) as draft:
         sheet.save(draft, Image.registered_extensions()[target.suffix.lower()])
     console.print(f'"{example.prompt}"\n{target}', highlight=False, soft_wrap=True)
@@ -154,7 +157,7 @@ class Format(str, Enum):
 def export(
     run: Run,
     output: Annotated[Path, typer.Option(help="New file to write, ending in .safetensors.")],
-    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    checkpoint: Checkpoint = None,
     format: Annotated[Format, typer.Option(help="diffusers, or kohya for ComfyUI (FLUX only).")] = Format.diffusers,
     trust_code: TrustCode = False,
 ) -> None:
@@ -166,18 +169,18 @@ def export(
 
     quiet_libraries()
     folder, config = open_run(run, trust_code=trust_code)
-    checkpoint = find_checkpoint(folder, iteration)
-    verify(checkpoint, lambda name: name.startswith("adapter/"))
+    found = find_checkpoint(folder, checkpoint)
+    verify(found, lambda name: name.startswith("adapter/"))
     pipeline = getattr(resolve(config.policy.use, "policy"), "PIPELINE", "")
-    written = export_adapter(checkpoint / "adapter", output, format.value, pipeline=pipeline)
-    console.print(f"{written}  ({checkpoint.name})", highlight=False, soft_wrap=True)
+    written = export_adapter(found / "adapter", output, format.value, pipeline=pipeline)
+    console.print(f"{written}  ({found.name})", highlight=False, soft_wrap=True)
 
 
 @app.command(name="eval")
 def evaluate(
     settings: Settings = None,
     run: Annotated[Path | None, typer.Option("--run", help="A run folder; default: evaluate the base model.")] = None,
-    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    checkpoint: Checkpoint = None,
     output: Annotated[Path | None, typer.Option(help="Folder for scores and images; default: only print.")] = None,
     trust_code: TrustCode = False,
 ) -> None:
@@ -186,7 +189,7 @@ def evaluate(
 
     quiet_libraries()
     file, overrides = split_settings(settings)
-    evaluate_command(console, file, overrides, run, iteration, output, trust_code)
+    evaluate_command(console, file, overrides, run, checkpoint, output, trust_code)
 
 
 @app.command(epilog=f"Packaged recipes: {', '.join(recipe_names())}.")
@@ -238,7 +241,7 @@ def report(
 def probe(
     settings: Settings = None,
     run: Annotated[Path | None, typer.Option("--run", help="A run folder; default: probe the base model.")] = None,
-    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    checkpoint: Checkpoint = None,
     examples: Annotated[int | None, typer.Option(help="Number of training examples; default: 24.")] = None,
     branches: Annotated[int | None, typer.Option(help="Branches per step; default: 8.")] = None,
     gradients: Annotated[bool | None, typer.Option(help="Whether to measure gradients; default: yes.")] = None,
@@ -256,8 +259,8 @@ def probe(
     file, overrides = split_settings(settings)
     if resume is None:
         given |= {} if batch is None else {"batch": batch}
-        new_probe(console, file, overrides, given, run=run, iteration=iteration, output=output, trust_code=trust_code)
-    elif file or given or run or output or iteration is not None:
+        new_probe(console, file, overrides, given, run=run, iteration=checkpoint, output=output, trust_code=trust_code)
+    elif file or given or run or output or checkpoint is not None:
         raise UserError("--resume reads everything but --batch and overrides from the folder; remove the rest.")
     else:
         resume_probe(console, resume, overrides, batch, trust_code=trust_code)
@@ -296,7 +299,7 @@ def bench(
         typer.Argument(metavar="[PROTOCOL | BENCH.yaml] [data=FOLDER ...]", help="Default: list the protocols."),
     ] = None,
     run: Annotated[Path | None, typer.Option("--run", help="A run folder; default: measure the base model.")] = None,
-    iteration: Annotated[int | None, typer.Option(help="Iteration of the checkpoint; default: latest.")] = None,
+    checkpoint: Checkpoint = None,
     config: Annotated[Path | None, typer.Option(help="Configuration of the base model, if there is no run.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write; default: benches/PROTOCOL-NAME.")] = None,
     against: Annotated[list[Path] | None, typer.Option(help="A finished benchmark to compare with.")] = None,
@@ -308,7 +311,7 @@ def bench(
 
     quiet_libraries()
     bench_command(
-        console, settings or [], run=run, iteration=iteration, config=config, output=output, against=against or [],
+        console, settings or [], run=run, iteration=checkpoint, config=config, output=output, against=against or [],
         part=part, trust_code=trust_code,
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from customized_grpo.train.settings import FLOW_SDE
 
 def new_probe(
     console: Console, file: Path | None, overrides: Sequence[str], settings: Mapping[str, Any], *,
-    run: Path | None = None, iteration: int | None = None, output: Path | None = None, trust_code: bool = False,
+    run: Path | None = None, iteration: int | str | None = None, output: Path | None = None, trust_code: bool = False,
 ) -> Findings:  # fmt: skip
     """Probe the base policy of a configuration, or a run's checkpoint.
 

@@ -5,7 +5,8 @@ Whatever a killed or unfinished run has left is read; what could not be read is 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.store import files
 from customized_grpo.store.files import Lines
 from customized_grpo.store.folder import Folder
-from customized_grpo.store.scores import Scores, read_scores, to_number
+from customized_grpo.store.scores import Scores, read_scores, to_number, worst_gain
 from customized_grpo.store.yaml_text import dump_yaml, parse_yaml
 
 
@@ -83,6 +84,18 @@ class RunFolder(Folder):
 
     def evaluation(self, iteration: int) -> Path:
         return self.evaluations / f"iteration-{iteration:06d}.json"
+
+    def best(self, iterations: Iterable[int]) -> tuple[int, float] | None:
+        """Of these iterations the one with the largest held-out worst-reward gain, and that gain.
+
+        None if none of them, or not the base policy, was evaluated.
+        """
+        gains: dict[int, float] = {}
+        for iteration in iterations:
+            with suppress(OSError, ValueError):  # missing or damaged
+                gain = worst_gain(read_scores(self.evaluation(0)), read_scores(self.evaluation(iteration)))
+                gains |= {iteration: gain} if np.isfinite(gain) else {}
+        return max(gains.items(), key=lambda item: item[1], default=None)
 
 
 def iteration_files(folder: Path, suffix: str, prefix: str = "") -> Iterator[tuple[int, Path]]:

@@ -308,6 +308,16 @@ def _paired(
     return np.where(both, first, np.nan), np.where(both, last, np.nan)
 
 
+def worst_gain(before: Scores, after: Scores) -> float:
+    """The smallest change of a reward, in standard deviations over the tasks before; NaN if none is defined."""
+    gains = []
+    for reward in before.rewards:
+        first, last = _paired(before, after, Scores.per_task, reward)
+        if np.isfinite(first).any() and (spread := np.nanstd(before.per_task(reward))) > 0:
+            gains.append(np.nanmean(last - first) / spread)
+    return float(min(gains, default=np.nan))
+
+
 def is_share(evaluations: Sequence[Scores], metric: str) -> bool:
     """Whether every score of a metric lies between 0 and 1."""
     found = _finite(evaluations, metric)

@@ -177,13 +177,13 @@ def iteration_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(".").removesuffix(REPLACED).split("-")[1])
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove what a kill left behind and, unless keep is 0, all but the newest `keep` checkpoints."""
+def prune(folder: Path, keep: int, spare: int | None = None) -> None:
+    """Remove what a kill left behind and, unless keep is 0, all but the newest `keep` checkpoints and `spare`."""
     found = checkpoints(folder)
     for left in folder.glob(".iteration-*"):
         if left not in found:
             shutil.rmtree(left, ignore_errors=True)
-    for old in found[: -keep or None] if keep else []:
+    for old in [path for path in found[:-keep] if iteration_of(path) != spare] if keep else []:
         hidden = old.rename(folder / f".{old.name.removeprefix('.')}{DRAFT}")  # half-removed it must not look whole
         shutil.rmtree(hidden, ignore_errors=True)
 

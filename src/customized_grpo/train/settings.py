@@ -245,6 +245,8 @@ class CheckpointSettings(Settings):
     """Iterations between two checkpoints."""
     keep: Annotated[int, Role.RUNTIME] = Field(default=2, ge=0)
     """Number of latest checkpoints to keep; 0 keeps all."""
+    keep_best: Annotated[bool, Role.RUNTIME] = True
+    """Keep also the checkpoint with the best held-out worst-reward gain, of those whose iteration was evaluated."""
 
 
 class TrainerConfig(Settings):

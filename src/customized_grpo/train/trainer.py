@@ -412,7 +412,11 @@ class Trainer:
                 ema=self.update.ema,
             )  # fmt: skip
             path = checkpoints.save(run.checkpoints, state, self.policy, run.config.read_text(encoding="utf-8"))
-            checkpoints.prune(run.checkpoints, self.config.checkpoint.keep)
+            best = run.best(map(checkpoints.iteration_of, checkpoints.checkpoints(run.checkpoints)))
+            spare = best[0] if best and self.config.checkpoint.keep_best else None
+            checkpoints.prune(run.checkpoints, self.config.checkpoint.keep, spare)
+            if spare is not None:
+                run.describe(best_checkpoint=dict(zip(("iteration", "worst_reward_gain"), best or (), strict=True)))
             self._tell(self.observer.on_checkpoint, path)
 
     def _save_before_failure(self, run: RunFolder, error: UserError) -> None:

@@ -257,7 +257,7 @@ def test_what_is_no_probe_is_named(config: Path, tmp_path: Path) -> None:
         new_probe(quiet(), tmp_path / "none.yaml", [], SMALL)
     with pytest.raises(UserError, match="Got both --run and a configuration file"):
         new_probe(quiet(), config, [], SMALL, run=tmp_path)
-    with pytest.raises(UserError, match="--iteration names a checkpoint of a run"):
+    with pytest.raises(UserError, match="--checkpoint names a checkpoint of a run"):
         new_probe(quiet(), config, [], SMALL, iteration=3)
 
 

@@ -397,6 +397,12 @@ def facts(record: RunRecord) -> list[tuple[str, Any]]:
             count(summary["samples_per_iteration"]) if "samples_per_iteration" in summary else None,
         ),
         ("iterations", progress(record)),
+        (
+            "best checkpoint",
+            f"iteration {best['iteration']}, worst-reward gain {number(best['worst_reward_gain'])}"
+            if (best := record.info.get("best_checkpoint"))
+            else None,
+        ),
         ("time", duration(seconds) if seconds else None),
     ]
 
