@@ -40,8 +40,8 @@ class Config(TrainerConfig):
     rewards: Annotated[dict[str, Spec], Role.KEPT] = Field(default=REWARDS)
     """Rewards in column order; the time weights of the paper expect prompt, then identity."""
     metrics: Annotated[dict[str, Spec], Role.APPLIED] = Field(default=METRICS)
-    """Metrics computed in evaluation and never trained on. The default applies to the toy world only, because its
-    oracle cannot evaluate other data."""
+    """Metrics computed in evaluation, which train only if `method.rewards` names them. The default applies to the toy
+    world only, because its oracle cannot evaluate other data."""
     data: DataSettings = DataSettings()
 
     LISTED: ClassVar[str] = f" `{command('config')}` lists all settings."
