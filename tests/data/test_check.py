@@ -106,6 +106,26 @@ def test_one_damaged_file_does_not_hide_the_others(clean, monkeypatch):
     assert "RuntimeError: the decoder" in report.findings[0].message
 
 
+def test_targets(clean):
+    root = clean.parent
+    picture(32, 24, seed=8).save(root / "target.png")
+    (root / "corrupt.png").write_bytes(b"no")
+    names = ("target", "corrupt", "absent")
+    change(clean, *({"target": f"{name}.png"} for name in names), {}, {"target": "target.png", "split": "eval"}, {})
+    report, findings = found(clean)
+    assert findings == [
+        ("missing picture", "absent.png"),
+        ("corrupt", "corrupt.png"),
+        ("leaked picture", "line 5"),
+        ("leaked picture", "line 6"),
+        ("leaked subject", "line 6"),
+    ]
+    assert report.pictures == 6
+    Image.new("L", (32, 24), 255).save(root / "good.png")
+    change(clean, {"masks": ["good.png"]}, {"target": ""}, {"target": ""}, {}, {"split": "train"}, {})
+    assert found(clean)[1] == [("no mask", "dog1/0.png"), ("no mask", "dog2/0.png")], "a target needs no mask"
+
+
 def test_masks(clean):
     root = clean.parent
     Image.new("L", (32, 24), 255).save(root / "good.png")

@@ -34,11 +34,24 @@ def line(name="a", **fields):
 def test_reads_everything_in_a_line(folder):
     masks = [None, "dog/mask.png"]
     pair = ["dog/0.png", "dog/1.png"]
-    path = write(folder, line(references=pair, masks=masks, subject="dog", split="eval", kind=" a  scene "), "")
+    path = write(
+        folder,
+        line(
+            references=pair,
+            masks=masks,
+            subject="dog",
+            split="eval",
+            kind=" a  scene ",
+            target="dog/1.png",
+            weights={"identity": 0.25},
+        ),
+        "",
+    )
     (example,) = list(JsonlDataset(path))
     assert (example.id, example.prompt, example.subject, example.kind) == ("a", "a dog", "dog", "a scene")
     assert [picture.size for picture in example.references] == [(6, 4), (6, 4)]
     assert example.masks[0] is None
+    assert (example.target.size, example.weights) == ((6, 4), {"identity": 0.25})
     assert [example.masks[1].getpixel((x, 0)) for x in (0, 5)] == [255, 0]
 
 
@@ -65,6 +78,8 @@ def test_a_single_reference_needs_no_list_and_ids_may_be_numbers(folder):
         ([line(references=[])], r"line 1: field 'references' is empty; give at least one picture of the subject"),
         ([line(references=["dog/9.png"])], r"line 1: there is no image '.*dog/9.png'"),
         ([line(masks=["dog/mask.png", None])], r"line 1: 2 masks for 1 references"),
+        ([line(target="dog/9.png")], r"line 1: there is no image '.*dog/9.png'"),
+        ([line(weights={"identity": -1})], r"line 1: field 'weights': expected .*0"),
         ([line(masks=["dog/absent.png"])], r"line 1: there is no image '.*absent.png'"),
         ([""], r"holds no example"),
         ([line(kind="k" * 41)], r"line 1: field 'kind': 'kkk.*' has 41 characters; name .* at most 40\.$"),
@@ -126,6 +141,8 @@ def test_outlines_are_examples_with_empty_images_of_the_right_sizes(folder):
     assert [(e.id, [image.size for image in e.references]) for e in dataset.outlines()] == [
         ("0", [(6, 4)]), ("2", [(6, 4), (6, 4)]),
     ]  # fmt: skip
+    weighted = write(folder, line("0"), line("1", weights={"identity": 0.5}), line("2", weights={"identity": 1}))
+    assert [(e.id, e.weights) for e in JsonlDataset(weighted).outlines()] == [("0", {}), ("1", {"identity": 0.5})]
     (folder / "cat" / "0.png").write_bytes(b"no")
     with pytest.raises(UserError, match=r"cat/0.png' cannot be read"):
         list(dataset.outlines())

@@ -270,6 +270,8 @@ def test_import_syncd(syncd, tmp_path):
     dog, thing = dataset = JsonlDataset(imported.manifest)
     assert (dog.id, dog.prompt, dog.references[0].size) == ("syncd-000000-01", "a dog\u2028in snow", (64, 48))
     assert (thing.prompt, dataset.subjects) == ("y", ["syncd-000000", "7"])
+    assert [record.target for record in dataset.records] == ["../syncd/dog_1.jpg", "../syncd/a/7_1.jpg"]
+    assert (dog.target.size, thing.target.size) == ((64, 48), (32, 32))
     # The loader takes what is not black for the object, and resizes masks to their images.
     for example, edge in ((dog, 32), (thing, 16)):
         width, height = example.references[0].size
@@ -338,6 +340,8 @@ def test_import_subjects200k(tmp_path):
     assert (left.prompt, right.prompt, left.subject) == ("a mug, right", "a mug, left", "mug")
     for example, colour in zip(dataset, [(255, 0, 0), (0, 0, 255)] * 2, strict=True):
         assert example.references[0].getcolors() == [(64, colour)]
+        other = (0, 0, 255) if colour[0] else (255, 0, 0)
+        assert example.target.getcolors() == [(64, other)], "the half that the prompt describes"
     with pytest.raises(UserError, match="exists already"):
         import_subjects200k(rows, tmp_path / "data.jsonl")
     broken = [row() | {"image": {"bytes": b"no", "path": None}}, row() | {"description": {}}, row()]

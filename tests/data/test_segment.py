@@ -33,10 +33,14 @@ def manifest(tmp_path):
 def test_every_reference_gets_a_mask(manifest):
     done = []
     output = manifest.parent / "other" / "masked.jsonl"
+    lines = manifest.read_text().splitlines()
+    lines[0] = lines[0][:-1] + ', "target": "d/0.png"}'
+    manifest.write_text("\n".join(lines))
     made = add_masks(manifest, output, dark_is_subject, progress=lambda *count: done.append(count))
     assert (made.examples, made.skipped) == (8, 1)
     assert done[-1] == (3, 3)
     a, _, b, _, c, _, d, _ = JsonlDataset(output)
+    assert a.target.size == (8, 4)
     assert [a.masks[0].getpixel((x, 0)) for x in (0, 7)] == [255, 0]
     assert b.masks[0].getextrema() == (255, 255)
     assert [c.masks[0].getpixel((x, 0)) for x in (0, 7)] == [255, 0]

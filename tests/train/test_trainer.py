@@ -996,6 +996,16 @@ def test_an_evaluation_that_is_damaged_at_the_end_costs_only_the_comparison(tmp_
     assert status(tmp_path) == "finished"
 
 
+def test_weights_of_what_does_not_train_are_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    lines = [
+        {"id": str(n), "prompt": "p", "references": ["0.png"], "weights": {"promt": 2} if n else {}} for n in (0, 1)
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match=r"weights of example '1': there is no reward 'promt'"):
+        trainer(tmp_path, train=JsonlDataset(tmp_path / "data.jsonl"))
+
+
 def test_copies_of_the_references_are_scored_once_for_each_example(tmp_path: Path) -> None:
     method = {"advantage": {"use": "cme"}, "time_weights": {"use": "constant", "weights": [0.5, 0.5]}}
     made = trainer(tmp_path, method=method)

@@ -112,7 +112,7 @@ def check_data(
     path = Path(manifest).expanduser()
     findings: list[Finding] = []
     records = dict(_records(path, findings))
-    files = sorted({name for record in records.values() for name in record.references})
+    files = sorted({name for record in records.values() for name in record.pictures})
     masks = sorted({pair for record in records.values() for pair in _masked(record)}, key=str)
     workers, done, total = workers or min(16, os.cpu_count() or 1), 0, len(files) + len(masks)
 
@@ -235,7 +235,8 @@ def _of_masks(records: dict[int, Record], seen: dict[str, _Seen]) -> Iterator[Fi
     masked = {reference for record in records.values() for reference, _, _ in _masked(record)}
     masked |= {name for name, picture in seen.items() if picture.has_alpha}
     if masked:
-        for name in sorted(seen.keys() - masked):
+        references = {name for record in records.values() for name in record.references}
+        for name in sorted(references - masked):
             yield Finding("no mask", name, "other references have one; this one keeps its background")
 
 
@@ -249,7 +250,7 @@ def _leaks(records: dict[int, Record], seen: dict[str, _Seen]) -> Iterator[Findi
     told: set[str] = set()
     for (number, record), subject in zip(records.items(), _identities(records), strict=True):
         split = record.split or "train"
-        marks = [("leaked picture", seen[name].digest, name) for name in record.references if seen[name].digest]
+        marks = [("leaked picture", seen[name].digest, name) for name in record.pictures if seen[name].digest]
         marks += [] if subject in record.references else [("leaked subject", f"subject {subject}", subject)]
         for kind, mark, name in marks:
             other, line = home.setdefault(mark, (split, f"line {number}"))

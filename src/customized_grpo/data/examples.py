@@ -1,7 +1,7 @@
 """Examples from a JSONL manifest, whose images are read when they are needed.
 
 One object per line: {"id", "prompt", "references": [paths], "subject"?, "subject_id"?, "masks"?: [paths or null],
-"mask_labels"?, "split"?, "kind"?}. Paths are relative to the manifest.
+"mask_labels"?, "split"?, "kind"?, "target"?: path, "weights"?: {reward: factor}}. Paths are relative to the manifest.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Annotated
 
 from PIL import Image
 from pydantic import ConfigDict, Field, ValidationError, field_validator
@@ -41,6 +42,13 @@ class Record(Settings):
     mask_labels: tuple[int | str | None, ...] = ()
     split: str = ""
     kind: str = ""
+    target: str = ""
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default={})
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """The references, and the target if there is one."""
+        return self.references + ((self.target,) if self.target else ())
 
     @field_validator("prompt")
     @classmethod
@@ -160,7 +168,7 @@ class JsonlDataset(LazyExamples[Example]):
                     f"ids must be unique."
                 )
             seen[record.id] = number
-            for name in (*record.references, *(mask for mask in record.masks if mask)):
+            for name in (*record.pictures, *(mask for mask in record.masks if mask)):
                 if not is_file(self.path.parent / name):
                     raise UserError(f"{self.path}, line {number}: there is no image '{self.path.parent / name}'.")
             records.append(record)
@@ -189,21 +197,25 @@ class JsonlDataset(LazyExamples[Example]):
             subject=record.subject,
             masks=tuple(masks) if any(masks) else (),
             kind=record.kind,
+            target=read_picture(self.path.parent / record.target)[0] if record.target else None,
+            weights=record.weights,
             subject_id=self.subjects[index],
         )
 
     def outlines(self) -> Iterator[Example]:
-        """The examples with images of the right sizes and nothing in them, one for each set of references.
+        """The examples with images of the right sizes and nothing in them, one for each set of references and
+        of weighted rewards.
 
         Only the heads of the files are read, of up to 10,000 sets.
 
         Raises:
             UserError: if a reference is not an image.
         """
-        distinct = {record.references: record for record in reversed(self.records)}
+        distinct = {(record.references, *record.weights): record for record in reversed(self.records)}
         for record in list(reversed(distinct.values()))[:OUTLINES]:
             sizes = [image_size(self.path.parent / name) for name in record.references]
-            yield Example(record.id, record.prompt, tuple(_blank(size) for size in sizes), record.subject)
+            blank = tuple(_blank(size) for size in sizes)
+            yield Example(record.id, record.prompt, blank, record.subject, weights=record.weights)
 
     @property
     def has_splits(self) -> bool:

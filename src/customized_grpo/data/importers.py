@@ -50,7 +50,7 @@ def write_manifest(output: str | Path, records: Iterable[Record], left_out: Left
     if not written:
         raise UserError(f"Nothing was found to write to '{path}'{_told(left_out)}.")
     lines = [
-        json.dumps({k: v for k, v in record.model_dump().items() if v not in ("", ())}, ensure_ascii=False) + "\n"
+        json.dumps({k: v for k, v in record.model_dump().items() if v not in ("", (), {})}, ensure_ascii=False) + "\n"
         for record in written
     ]
     try:
@@ -313,7 +313,7 @@ def _template(prompt: str, where: str) -> str:
 def import_syncd(source: str | Path, output: str | Path, *, references: References = "first") -> Imported:
     """SynCD: sets of images of one object, each image with its own prompt.
 
-    Every image but the reference makes a task of its prompt; the image itself is what a policy has to find. With
+    Every image but the reference makes a task of its prompt; the image itself is the target. With
     `references` "all", each image is asked for with the others as references, and with "each", with each of the others.
     Sets with a missing image, or with one image alone, are left out.
 
@@ -374,6 +374,7 @@ def _of_set(
             subject_id=str(entry.get("objaverse_id") or name),
             masks=tuple(mask and relative(mask, manifest) for mask in masks) if any(masks) else (),
             mask_labels=tuple(mask and NONZERO for mask in masks) if any(masks) else (),
+            target=relative(images[n], manifest),
         )
 
 
@@ -397,8 +398,8 @@ def import_subjects200k(
 ) -> Imported:
     """Subjects200K: pairs of pictures of one subject, side by side in one picture.
 
-    The left picture becomes the reference and the right one's description the prompt. References are cut out and saved
-    as PNG in a folder beside the manifest, named after it.
+    The left picture becomes the reference, the right one the target and its description the prompt. Both are cut out
+    and saved as PNG in a folder beside the manifest, named after it.
 
     Args:
         rows: the data set's rows; or its folder, parquet files or hub id, for which the `datasets` package is needed.
@@ -413,7 +414,7 @@ def import_subjects200k(
     path = check_free(output)
     folder = path.with_suffix("")
     if folder.exists():
-        raise UserError(f"'{folder}' exists already; the references would go there. Name another manifest.")
+        raise UserError(f"'{folder}' exists already; the images would go there. Name another manifest.")
     left_out: LeftOut = {}
     opened: Iterable[Mapping[str, Any]] = open_dataset(rows) if isinstance(rows, (str, Path)) else rows
     return write_manifest(path, _halves(opened, folder, path, both_ways, quality, limit, left_out), left_out)
@@ -437,18 +438,20 @@ def _halves(
             continue
         margin = max(0, 2 * image.height - image.width)  # height = side + 2 margins, width = 2 sides + 3 margins
         side = image.height - 2 * margin
+        files = [folder / f"{number:06d}" / f"{name}.png" for name in ("left", "right")]
         for half in (0, 1) if both_ways else (0,):
             name, prompt = f"{number:06d}-{half}", str(told.get(f"description_{1 - half}") or "")
             if side < 1 or not prompt.strip():
                 left_out.setdefault("no description, or not two images side by side", []).append(f"row {number}")
                 continue
-            left = margin + half * (side + margin)
-            reference = folder / f"{number:06d}" / f"{('left', 'right')[half]}.png"
-            write(reference, png(image.crop((left, margin, left + side, margin + side))))
+            for file, left in zip(files, (margin, 2 * margin + side), strict=True):
+                if not file.exists():
+                    write(file, png(image.crop((left, margin, left + side, margin + side))))
             yield Record(
                 id=f"subjects200k-{name}",
                 prompt=prompt,
-                references=(relative(reference, manifest),),
+                references=(relative(files[half], manifest),),
+                target=relative(files[1 - half], manifest),
                 subject=str(told.get("item") or ""),
             )
 

@@ -92,4 +92,6 @@ def _make(picture: Path, target: Path, manifest: Path, segment: Segmenter) -> st
 def _with_masks(record: Record, root: Path, manifest: Path, made: dict[str, str | None]) -> Record:
     masks = [relative(root / mask, manifest) if mask else made[name] for name, mask in _pairs(record)]
     moved = tuple(relative(root / name, manifest) for name in record.references)
-    return record.model_copy(update={"references": moved, "masks": tuple(masks) if any(masks) else ()})
+    target = relative(root / record.target, manifest) if record.target else ""
+    masks = tuple(masks) if any(masks) else ()
+    return record.model_copy(update={"references": moved, "masks": masks, "target": target})

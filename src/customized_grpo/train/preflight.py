@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +41,23 @@ def check_sizes(config: "TrainerConfig", examples: int, processes: int) -> None:
         )
 
 
-def check_examples(policy: Policy, train: Any, held_out: Sequence[Example]) -> None:
+def check_examples(policy: Policy, method: Method, train: Any, held_out: Sequence[Example]) -> None:
     """Raise UserError for an example whose references are too many or too few for the policy, or are no images.
+
+    So is one for training with weights of rewards that do not train.
 
     Args:
         policy: asked for the `shape_key` of each.
+        method: asked for the `factors` of those for training.
         train: the training data; only a list, or a dataset with `outlines`, is looked at before it is used.
         held_out: the examples of the evaluations.
     """
     known = train.outlines() if hasattr(train, "outlines") else train if isinstance(train, list | tuple) else ()
-    for example in chain(held_out, known):
+    for example in held_out:
         policy.shape_key(example)
+    for example in known:
+        policy.shape_key(example)
+        method.factors([example])
 
 
 def check_plan(objective: Objective, method: Method) -> None:

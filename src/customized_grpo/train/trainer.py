@@ -137,7 +137,7 @@ class Trainer:
         """Example id to what unedited copies of its references score, (K,)."""
         self.objective = make_objective(policy, self.config)
         check_sizes(self.config, len(train_dataset), self.accelerator.num_processes)
-        check_examples(policy, train_dataset, self.eval_examples)
+        check_examples(policy, self.method, train_dataset, self.eval_examples)
         self.objective.check()
         with policy.sampled_with(**self.config.evaluation.of_policy()):
             pass  # whether it takes them
