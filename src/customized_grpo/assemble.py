@@ -85,19 +85,19 @@ def open_run(path: str | Path, overrides: Sequence[str] = (), *, trust_code: boo
     """
     run = RunFolder.existing(path)
     read_tree(run.config, stored=True)
-    if chosen := [word for word in overrides if word.startswith(("objective=", "objective.use="))]:
-        trained, asked = load_config(run.config).objective.use, load_config(None, chosen).objective.use
-        if trained != asked:  # said first: what the run's other settings mean depends on it
+    trained = load_config(run.config) if overrides else None
+    if trained and (chosen := [word for word in overrides if word.startswith(("objective=", "objective.use="))]):
+        asked = load_config(None, chosen).objective.use
+        if trained.objective.use != asked:  # said first: what the run's other settings mean depends on it
             raise UserError(
-                f"The run in '{run.path}' was trained with the objective {trained}, and its checkpoints are not for "
-                f"{asked}; leave objective out, or start a new run in another output."
+                f"The run in '{run.path}' was trained with the objective {trained.objective.use}, and its checkpoints "
+                f"are not for {asked}; leave objective out, or start a new run in another output."
             )
     config = open_config(run.config, [*overrides, f"output={os.fspath(run.path)}"], trust_code=trust_code)
-    trained = load_config(run.config).policy.use if overrides else config.policy.use
-    if trained != config.policy.use:
+    if trained and trained.policy.use != config.policy.use:
         raise UserError(
-            f"The run in '{run.path}' trained a {trained}, and its weights are not for a {config.policy.use}; "
-            f"leave policy.use out."
+            f"The run in '{run.path}' trained a {trained.policy.use}, and its weights are not for a "
+            f"{config.policy.use}; leave policy.use out."
         )
     return run, config
 

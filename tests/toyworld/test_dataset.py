@@ -43,7 +43,7 @@ def test_example_carries_what_a_policy_needs() -> None:
 def test_larger_examples_are_the_same_tasks_with_right_articles() -> None:
     small, large = ToyWorld("eval", 60, seed=1)[:], ToyWorld("eval", 60, seed=1, size=128)[:]
     assert [(e.truth_subject, e.truth_scene) for e in small] == [(e.truth_subject, e.truth_scene) for e in large]
-    assert {e.references[0].size for e in large} == {(128, 128)}
+    assert {e.references[0].size for e in large} == {e.target.size for e in large} == {(128, 128)}
     assert any(e.prompt.startswith("an ") for e in large)
     assert not any(" a orange" in e.prompt for e in large)
 

@@ -91,10 +91,12 @@ class RunFolder(Folder):
         None if none of them, or not the base policy, was evaluated.
         """
         gains: dict[int, float] = {}
-        for iteration in iterations:
-            with suppress(OSError, ValueError):  # missing or damaged
-                gain = worst_gain(read_scores(self.evaluation(0)), read_scores(self.evaluation(iteration)))
-                gains |= {iteration: gain} if np.isfinite(gain) else {}
+        with suppress(OSError, ValueError):  # missing or damaged
+            before = read_scores(self.evaluation(0))
+            for iteration in iterations:
+                with suppress(OSError, ValueError):
+                    gain = worst_gain(before, read_scores(self.evaluation(iteration)))
+                    gains |= {iteration: gain} if np.isfinite(gain) else {}
         return max(gains.items(), key=lambda item: item[1], default=None)
 
 

@@ -85,7 +85,7 @@ class ToyWorld(LazyExamples[ToyExample]):
 
     def _target(self, subject: Subject, scene: Scene, index: int) -> Image.Image:
         rng = random.Random(f"{self.split} {self.seed} target {index}")
-        return Image.fromarray(render(subject, scene, rng.getrandbits(32)))
+        return Image.fromarray(render(subject, scene, rng.getrandbits(32), self.size))
 
     def _subject(self, who: int) -> tuple[Subject, Image.Image, Image.Image]:
         rng = random.Random(f"{self.split} {self.seed} subject {who}")

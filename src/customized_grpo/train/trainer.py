@@ -220,9 +220,10 @@ class Trainer:
             rollouts, scored = self._sample_and_score(iteration, chunks, plan)
             examples = [example for chunk in chunks for _, example in chunk]
             factors = self.method.factors(examples)
-            copies = self._copies(examples, rollouts) if self.method.wants_copies else factors
+            copies = self._copies(examples, rollouts) if self.method.wants_copies else None
         rewards = gather(self.accelerator, torch.cat([some.values for some in scored]))
-        factors, copies = gather(self.accelerator, factors), gather(self.accelerator, copies)
+        factors = gather(self.accelerator, factors)
+        copies = None if copies is None else gather(self.accelerator, copies).unsqueeze(1)
         credited = [some.credited for some in scored if some.credited is not None]
         signal = gather(self.accelerator, torch.cat(credited)) if credited else rewards
         # 3. Scores to advantages, over the groups of all processes.
@@ -230,7 +231,7 @@ class Trainer:
         with fail_together(self.accelerator):
             self.spread_guard.check(rewards, self.method.names, iteration)
             weights = self.method.weights(plan.progress, settings.num_inference_steps, draw)
-            everyone = self.method.advantages(signal, weights, factors, copies.unsqueeze(1))
+            everyone = self.method.advantages(signal, weights, factors, copies)
             clamp = self.config.method.advantage_clamp
             told = describe_rewards(rewards, self.method.names) | describe_advantages(everyone, rewards, clamp)
             everyone, more = self.objective.advantages(everyone, rewards.isfinite().any(dim=-1))
@@ -412,11 +413,11 @@ class Trainer:
                 ema=self.update.ema,
             )  # fmt: skip
             path = checkpoints.save(run.checkpoints, state, self.policy, run.config.read_text(encoding="utf-8"))
-            best = run.best(map(checkpoints.iteration_of, checkpoints.checkpoints(run.checkpoints)))
-            spare = best[0] if best and self.config.checkpoint.keep_best else None
-            checkpoints.prune(run.checkpoints, self.config.checkpoint.keep, spare)
-            if spare is not None:
-                run.describe(best_checkpoint=dict(zip(("iteration", "worst_reward_gain"), best or (), strict=True)))
+            found = map(checkpoints.iteration_of, checkpoints.checkpoints(run.checkpoints))
+            best = run.best(found) if self.config.checkpoint.keep_best else None
+            checkpoints.prune(run.checkpoints, self.config.checkpoint.keep, best[0] if best else None)
+            if best:
+                run.describe(best_checkpoint={"iteration": best[0], "worst_reward_gain": best[1]})
             self._tell(self.observer.on_checkpoint, path)
 
     def _save_before_failure(self, run: RunFolder, error: UserError) -> None:
