@@ -181,9 +181,20 @@ def test_the_rule_for_a_micro_batch_smaller_than_the_chunk(tmp_path, overrides, 
         assert [record["update/first_ratio_error"] for record in records] == [0, 0]
 
 
-def test_auto_takes_what_the_hardware_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        assert as_dtype("auto") is expected
+@pytest.mark.parametrize(
+    ("name", "instruction", "matrix_units", "expected"),
+    [
+        ("AMD EPYC", True, False, torch.bfloat16),
+        ("AMD EPYC", False, False, torch.float32),
+        ("Intel Xeon", True, True, torch.bfloat16),
+        ("Intel Xeon", True, False, torch.float32),
+    ],
+)
+def test_auto_takes_what_the_hardware_is_faster_in(
+    name: str, instruction: bool, matrix_units: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name}, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instruction)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: matrix_units)
+    assert as_dtype("auto") is expected

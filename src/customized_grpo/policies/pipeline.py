@@ -553,12 +553,19 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
         UserError: unless it is float32 or bfloat16. float16 overflows in these models.
     """
     if dtype == "auto":
-        fast = torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fast else torch.float32
+        return torch.bfloat16 if torch.cuda.is_available() or _fast_bfloat16_on_cpu() else torch.float32
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found not in (torch.float32, torch.bfloat16):
         raise UserError(f"policy.dtype is '{dtype}'; it must be float32, bfloat16 or auto.")
     return found
+
+
+def _fast_bfloat16_on_cpu() -> bool:
+    """Intel's processors without matrix units (AMX) have the bfloat16 instruction, but their float32 is faster."""
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in older PyTorch
+    return torch.cpu._is_avx512_bf16_supported() and "Intel" not in str(capabilities.get("cpu_name"))
 
 
 def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
