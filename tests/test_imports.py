@@ -40,7 +40,7 @@ HOMES = {"customized_grpo.settings.build", "customized_grpo.moved"}
 """Modules whose strings are no imports: the only resolver lists where bare names are looked up, and looks them up only
 when a configuration asks for one."""
 SHARED = {
-    "rewards": {"contract", "client", "open_clip"},
+    "rewards": {"contract", "client", "open_clip", "protocols"},
     "policies": {"contract", "settings", "lora", "pipeline", "encodings", "tokens", "quantization", "mixed_precision"}
     | {"flux_model", "flux_names"},
 }

@@ -15,7 +15,6 @@ import torch
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import RewardUnavailable, VlmJudge
 from customized_grpo.rewards.client import request_json
-from customized_grpo.rewards.vlm import parse_score
 from rewards import tiny
 
 SHADES = torch.tensor([0.0, 61, 130, 190, 250])
@@ -148,7 +147,7 @@ def test_what_is_sent(endpoint, judge, pictures, examples, monkeypatch):
     assert [part["type"] for part in content] == ["text", "image_url", "image_url", "text", "image_url"]
     assert "dog" in content[0]["text"]
     assert examples[0].prompt in content[3]["text"]
-    prompt_only = judge(rubric="prompt").request(tiny.picture(), examples[0])["messages"][1]["content"]
+    prompt_only = judge(rubric="prompt").requests(tiny.picture(), examples[0])[0]["messages"][1]["content"]
     assert [part["type"] for part in prompt_only] == ["text", "image_url"]
 
 
@@ -166,50 +165,6 @@ VERDICT = '{"findings": "a {hat}", "score": 3}'
 
 def completion(content, **more):
     return {"choices": [{"message": {"content": content}}], **more}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        '{"score": 3}', '{"score": 3.0}', '{"score": "3"}', '{"score": " 3.0 "}', '{"score": "3/4"}', '{"Score": 3}',
-        f"```json\n{VERDICT}\n```", f"~~~\n{VERDICT}\n~~~", f"```JSON5 {VERDICT}```", f"Here: {VERDICT}. Bye!",
-        f'<think>Perhaps {{"score": 1}}?</think>\n{VERDICT}', f'Perhaps {{"score": 1}}?\n</think>\n\n{VERDICT}',
-        f"◁think▷hm◁/think▷{VERDICT}", f"<Reasoning>hm</Reasoning>{VERDICT}", f"<|begin|>{VERDICT}<|end|>",
-        f'First I thought {{"score": 1}}, but no: {VERDICT}', f'{{"verdict": {VERDICT}}}', f"[{VERDICT}]",
-        '{"score": 3, "parts": {"score": 1}}', f"{{broken {VERDICT}", "[" * 5000 + VERDICT,
-        [{"type": "text", "text": VERDICT}], [{"type": "thinking", "thinking": []}, {"type": "text", "text": VERDICT}],
-        [{"type": "text", "text": VERDICT[:9]}, {"type": "text", "text": VERDICT[9:]}], [VERDICT],
-    ],
-)  # fmt: skip
-def test_a_score_is_found_in(content):
-    assert parse_score(completion(content)) == 3
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        None, "", 3, {}, [], [3, None, {}], "[3]", "It is a 3.", '{"score": true}', '{"score": 7}', '{"score": -1}',
-        '{"score": 2.5}', '{"score": "high"}', '{"score": "7"}', '{"score": NaN}', '{"score": 1e999}', '{"score": [3]}',
-        '{"score": ' + "9" * 5000 + "}", '{"score": 3', f"<think>I lean to {VERDICT}", '{"a":' * 3000, "{" * 10**6,
-    ],
-)  # fmt: skip
-def test_no_score_is_found_in(content):
-    assert parse_score(completion(content)) is None
-
-
-def test_parse_score_of_nonsense():
-    answers = (
-        None,
-        [],
-        {},
-        {"choices": []},
-        {"choices": {}},
-        {"choices": [3]},
-        {"choices": [{"message": 3}]},
-        "text",
-        7,
-    )
-    assert [parse_score(answer) for answer in answers] == [None] * len(answers)
 
 
 @pytest.fixture
@@ -284,7 +239,7 @@ def test_fields_of_the_request_are_settings(replies, pictures, examples):
     assert (default["temperature"], default["max_tokens"]) == (0, 300)
     assert [body["temperature"] for body in sent()] == [0, 0.5]
     reasoning = sent(max_completion_tokens=2000, temperature=None, extra_body={"seed": 1, "response_format": None})
-    assert reasoning == [{"max_completion_tokens": 2000, "seed": 1}] * 2
+    assert reasoning == [{"max_completion_tokens": 2000, "seed": seed} for seed in (1, 1001)]
     assert [body["temperature"] for body in sent(temperature=0.7, max_tokens=None)] == [0.7, 0.7]
     assert "max_tokens" not in sent(max_tokens=None)[0]
     sent(extra_body={"response_format": None})

@@ -2,15 +2,19 @@
 
 import base64
 import hashlib
+import itertools
 import json
+import math
 import os
 import re
+import statistics
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL.Image import Image
@@ -20,76 +24,33 @@ from customized_grpo.data.images import png, segmented, to_pil
 from customized_grpo.errors import UserError, nearest, printable
 from customized_grpo.rewards.client import NoAnswer, attempts, error_text, request_json
 from customized_grpo.rewards.contract import RewardUnavailable
+from customized_grpo.rewards.protocols import FORMAT, IN_WORDS, RUBRICS, choice_of, content_of
+from customized_grpo.settings import AtLeastOne
 from customized_grpo.store import append, read_lines
 from customized_grpo.structures import Example
 
-TOP_SCORE = 4
-MAX_CHARACTERS = 20_000
-"""Of the end of an answer, in which the score is looked for."""
-
-IDENTITY = """\
-You compare a generated picture with reference pictures of one subject. Judge one thing only: is the subject of the
-generated picture the very same individual or object, not merely one of its kind?
-Go through shape and proportions, colours and where they are, surface, pattern and markings, and distinctive parts such
-as a face, a logo or lettering. Pose, viewpoint, lighting, background, clothes and art style may differ: do not count
-them, and give no credit for copying them. If the instruction asks for a changed colour or material of the subject, do
-not count that change either.
-4: the same subject; no difference in what makes it recognisable.
-3: the same subject, with small differences that one has to look for.
-2: clearly alike, but one distinctive trait is wrong or missing.
-1: of the same kind, little more.
-0: another subject, or none to be seen, or too damaged to tell."""
-
-PROMPT = """\
-You check whether a picture shows what an instruction asks for. Take the instruction apart: the subject's kind, its
-attributes, what it wears or does, other objects and how many, where they are, the place, the style. Judge only what the
-instruction says; beauty and what it leaves open do not matter. A thing that can hardly be seen counts as half shown.
-4: everything asked for is there and right.
-3: all that matters is right; one minor detail is off.
-2: the main thing is right, but something explicitly asked for is missing or wrong.
-1: only the kind of subject, or only the place, is right.
-0: the picture has nothing to do with the instruction, or cannot be made out."""
-
-_THOUGHT, _THINKING = (
-    re.compile(rf"[<\[◁]{slash}(?:think|thinking|thought|reasoning)[>\]▷]", re.IGNORECASE) for slash in ("/", "")
-)
-
-RUBRICS = {"identity": IDENTITY, "prompt": PROMPT}
-
-FORMAT = {
-    "type": "json_schema",
-    "json_schema": {
-        "name": "verdict",
-        "strict": True,
-        "schema": {
-            "type": "object",
-            "properties": {
-                "findings": {"type": "string", "description": "What agrees, what does not: a sentence or two."},
-                "score": {"type": "integer", "enum": list(range(TOP_SCORE + 1))},
-            },
-            "required": ["findings", "score"],
-            "additionalProperties": False,
-        },
-    },
-}  # fmt: skip
-IN_WORDS = f'Answer with a JSON object: {{"findings": "a sentence or two", "score": 0 to {TOP_SCORE}}}.'
-"""What is said where the schema is not sent."""
+Auto = Literal["auto"]
 
 
 class VlmJudge:
-    """A judge that scores from 0 to 4 by a rubric; NaN for an image without a valid answer.
+    """A judge that scores by a rubric of ours, or as a published reward is asked; NaN for an image without an answer.
 
     An answer that cannot be parsed is requested again; the score is NaN if no attempt succeeds, never 0. If no request
-    of a call is answered, the judge counts as dead.
+    of a call is answered, the judge counts as dead. "auto" stands for what the rubric says.
 
     Args:
-        rubric: "identity" (sees the references and the image) or "prompt" (sees the prompt and the image).
+        rubric: ours, from 0 to 4: "identity" (sees the references and the image) or "prompt" (sees the prompt and the
+            image). Published, for the model that was trained for it; these see the first reference, the prompt and the
+            image: "editscore", from 0 to 10, for the models built on Qwen3-VL, and "editscore-qwen2.5-vl" for those
+            on Qwen2.5-VL.
         model: the name under which the endpoint serves it.
         url: of the endpoint, up to and including /v1.
         api_key_variable: the environment variable that holds the key, if one is needed.
-        instructions: your own rubric instead; it sees what the named one sees, and must score from 0 to 4 too.
-        segment: paint references white outside their masks, where there is a mask.
-        longest_side: images are scaled down to this size before they are sent, in pixels.
+        instructions: your own rubric instead of ours; it sees what the named one sees, and must score from 0 to 4 too.
+        passes: how often each question is asked, with another seed each time; the scores are averaged. Only of rubrics
+            whose answers are sampled.
+        segment: paint references white outside their masks, where there is a mask. Only of our rubrics.
+        longest_side: images are scaled down to this size before they are sent, in pixels; None does not scale.
         max_tokens: of an answer, thinking included; None does not send it.
         max_completion_tokens: sent instead of `max_tokens`, for endpoints that want this name.
         temperature: of the first attempt; None does not send it. An answer at 0 that cannot be parsed is requested
@@ -120,11 +81,12 @@ class VlmJudge:
         url: str = "http://127.0.0.1:8000/v1",
         api_key_variable: str = "OPENAI_API_KEY",
         instructions: str | None = None,
+        passes: AtLeastOne = 1,
         segment: bool = True,
-        longest_side: int = 768,
-        max_tokens: int | None = 300,
+        longest_side: int | Auto | None = "auto",
+        max_tokens: int | Auto | None = "auto",
         max_completion_tokens: int | None = None,
-        temperature: float | None = 0,
+        temperature: float | Auto | None = "auto",
         extra_body: Mapping[str, Any] | None = None,
         concurrency: int = 8,
         timeout: float = 120.0,
@@ -134,16 +96,21 @@ class VlmJudge:
         cache: str | Path | None = None,
         prices: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        self.check_arguments(rubric)
+        self.check_arguments(rubric, instructions=instructions, passes=passes)
         self.name, self.model, self.url = rubric, model, url.rstrip("/")
-        self.instructions = instructions or RUBRICS[rubric]
-        self.segment, self.longest_side, self.concurrency = segment, longest_side, concurrency
+        self.protocol = RUBRICS[rubric]
+        if instructions:
+            question = replace(self.protocol.questions[0], text=instructions)
+            self.protocol = replace(self.protocol, questions=(question,))
+        self.segment, self.concurrency, self.passes = segment and not self.protocol.published, concurrency, passes
+        self.longest_side = self.protocol.longest_side if longest_side == "auto" else longest_side
         self.timeout, self.retries, self.backoff, self.patience = timeout, retries, backoff, patience
         self.prices = prices
-        limits = (
-            {"max_completion_tokens": max_completion_tokens} if max_completion_tokens else {"max_tokens": max_tokens}
-        )
-        self.fields = {"response_format": FORMAT, "temperature": temperature, **limits, **(extra_body or {})}
+        given = {"max_tokens": None if max_completion_tokens else max_tokens, "temperature": temperature}
+        given = {name: value for name, value in given.items() if value != "auto"}
+        if max_completion_tokens:
+            given["max_completion_tokens"] = max_completion_tokens
+        self.fields = {**self.protocol.fields, **given, **(extra_body or {})}
         key = os.environ.get(api_key_variable)
         self.headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.cache = _Cache(cache)
@@ -157,10 +124,16 @@ class VlmJudge:
         self._check_endpoint()
 
     @staticmethod
-    def check_arguments(rubric: str, **others: Any) -> None:
-        """Raise UserError for a rubric that does not exist."""
+    def check_arguments(rubric: str, *, instructions: str | None = None, passes: int = 1, **others: Any) -> None:
+        """Raise UserError for a rubric that does not exist, or that leaves no choice where there is one."""
         if rubric not in RUBRICS:
-            raise UserError(f"There is no rubric '{rubric}', only {' and '.join(RUBRICS)}.{nearest(rubric, RUBRICS)}")
+            raise UserError(f"There is no rubric '{rubric}', only {', '.join(RUBRICS)}.{nearest(rubric, RUBRICS)}")
+        if instructions and RUBRICS[rubric].published:
+            raise UserError(
+                f"The rubric '{rubric}' is a published prompt; give instructions to 'identity' or 'prompt'."
+            )
+        if passes > 1 and "seed" not in RUBRICS[rubric].fields:
+            raise UserError(f"The answers of the rubric '{rubric}' are not sampled; set passes to 1, not {passes}.")
 
     @property
     def where(self) -> str:
@@ -171,47 +144,59 @@ class VlmJudge:
         """Shape (B,), on CPU."""
         errors: list[NoAnswer] = []
         with ThreadPoolExecutor(self.concurrency) as pool:
-            bodies = list(pool.map(self.request, map(to_pil, images.cpu()), examples))
-            keys = [_digest(body) for body in bodies]
-            asked = {key: body for key, body in zip(keys, bodies, strict=True) if key not in self.cache}
+            bodies = list(pool.map(self.requests, map(to_pil, images.cpu()), examples))
+            keys = [[_digest(body) for body in row] for row in bodies]
+            pairs = zip(itertools.chain(*keys), itertools.chain(*bodies), strict=True)
+            asked = {key: body for key, body in pairs if key not in self.cache}
             verdicts = dict(zip(asked, pool.map(lambda body: self._judge(body, errors), asked.values()), strict=True))
-        self.counters["cached"] += len(keys) - len(asked)
+        self.counters["cached"] += sum(map(len, keys)) - len(asked)
         self.cache.add({key: score for key, score in verdicts.items() if score is not None})
         if asked and len(errors) == len(asked):
             raise self._dead(errors[0])
-        scores = [self.cache.get(key) for key in keys]
-        return torch.tensor([float("nan") if score is None else float(score) for score in scores])
+        return torch.tensor([self._score([self.cache.get(key) for key in row]) for row in keys])
 
-    def request(self, image: Image, example: Example) -> dict[str, Any]:
-        """The body of the request that judges one picture."""
-        content: list[dict[str, Any]] = []
-        if self.name == "identity":
-            content.append(_text(f"The subject{f', a {example.subject}' if example.subject else ''}, in reference:"))
-            references = segmented(example) if self.segment else example.references
-            content += [self._picture(reference) for reference in references]
-        content += [_text(f"The instruction: {example.prompt}\nThe generated picture:"), self._picture(image)]
-        asked = self.instructions if self.fields["response_format"] is FORMAT else f"{self.instructions}\n{IN_WORDS}"
-        messages = [{"role": "system", "content": asked}, {"role": "user", "content": content}]
-        body = {"model": self.model, "messages": messages, **self.fields}
-        return {name: value for name, value in body.items() if value is not None}
+    def requests(self, image: Image, example: Example) -> list[dict[str, Any]]:
+        """The bodies of the requests that judge one picture: of each pass, one for each question."""
+        references = segmented(example) if self.segment else example.references
+        bodies: list[dict[str, Any]] = []
+        for question in self.protocol.questions:
+            if not self.protocol.published and self.fields["response_format"] is not FORMAT:
+                question = replace(question, text=f"{question.text}\n{IN_WORDS}")
+            messages = self.protocol.messages(question, image, example, references, self._picture)
+            body = {"model": self.model, "messages": messages, **self.fields}
+            bodies.append({name: value for name, value in body.items() if value is not None})
+        if self.passes == 1:
+            return bodies
+        return [{**body, "seed": body.get("seed", 0) + n} for n in range(self.passes) for body in bodies]
 
-    def _judge(self, body: Mapping[str, Any], errors: list[NoAnswer]) -> int | None:
+    def _score(self, values: Sequence[float | None]) -> float:
+        """The mean over passes of the geometric mean over questions; NaN if an answer is missing."""
+        given = [value for value in values if value is not None]
+        if len(given) < len(values):
+            return math.nan
+        count = len(self.protocol.questions)
+        passes = [given[start : start + count] for start in range(0, len(given), count)]
+        return statistics.fmean(math.prod(one) ** (1 / count) for one in passes)
+
+    def _judge(self, body: Mapping[str, Any], errors: list[NoAnswer]) -> float | None:
         """The score, or None for what could not be parsed or answered; the latter is added to `errors`."""
         failure: NoAnswer | None = None
         for attempt in attempts(self.retries, self.backoff):
-            again = attempt > 0 and body.get("temperature") == 0  # at 0 the same question gets the same answer
+            other = {"temperature": 0.5} if body.get("temperature") == 0 else {}
+            if "seed" in body:
+                other["seed"] = body["seed"] + 1000 * attempt  # the same question gets the same answer
             try:
-                answer = self._ask({**body, "temperature": 0.5} if again else body)
+                answer = self._ask({**body, **other} if attempt else body)
             except NoAnswer as error:
                 failure = error
                 if error.final or error.status == 429:  # waited for already
                     break
                 continue
             failure = None
-            if (score := parse_score(answer)) is not None:
-                return score
+            if (score := self.protocol.read(answer)) is not None:
+                return float(score)
             self._count(unparseable=1)
-            self.unscored = f"there is no score from 0 to {TOP_SCORE} in the answer {_excerpt(answer)}"
+            self.unscored = f"there is no {self.protocol.expected} in the answer {_excerpt(answer)}"
         if failure is not None:
             self.unscored = str(failure)
             errors.append(failure)
@@ -261,7 +246,7 @@ class VlmJudge:
         )
 
     def _picture(self, picture: Image) -> dict[str, Any]:
-        if max(picture.size) > self.longest_side:
+        if self.longest_side is not None and max(picture.size) > self.longest_side:
             picture = picture.copy()
             picture.thumbnail((self.longest_side, self.longest_side))
         url = f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"
@@ -273,49 +258,9 @@ class VlmJudge:
                 self.counters[name] += amount
 
 
-def parse_score(answer: Any) -> int | None:
-    """The score in a chat completion, or None if there is none from 0 to 4.
-
-    It is taken from the last JSON object with a score, after the model's thinking; the text around it is ignored.
-    """
-    text = _THOUGHT.split(_content(answer))[-1]
-    text = _THINKING.split(text)[0][-MAX_CHARACTERS:]  # thinking that was cut off holds no verdict
-    decoder = json.JSONDecoder()
-    score, start = None, text.find("{")
-    while start >= 0:
-        end = start + 1
-        try:
-            found, after = decoder.raw_decode(text, start)
-        except (ValueError, RecursionError):
-            found, after = {}, end
-        if "score" in (found := {name.lower(): value for name, value in found.items()}):
-            score, end = found["score"], after
-        start = text.find("{", end)
-    if isinstance(score, str) and (match := re.fullmatch(r"\s*(\d)(?:\.0*)?\s*(?:/\s*4)?\s*", score)):
-        score = int(match[1])
-    if not isinstance(score, (int, float)) or isinstance(score, bool) or score not in range(TOP_SCORE + 1):
-        return None
-    return int(score)
-
-
-def _choice(answer: Any) -> Mapping[str, Any]:
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    first = choices[0] if isinstance(choices, list) and choices else None
-    return first if isinstance(first, dict) else {}
-
-
-def _content(answer: Any) -> str:
-    """The text of a chat completion, which some endpoints send in parts; empty if there is none."""
-    message = _choice(answer).get("message")
-    content = message.get("content") if isinstance(message, dict) else None
-    parts = content if isinstance(content, list) else [content]
-    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    return "".join(text for text in texts if isinstance(text, str))
-
-
 def _check_answer(answer: Any) -> None:
     """Raise the error that some endpoints send with the status 200, beside or instead of an answer."""
-    choice = _choice(answer)
+    choice = choice_of(answer)
     failed = {"error": choice.get("error")} if choice else answer
     if said := error_text(failed):
         error = failed.get("error")
@@ -325,8 +270,8 @@ def _check_answer(answer: Any) -> None:
 
 def _excerpt(answer: Any) -> str:
     """The beginning of an answer, for an error."""
-    text = f"'{printable(' '.join((_content(answer) or str(answer)).split()))[:200]}'"
-    return f"{text} (cut off at the token limit)" if _choice(answer).get("finish_reason") == "length" else text
+    text = f"'{printable(' '.join((content_of(answer) or str(answer)).split()))[:200]}'"
+    return f"{text} (cut off at the token limit)" if choice_of(answer).get("finish_reason") == "length" else text
 
 
 def _tokens(answer: Any, name: str) -> int:
@@ -334,10 +279,6 @@ def _tokens(answer: Any, name: str) -> int:
     usage = answer.get("usage") if isinstance(answer, dict) else None
     count = usage.get(name) if isinstance(usage, dict) else None
     return int(count) if isinstance(count, (int, float)) and 0 <= count < 1e9 else 0
-
-
-def _text(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text}
 
 
 def _digest(body: Mapping[str, Any]) -> str:
@@ -349,17 +290,18 @@ class _Cache:
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path).expanduser()
-        self.scores: dict[str, int] = {}
+        self.scores: dict[str, float] = {}
         if self.path is not None and self.path.exists():
-            self.scores = {row["key"]: row["score"] for row in read_lines(self.path, key=str, score=int).rows}
+            rows = read_lines(self.path, key=str).rows
+            self.scores = {row["key"]: row["score"] for row in rows if type(row.get("score")) in (int, float)}
 
     def __contains__(self, key: str) -> bool:
         return key in self.scores
 
-    def get(self, key: str) -> int | None:
+    def get(self, key: str) -> float | None:
         return self.scores.get(key)
 
-    def add(self, scores: Mapping[str, int]) -> None:
+    def add(self, scores: Mapping[str, float]) -> None:
         self.scores.update(scores)
         if self.path is not None and scores:
             append(self.path, *({"key": key, "score": score} for key, score in scores.items()))

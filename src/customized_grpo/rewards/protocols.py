@@ -1,0 +1,255 @@
+"""What judges are asked about an image, and how their answers are read: our rubrics and published rewards."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL.Image import Image
+
+from customized_grpo.structures import Example
+
+TOP_SCORE = 4
+MAX_CHARACTERS = 20_000
+"""Of the end of an answer, in which the score is looked for."""
+
+IDENTITY = """\
+You compare a generated picture with reference pictures of one subject. Judge one thing only: is the subject of the
+generated picture the very same individual or object, not merely one of its kind?
+Go through shape and proportions, colours and where they are, surface, pattern and markings, and distinctive parts such
+as a face, a logo or lettering. Pose, viewpoint, lighting, background, clothes and art style may differ: do not count
+them, and give no credit for copying them. If the instruction asks for a changed colour or material of the subject, do
+not count that change either.
+4: the same subject; no difference in what makes it recognisable.
+3: the same subject, with small differences that one has to look for.
+2: clearly alike, but one distinctive trait is wrong or missing.
+1: of the same kind, little more.
+0: another subject, or none to be seen, or too damaged to tell."""
+
+PROMPT = """\
+You check whether a picture shows what an instruction asks for. Take the instruction apart: the subject's kind, its
+attributes, what it wears or does, other objects and how many, where they are, the place, the style. Judge only what the
+instruction says; beauty and what it leaves open do not matter. A thing that can hardly be seen counts as half shown.
+4: everything asked for is there and right.
+3: all that matters is right; one minor detail is off.
+2: the main thing is right, but something explicitly asked for is missing or wrong.
+1: only the kind of subject, or only the place, is right.
+0: the picture has nothing to do with the instruction, or cannot be made out."""
+
+# VIEScore's prompts as EditScore asks them, from 0 to 25 (editscore/vie_prompts.py and editscore/__init__.py of
+# https://github.com/VectorSpaceLab/EditScore at 6e0f1b9a73b40f227d82d9cb32bd9cfb7189739b, Apache 2.0).
+_ARTIST = """\
+You are a professional digital artist. You will have to evaluate the effectiveness of the AI-generated image(s) based \
+on given rules.
+All the input images are AI-generated. All human in the images are AI-generated too. so you need not worry about the \
+privacy confidentials.
+
+IMPORTANT: You will have to give your output in this way (Keep your reasoning concise and short.):
+{
+"reasoning" : "...",
+"score" : [...]
+}
+"""
+
+EDITED = f"""\
+{_ARTIST}
+RULES:
+
+Two images will be provided: The first being the original AI-generated image and the second being an edited version of \
+the first.
+The objective is to evaluate how successfully the editing instruction has been executed in the second image.
+
+Note that sometimes the two images might look identical due to the failure of image edit.
+
+
+From scale 0 to 25:\x20
+A score from 0 to 25 will be given based on the success of the editing. (0 indicates that the scene in the edited \
+image does not follow the editing instruction at all. 25 indicates that the scene in the edited image follow the \
+editing instruction text perfectly.)
+A second score from 0 to 25 will rate the degree of overediting in the second image. (0 indicates that the scene in \
+the edited image is completely different from the original. 25 indicates that the edited image can be recognized as a \
+minimal edited yet effective version of original.)
+Put the score in a list such that output score = [score1, score2], where 'score1' evaluates the editing success and \
+'score2' evaluates the degree of overediting.
+
+Editing instruction: <instruction>
+"""
+
+QUALITY = f"""\
+{_ARTIST}
+RULES:
+
+The image is an AI-generated image.
+The objective is to evaluate how successfully the image has been generated.
+
+From scale 0 to 25:\x20
+A score from 0 to 25 will be given based on image naturalness.\x20
+(
+    0 indicates that the scene in the image does not look natural at all or give a unnatural feeling such as wrong \
+sense of distance, or wrong shadow, or wrong lighting.\x20
+    25 indicates that the image looks natural.
+)
+A second score from 0 to 25 will rate the image artifacts.\x20
+(
+    0 indicates that the image contains a large portion of distortion, or watermark, or scratches, or blurred faces, \
+or unusual body parts, or subjects not harmonized.\x20
+    25 indicates the image has no artifacts.
+)
+Put the score in a list such that output score = [naturalness, artifacts]
+"""
+
+_THOUGHT, _THINKING = (
+    re.compile(rf"[<\[◁]{slash}(?:think|thinking|thought|reasoning)[>\]▷]", re.IGNORECASE) for slash in ("/", "")
+)
+
+_LIST = re.compile(r"""score["']?\s*[:：]\s*\[([^\]]*)""", re.IGNORECASE)
+
+FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "verdict",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {
+                "findings": {"type": "string", "description": "What agrees, what does not: a sentence or two."},
+                "score": {"type": "integer", "enum": list(range(TOP_SCORE + 1))},
+            },
+            "required": ["findings", "score"],
+            "additionalProperties": False,
+        },
+    },
+}  # fmt: skip
+IN_WORDS = f'Answer with a JSON object: {{"findings": "a sentence or two", "score": 0 to {TOP_SCORE}}}.'
+"""What is said where the schema is not sent."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request about one image."""
+
+    text: str
+    """In published ones, <instruction> stands for the prompt."""
+    references: int | None = 1
+    """How many of the example's references are shown before the image; None shows all."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The questions about one image; its score is the geometric mean of what is read from their answers."""
+
+    questions: tuple[Question, ...]
+    read: Callable[[Any], float | None]
+    """A chat completion to a number; None if there is none in it."""
+    expected: str
+    """What `read` looks for, in words."""
+    fields: Mapping[str, Any]
+    """Of the request."""
+    published: bool = True
+    """Whether pictures and text are sent as its authors do: first all pictures, then the text."""
+    label: str = ""
+    """Written before each picture, with its number for {}."""
+    longest_side: int | None = None
+    """Pixels to which pictures are scaled down; None sends them as they are."""
+
+    def messages(
+        self, question: Question, image: Image, example: Example, references: Sequence[Image],
+        show: Callable[[Image], dict[str, Any]],
+    ) -> list[dict[str, Any]]:  # fmt: skip
+        """A question about an image, with the first of `references` as it asks; `show` makes a part of a message."""
+        references = references[: question.references]
+        if self.published:
+            parts: list[dict[str, Any]] = []
+            for number, picture in enumerate([*references, image], start=1):
+                parts += [_text(self.label.format(number)), show(picture)] if self.label else [show(picture)]
+            asked = question.text.replace("<instruction>", example.prompt)
+            return [{"role": "user", "content": [*parts, _text(asked)]}]
+        content: list[dict[str, Any]] = []
+        if references:
+            content.append(_text(f"The subject{f', a {example.subject}' if example.subject else ''}, in reference:"))
+            content += map(show, references)
+        content += [_text(f"The instruction: {example.prompt}\nThe generated picture:"), show(image)]
+        return [{"role": "system", "content": question.text}, {"role": "user", "content": content}]
+
+
+def parse_score(answer: Any) -> int | None:
+    """The score in a chat completion, or None if there is none from 0 to 4.
+
+    It is taken from the last JSON object with a score, after the model's thinking; the text around it is ignored.
+    """
+    text, decoder = _verdict(answer), json.JSONDecoder()
+    score, start = None, text.find("{")
+    while start >= 0:
+        end = start + 1
+        try:
+            found, after = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            found, after = {}, end
+        if "score" in (found := {name.lower(): value for name, value in found.items()}):
+            score, end = found["score"], after
+        start = text.find("{", end)
+    if isinstance(score, str) and (match := re.fullmatch(r"\s*(\d)(?:\.0*)?\s*(?:/\s*4)?\s*", score)):
+        score = int(match[1])
+    if not isinstance(score, (int, float)) or isinstance(score, bool) or score not in range(TOP_SCORE + 1):
+        return None
+    return int(score)
+
+
+def choice_of(answer: Any) -> Mapping[str, Any]:
+    """The first choice of a chat completion; empty if there is none."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first if isinstance(first, dict) else {}
+
+
+def content_of(answer: Any) -> str:
+    """The text of a chat completion, which some endpoints send in parts; empty if there is none."""
+    message = choice_of(answer).get("message")
+    content = message.get("content") if isinstance(message, dict) else None
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _verdict(answer: Any) -> str:
+    """The end of the text of a chat completion, without the model's thinking."""
+    text = _THOUGHT.split(content_of(answer))[-1]
+    return _THINKING.split(text)[0][-MAX_CHARACTERS:]  # thinking that was cut off holds no verdict
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def lowest_of_two(answer: Any) -> float | None:
+    """The lower of two scores from 0 to 25 in a list called score, from 0 to 10; None without them.
+
+    The list is looked for as such, because models forget to escape quotation marks before it.
+    """
+    lists = _LIST.findall(_verdict(answer))
+    numbers = [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?", lists[-1])] if lists else []
+    if len(numbers) != 2 or not all(0 <= number <= 25 for number in numbers):
+        return None
+    return min(numbers) / 2.5
+
+
+def _rubric(text: str, references: int | None) -> Protocol:
+    return Protocol(
+        (Question(text, references),), parse_score, f"score from 0 to {TOP_SCORE}",
+        {"response_format": FORMAT, "temperature": 0, "max_tokens": 300}, published=False, longest_side=768,
+    )  # fmt: skip
+
+
+_EDITSCORE = Protocol(
+    (Question(EDITED), Question(QUALITY, 0)), lowest_of_two, "list of two scores from 0 to 25",
+    {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "seed": 42, "max_tokens": 512},
+)  # fmt: skip
+
+RUBRICS = {
+    "identity": _rubric(IDENTITY, None),
+    "prompt": _rubric(PROMPT, 0),
+    "editscore": _EDITSCORE,
+    "editscore-qwen2.5-vl": replace(_EDITSCORE, label="<img{}>: "),
+}
+"""Protocols by name."""
