@@ -45,7 +45,13 @@ def seen(body, recorded):
     assert all(picture.size == (900, 900) and message["role"] == "user" for picture in pictures)
     nearest = [max(COLOURS, key=lambda name: dot(COLOURS[name], picture.getpixel((5, 5)))) for picture in pictures]
     fields = {name: value for name, value in body.items() if name not in ("model", "messages")}
-    return {"prompt": prompt, "images": nearest, "fields": fields}
+    if recorded["fields"].get("do_sample") is False:  # no field of this interface; it means temperature 0
+        assert fields.pop("temperature") == 0
+        fields["do_sample"] = False
+    if "encoding" not in recorded:  # their pictures are not encoded at all
+        return {"prompt": prompt, "images": nearest, "fields": fields}
+    (encoding,) = {(picture.format, *picture.quantization[0][:4]) for picture in pictures}
+    return {"prompt": prompt, "images": nearest, "encoding": list(encoding), "fields": fields}
 
 
 def dot(one, other):

@@ -99,6 +99,16 @@ or unusual body parts, or subjects not harmonized.\x20
 Put the score in a list such that output score = [naturalness, artifacts]
 """
 
+
+def _unified(text: str) -> str:
+    """The prompts above as UnifiedReward-Edit words them (UnifiedReward-Edit/edit_pointwise_*.py of
+    https://github.com/CodeGoat24/UnifiedReward at ff6f520247a2d36e2aff7b2ba53a935afd437f66, MIT)."""
+    changes = {'{\n"': '{\n\n"', "[...]\n": "[...],\n", "instruction: <": "instruction:<"}
+    for ours, theirs in changes.items():
+        text = text.replace(ours, theirs)
+    return text
+
+
 _THOUGHT, _THINKING = (
     re.compile(rf"[<\[◁]{slash}(?:think|thinking|thought|reasoning)[>\]▷]", re.IGNORECASE) for slash in ("/", "")
 )
@@ -150,6 +160,8 @@ class Protocol:
     """Whether pictures and text are sent as its authors do: first all pictures, then the text."""
     label: str = ""
     """Written before each picture, with its number for {}."""
+    jpeg_quality: int | None = None
+    """Of pictures as they are sent; None sends them without loss, as PNG."""
     longest_side: int | None = None
     """Pixels to which pictures are scaled down; None sends them as they are."""
 
@@ -251,5 +263,11 @@ RUBRICS = {
     "prompt": _rubric(PROMPT, 0),
     "editscore": _EDITSCORE,
     "editscore-qwen2.5-vl": replace(_EDITSCORE, label="<img{}>: "),
+    "unifiedreward-edit": replace(
+        _EDITSCORE,
+        questions=(Question(_unified(EDITED)), Question(_unified(QUALITY), 0)),
+        fields={"temperature": 0, "max_tokens": 4096},
+        jpeg_quality=95,
+    ),
 }
 """Protocols by name."""

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -42,7 +43,7 @@ class VlmJudge:
         rubric: ours, from 0 to 4: "identity" (sees the references and the image) or "prompt" (sees the prompt and the
             image). Published, for the model that was trained for it; these see the first reference, the prompt and the
             image: "editscore", from 0 to 10, for the models built on Qwen3-VL, and "editscore-qwen2.5-vl" for those
-            on Qwen2.5-VL.
+            on Qwen2.5-VL; "unifiedreward-edit", from 0 to 10.
         model: the name under which the endpoint serves it.
         url: of the endpoint, up to and including /v1.
         api_key_variable: the environment variable that holds the key, if one is needed.
@@ -249,7 +250,12 @@ class VlmJudge:
         if self.longest_side is not None and max(picture.size) > self.longest_side:
             picture = picture.copy()
             picture.thumbnail((self.longest_side, self.longest_side))
-        url = f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"
+        kind, data = "png", png(picture)
+        if (quality := self.protocol.jpeg_quality) is not None:
+            kind, buffer = "jpeg", io.BytesIO()
+            picture.convert("RGB").save(buffer, "JPEG", quality=quality)
+            data = buffer.getvalue()
+        url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
         return {"type": "image_url", "image_url": {"url": url}}
 
     def _count(self, **amounts: float) -> None:
