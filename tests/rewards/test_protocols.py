@@ -11,7 +11,7 @@ from PIL import Image
 
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import VlmJudge, vlm
-from customized_grpo.rewards.protocols import lowest_of_two, parse_score
+from customized_grpo.rewards.protocols import lowest_of_two, parse_score, yes_of_yes_or_no
 from customized_grpo.structures import Example
 
 RECORDS = {
@@ -90,6 +90,13 @@ def test_it_asks_and_scores_as_the_authors_do(rubric, monkeypatch):
 )  # fmt: skip
 def test_where_their_scorer_guesses_or_fails_there_is_no_score(content):
     assert lowest_of_two(completion(content)) is None
+
+
+@pytest.mark.parametrize("logprobs", [None, {}, {"content": []}, {"content": [{"token": "Yes"}]}, {"content": "Yes"}])
+def test_without_the_probabilities_of_yes_or_no_there_is_no_score(logprobs):
+    assert yes_of_yes_or_no({"choices": [{"message": {"content": "Yes"}, "logprobs": logprobs}]}) is None
+    neither = {"content": [{"token": "It", "top_logprobs": [{"token": "It", "logprob": -0.1}]}]}
+    assert yes_of_yes_or_no({"choices": [{"logprobs": neither}]}) is None
 
 
 def test_published_prompts_take_no_instructions_and_only_sampled_answers_have_passes():

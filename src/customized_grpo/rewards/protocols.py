@@ -1,6 +1,7 @@
 """What judges are asked about an image, and how their answers are read: our rubrics and published rewards."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -98,6 +99,17 @@ or unusual body parts, or subjects not harmonized.\x20
 )
 Put the score in a list such that output score = [naturalness, artifacts]
 """
+
+
+# paco_grpo/rewards/consistency_for_editing.py of https://github.com/X-GenGroup/PaCo-RL at
+# 08caac6f22c174e2c71019d2a4481abf9ad313d2, which has no licence file.
+_COMPARE = "Compare the edited image (second) with the original image (first). Instruction: '<instruction>'. "
+_REASONS = " Answer 'Yes' or 'No' first, then provide detailed reasons."
+CONSISTENT = (
+    f"{_COMPARE}Except for the parts that are intentionally changed according to the instruction, "
+    f"does the edited image remain consistent with the original in style, logic, and identity?{_REASONS}"
+)
+FOLLOWS = f"{_COMPARE}Does the edited image accurately follow this instruction?{_REASONS}"
 
 
 def _unified(text: str) -> str:
@@ -224,6 +236,22 @@ def content_of(answer: Any) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
+def likely_tokens(answer: Any) -> list[tuple[str, dict[str, float]]]:
+    """Of each token of a chat completion, the token and the log-probabilities of the likeliest at its place.
+
+    Empty if the endpoint gives none.
+    """
+    found = choice_of(answer).get("logprobs")
+    tokens = found.get("content") if isinstance(found, dict) else None
+    try:
+        return [
+            (str(token["token"]), {str(top["token"]): float(top["logprob"]) for top in token["top_logprobs"]})
+            for token in tokens or ()
+        ]
+    except (TypeError, KeyError, ValueError):
+        return []
+
+
 def _verdict(answer: Any) -> str:
     """The end of the text of a chat completion, without the model's thinking."""
     text = _THOUGHT.split(content_of(answer))[-1]
@@ -244,6 +272,13 @@ def lowest_of_two(answer: Any) -> float | None:
     if len(numbers) != 2 or not all(0 <= number <= 25 for number in numbers):
         return None
     return min(numbers) / 2.5
+
+
+def yes_of_yes_or_no(answer: Any) -> float | None:
+    """The probability of Yes among Yes and No as the first token, from its log-probabilities; None without either."""
+    likely = next(iter(likely_tokens(answer)), ("", {}))[1]
+    yes, no = (math.exp(likely.get(word, -math.inf)) for word in ("Yes", "No"))
+    return yes / (yes + no) if yes + no else None
 
 
 def _rubric(text: str, references: int | None) -> Protocol:
@@ -269,5 +304,9 @@ RUBRICS = {
         fields={"temperature": 0, "max_tokens": 4096},
         jpeg_quality=95,
     ),
-}
+    "paco-reward": Protocol(
+        (Question(CONSISTENT), Question(FOLLOWS)), yes_of_yes_or_no, "probability of Yes or No",
+        {"temperature": 0, "max_completion_tokens": 1, "logprobs": True, "top_logprobs": 20}, jpeg_quality=75,
+    ),
+}  # fmt: skip
 """Protocols by name."""

@@ -43,7 +43,7 @@ class VlmJudge:
         rubric: ours, from 0 to 4: "identity" (sees the references and the image) or "prompt" (sees the prompt and the
             image). Published, for the model that was trained for it; these see the first reference, the prompt and the
             image: "editscore", from 0 to 10, for the models built on Qwen3-VL, and "editscore-qwen2.5-vl" for those
-            on Qwen2.5-VL; "unifiedreward-edit", from 0 to 10.
+            on Qwen2.5-VL; "unifiedreward-edit", from 0 to 10; "paco-reward", from 0 to 1.
         model: the name under which the endpoint serves it.
         url: of the endpoint, up to and including /v1.
         api_key_variable: the environment variable that holds the key, if one is needed.
