@@ -89,7 +89,7 @@ def test_every_output_says_what_the_page_says():
             assert words.lower() in output.lower()
         assert "+0.100" in output
         assert "12,345" in output
-    for words in ("code a name", "A figure", "plots/a.svg", "a badge"):
+    for words in ("code a name", "A figure", "plots/a.svg", "a badge", "✓ seen"):
         assert words in html
         assert words in text or words == "a badge"
     assert "empty" not in html + text

@@ -88,7 +88,11 @@ def _markdown(block: Block) -> Iterator[str]:
             yield from (f"![{figure.title}]({figure.link})" for figure in block.figures if figure.link)
         case b.ImageGrid():
             if block.file:
-                yield f"![{', '.join(block.headers)}]({block.file})"
+                yield from (f"![{', '.join(block.headers)}]({block.file})", "")
+            for row in block.rows:
+                told = [f"{head}: {', '.join(cell.marks)}" for head, cell in zip(block.headers, row.cells, strict=False)
+                        if cell.marks]  # fmt: skip
+                yield f"* {row.prompt}{f' ({row.rank})' * bool(row.rank)}{'. ' * bool(told)}{'; '.join(told)}"
         case b.Code():
             yield from ("```", block.text, "```")
         case b.Details():

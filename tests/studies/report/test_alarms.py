@@ -49,7 +49,7 @@ def lost_colours(lost: int, identity: float = 0.0) -> Verdict:
 
 def test_a_kind_got_worse_if_complete_images_are_lost_while_the_mean_holds() -> None:
     (remark,) = kinds_that_got_worse(lost_colours(9))
-    assert remark.text.startswith("property got worse: prompt shown 0.538 → 0.538 (0 [−0.1")
+    assert remark.text.startswith("property got worse: prompt shown 0.538 → 0.538, complete in 10")
     assert ", complete in 10 of 26 → 1 of 26 images (−0.346 [−0." in remark.text
     assert remark.serious
     assert list(kinds_that_got_worse(lost_colours(1))) == [], "one of 26 may be chance"

@@ -37,10 +37,19 @@ def test_the_worst_kind_is_the_headline_in_numbers() -> None:
     assert verdict.worst.gain == pytest.approx((1 - 10) / 12 / (math.sqrt(13 * 11) / 24))
     low, high = verdict.worst.change.difference[1:]
     assert -1 <= low < -0.75 < high < 0
-    assert lead.startswith(f"The change is −0.750 [{f'{low:.3f}, {high:.3f}'.replace('-', '−')}].")
-    assert "On the same tasks: prompt +0.050 [no spread] and identity +0.200 [no spread]." in lead
-    assert lead.endswith("and fully right 13 of 24 → 7 of 24 images.")
-    assert "All kinds together: prompt +0.125 [" in lead, "the mean of +0.05 and +0.2"
+    interval = f"[{low:.3f}, {high:.3f}]".replace("-", "−")
+    told = f"This is a clear fall: −0.750 {interval}. All kinds together: fully right 13 of 24 → 7 of 24 images."
+    assert lead == told
+
+
+def test_tasks_are_ranked_by_what_fell_most_in_standard_deviations() -> None:
+    """Over tasks, oracle_prompt varies by 0.5 and oracle_right by 0.25: a fall of 0.1 weighs more in the latter."""
+    metrics = ("prompt", "identity", "oracle_prompt", "oracle_right")
+    before = by_kind(0, metrics, a=[0, 0, [0.0, 1.0], [0.25, 0.75]])
+    after = by_kind(1, metrics, a=[9, 9, [-0.1, 0.8], [0.15, 0.75]])
+    gains = Verdict(before, after).gains()
+    assert gains[0] == (pytest.approx(-0.4), "fully right 0.250 → 0.150")
+    assert gains[1] == (pytest.approx(-0.4), "prompt shown 1.000 → 0.800")
 
 
 def test_a_kind_of_nine_subjects_is_shown_and_decides_nothing() -> None:

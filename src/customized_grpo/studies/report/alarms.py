@@ -32,7 +32,7 @@ def kinds_that_got_worse(verdict: Verdict) -> Iterator[Remark]:
     for kind, changes in verdict.by_kind.items():
         fell = [c for c in changes if c.metric in verdict.deciding and verdict.fell(c)]
         if fell:
-            told = listed([verdict.told(c) + verdict.complete(c, interval=True) for c in fell])
+            told = listed([verdict.evidence(c) for c in fell])
             yield _remark(f"{kind_name(kind)} got worse: {told}", min(c.subjects for c in fell))
 
 
@@ -50,7 +50,7 @@ def copying(verdict: Verdict) -> Iterator[Remark]:
         if rose and fell:
             where = f"{kind_name(kind)}: " if verdict.by_kind else ""
             up = listed([verdict.told(c) for c in rose])
-            down = listed([verdict.told(c) + verdict.complete(c, interval=True) for c in fell])
+            down = listed([verdict.evidence(c) for c in fell])
             text = f"{where}{up} rose while {down} fell: the reference is copied, or what the prompt asks is refused"
             yield _remark(text + _part_of_gain(verdict, rose[0]), min(c.subjects for c in (*rose, *fell)))
 

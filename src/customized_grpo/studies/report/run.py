@@ -17,8 +17,8 @@ from customized_grpo.studies.report.verdict import Verdict, kind_name
 
 STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
 
-MOST_GRIDS = 6
-"""Sample grids on the page, evenly over training; all of them are in RUN/samples."""
+MOST_PAIRS = 12
+"""Rows of images: the worst and the best, half of each. All of them are in RUN/samples."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def contents(record: RunRecord) -> page.Page:
     """The page of a run. Writes the plots."""
     verdict = compared(record)
     problems: list[str] = []
-    pairs, (over_training, grids) = pairs_of_images(record, problems), sample_grids(record, problems)
+    images = [*pairs_of_images(record, verdict, problems), *sample_grid(record, problems)]
     answer, lead = headline(record, verdict)
     return page.Page(
         kind="Training report",
@@ -98,7 +98,7 @@ def contents(record: RunRecord) -> page.Page:
         lead=lead,
         summary=[page.Remarks(remarks(record, verdict, problems))],
         sections=[
-            page.Section("Images", [*pairs, *image_blocks(over_training, grids)]),
+            page.Section("Images", images or [page.Text("No sample grids have been written.", "soft")]),
             page.Section("Before and after, by kind of prompt", change_blocks(record, verdict), name="By kind"),
             page.Section("Rewards over training", reward_blocks(record), name="Rewards"),
             page.Section("Conflict between the rewards", conflict_blocks(record), name="Conflict"),
@@ -157,29 +157,50 @@ def _kind_curves(record: RunRecord) -> list[page.Block]:
     return [page.Text(explained), page.Figures(found)]
 
 
-def pairs_of_images(record: RunRecord, problems: list[str]) -> list[page.Block]:
-    """Reference, image of the first and image of the last evaluation of every task in the sample grids."""
+def pairs_of_images(record: RunRecord, verdict: Verdict | None, problems: list[str]) -> list[page.Block]:
+    """Reference, image of the first and image of the last evaluation: the tasks that changed worst and best."""
     cells = record.folder / "samples" / "cells"
     shown = sorted({iteration for iteration, _ in iteration_files(cells, ".png", "*-")})
     if len(shown) < 2:
         return []
     stages = [f"iteration-{iteration:06d}" for iteration in (shown[0], shown[-1])]
     kinds = record.evaluations[-1].kinds if record.evaluations else ()
-    rows = []
+    gains = verdict.gains() if verdict else {}
+    order, rows = [], {}
     for file in sorted(cells.glob("*-prompt.txt")):
         number_, prompt = file.name.split("-")[0], file.read_text(encoding="utf-8", errors="replace")
-        images = []
-        for what in ("reference", *stages):
-            try:
-                source = page.thumbnail(cells / f"{number_}-{what}.png")
-            except (OSError, SyntaxError):
-                problems.append(f"samples/cells/{number_}-{what}.png could not be read as an image.")
-                continue
-            images.append(page.ImageCell(source, f"{what} of {prompt}", _marks(cells / f"{number_}-{what}.json")))
         place = int(number_) if number_.isdecimal() else -1
-        rows.append(page.ImageRow(prompt, kind_name(kinds[place]) if 0 <= place < len(kinds) else "", images))
+        paths = [cells / f"{number_}-{what}.png" for what in ("reference", *stages)]
+        readable = [_is_image(path, problems) for path in paths]
+        if all(readable):
+            gain, told = gains.get(place, (np.nan, ""))
+            rank = ", ".join(filter(None, [kind_name(kinds[place]) if 0 <= place < len(kinds) else "", told]))
+            rows[place] = page.Shown(prompt, rank, [(path, _marks(path.with_suffix(".json"))) for path in paths])
+            order.append((gain, place))
+    ranked = [place for _, place in sorted(order, key=lambda pair: (np.isnan(pair[0]), pair))]
+    half = MOST_PAIRS // 2
+    chosen = ranked if len(ranked) <= MOST_PAIRS else [*ranked[:half], *ranked[-half:]]
     first = "base" if shown[0] == 0 else f"iteration {shown[0]}"
-    return [page.ImageGrid(["reference", first, f"tuned, iteration {shown[-1]}"], rows)] if rows else []
+    headers = ["reference", first, f"tuned, iteration {shown[-1]}"]
+    which = f"The {half} worst and the {half} best of" if len(chosen) < len(ranked) else "All"
+    rule = f"{which} {len(ranked)} tasks whose images are kept (evaluation.grid_rows), drawn from the same noise."
+    if gains:
+        rule += (
+            " The worst are first: a task is ranked by the deciding metric that fell most in this image (in brackets), "
+            "in standard deviations over the tasks of the first evaluation."
+        )
+    grid = page.image_grid(headers, [rows[place] for place in chosen], record.folder)
+    return [page.Text(rule, "note"), grid] if chosen else []
+
+
+def _is_image(path: Path, problems: list[str]) -> bool:
+    """Whether a file can be read as an image; if not, it is named."""
+    try:
+        page.thumbnail(path, 8)
+    except (OSError, SyntaxError):
+        problems.append(f"samples/cells/{path.name} could not be read as an image.")
+        return False
+    return True
 
 
 def _marks(file: Path) -> list[str]:
@@ -189,18 +210,6 @@ def _marks(file: Path) -> list[str]:
         return [f"{'✓' if right else '✗'} {what}" for what, right in found.items()]
     except (OSError, ValueError, AttributeError):
         return []
-
-
-def image_blocks(over_training: page.Figure | None, grids: Sequence[page.Figure]) -> list[page.Block]:
-    blocks: list[page.Block] = []
-    if over_training:
-        title = f"{over_training.title}. A row is one task."
-        blocks.append(page.Details(title, [page.Figures([replace(over_training, title="")], "wide")]))
-    for n, grid in enumerate(grids):
-        shown = page.Figures([replace(grid, title="")], "wide")
-        opened = n == 0 and over_training is None
-        blocks.append(page.Details(f"{grid.title}: reference, then generations", [shown], opened))
-    return blocks or [page.Text("No sample grids have been written.", "soft")]
 
 
 def reward_blocks(record: RunRecord) -> list[page.Block]:
@@ -360,26 +369,21 @@ def stages(record: RunRecord) -> list[Stage]:
     ]
 
 
-def sample_grids(record: RunRecord, problems: list[str]) -> tuple[page.Figure | None, list[page.Figure]]:
-    """The grid over training, and the grids of the evaluations, the last one first. Damaged files are named."""
+def sample_grid(record: RunRecord, problems: list[str]) -> list[page.Block]:
+    """The grid over training, folded away; the last grid of a run that was stopped before it. Damage is named."""
     folder = record.folder / "samples"
     prompts = [p.read_text(encoding="utf-8", errors="replace") for p in sorted(folder.glob("cells/*-prompt.txt"))]
     rows = f". The rows: {'; '.join(prompts)}." if prompts else ""
-
-    def read(path: Path, title: str) -> page.Figure | None:
+    found = [(path, f"Iteration {iteration}") for iteration, path in iteration_files(folder, ".png")][-1:]
+    if (path := folder / "over_training.png").is_file():
+        found = [(path, "Reference, then the same prompt and noise over training")]
+    for path, title in found:
         try:
-            return page.embed(path, base=record.folder, alt=title + rows, title=title)
+            figure = page.embed(path, base=record.folder, alt=title + rows)
+            return [page.Details(f"{title} (a row is one task)", [page.Figures([figure], "wide")])]
         except (OSError, SyntaxError):
             problems.append(f"samples/{path.name} could not be read as an image.")
-            return None
-
-    over_training = None
-    if (path := folder / "over_training.png").is_file():
-        over_training = read(path, "Reference, then the same prompt and noise over training")
-    files = list(iteration_files(folder, ".png"))
-    chosen = [files[i] for i in reversed(page.evenly(len(files), MOST_GRIDS))]
-    grids = (read(path, f"Iteration {iteration}") for iteration, path in chosen)
-    return over_training, [grid for grid in grids if grid]
+    return []
 
 
 def facts(record: RunRecord) -> list[tuple[str, Any]]:

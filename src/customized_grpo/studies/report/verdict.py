@@ -1,6 +1,6 @@
 """What an evaluation after training says against one before it, in numbers: in all, by kind, and of the worst kind."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -84,6 +84,23 @@ class Verdict:
         counted = [moved for moved in self.moved() if moved.counts and np.isfinite(moved.gain)]
         return min(counted, key=lambda moved: moved.gain, default=None)
 
+    def gains(self) -> dict[int, tuple[float, str]]:
+        """By the place of a task: the worst change of a deciding metric in its first image, and its levels.
+
+        The change is in standard deviations over the tasks of the first evaluation.
+        """
+        places = {task: n for n, task in enumerate(self.after.tasks)}
+        shared = [(n, places[task]) for n, task in enumerate(self.before.tasks) if task in places]
+        found: dict[int, tuple[float, str]] = {}
+        for metric in self.deciding:
+            first, last = self.before.column(metric)[0], self.after.column(metric)[0]
+            spread = float(np.nanstd(self.before.per_task(metric)))
+            for n, place in shared:
+                gain = float((last[place] - first[n]) / spread) if spread > 0 else np.nan
+                if gain < found.get(place, (np.inf, ""))[0]:
+                    found[place] = gain, f"{words(metric)} {number(first[n])} → {number(last[place])}"
+        return found
+
     # ---- in words
 
     def is_yes_or_no(self, metric: str) -> bool:
@@ -114,6 +131,11 @@ class Verdict:
         fewer = self.counts_complete(some) and some.completed.verdict == "fell"
         return fewer or some.difference.verdict == "fell"
 
+    def evidence(self, some: Change) -> str:
+        """What fell: the levels, complete images, and the one interval that shows it."""
+        mean = some.difference.verdict == "fell"
+        return self.told(some, interval=mean) + self.complete(some, interval=not mean)
+
     def complete(self, some: Change, *, interval: bool = False) -> str:
         """In how many images a share is complete, if it is one and ever is."""
         if not self.counts_complete(some):
@@ -130,24 +152,14 @@ class Verdict:
             lead = [
                 f"The changes are {listed([f'{with_interval(c.difference)} in {words(c.metric)}' for c in shown])}."
             ]
-            lead += [f"Not trained on: {listed([self.told(c) for c in rest])}."] if rest else []
+            lead += [f"Not trained on: {listed([self.told(c, interval=False) for c in rest])}."] if rest else []
             return f"{_upper(answer)} on held-out subjects.", " ".join([*lead, self._no_kind()])
         kind, worst, _ = self.worst
         answer = f"Worst kind, {kind_name(kind)}: {self.told(worst, interval=False)}{self.complete(worst)}."
-        others = self._brief([c for c in self.by_kind[kind] if c.metric != worst.metric])
-        lead = [f"The change is {with_interval(worst.difference)}."]
-        lead += [f"On the same tasks: {others}."] if others else []
-        return answer, " ".join([*lead, f"All kinds together: {self._brief(self.changes)}."])
-
-    def _brief(self, changes: Sequence[Change]) -> str:
-        """The changes of the rewards, and of metrics that count images."""
-        told = []
-        for some in changes:
-            if self.is_yes_or_no(some.metric):
-                told.append(self.told(some, interval=False))
-            elif some.metric in self.before.rewards:
-                told.append(f"{words(some.metric)} {with_interval(some.difference)}")
-        return listed(told) if told else ""
+        said = {"fell": "This is a clear fall", "rose": "Even this is a clear rise", "unclear": "This is not clear"}
+        (whole,) = (c for c in self.changes if c.metric == worst.metric)
+        lead = f"{said[worst.difference.verdict]}: {with_interval(worst.difference)}."
+        return answer, f"{lead} All kinds together: {self.told(whole, interval=False)}."
 
     def _no_kind(self) -> str:
         if not self.by_kind:
