@@ -60,8 +60,9 @@ def test_a_damaged_line_hides_no_other_and_is_kept_when_the_run_goes_back(tmp_pa
 def test_going_back_takes_the_pictures_of_later_iterations_away(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run")
     kept = ["iteration-000002.png", "iteration-mine.png", "cells/000-iteration-000002.png", "cells/000-reference.png"]
-    for name in [*kept, "iteration-000003.png", "cells/000-iteration-000003.png"]:
+    kept += ["groups/0-1-iteration-000002.jpg", "groups/iteration-000002.json"]
+    for name in [*kept, *(name.replace("02.", "03.") for name in kept)]:
         (run.samples / name).parent.mkdir(parents=True, exist_ok=True)
         (run.samples / name).write_text("")
     run.rewind(2)
-    assert sorted(p.relative_to(run.samples).as_posix() for p in run.samples.rglob("*.png")) == sorted(kept)
+    assert sorted(p.relative_to(run.samples).as_posix() for p in run.samples.rglob("*.*")) == sorted(kept)

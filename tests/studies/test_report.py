@@ -394,6 +394,32 @@ def test_images_are_chosen_by_rule_worst_first(kinds: Path) -> None:
 
 
 @pytest.mark.usefixtures("unplotted")
+def test_groups_show_what_the_update_prefers(run: Path) -> None:
+    folder = run / "samples" / "groups"
+    folder.mkdir()
+    for iteration in (1, 2, 3):
+        images = [{"file": f"0-{g}.jpg", "rewards": [0.5, None], "z": [1.5, None], "advantages": [g - 1.0, g]}
+                  for g in range(3)]  # fmt: skip
+        groups = [{"prompt": "a <b>", "kind": "scene", "images": images}]
+        (folder / f"iteration-00000{iteration}.json").write_text(
+            json.dumps({"rewards": ["prompt", "x"], "groups": groups})
+        )
+    for g in range(3):
+        Image.new("RGB", (8, 8), "red").save(folder / f"0-{g}.jpg")
+    text = write_report(run).with_suffix(".md").read_text()
+    told = "1: ▲ +1.000 → +2.000, prompt 0.500 (z +1.500), x – (z –); 2: ▲ 0 → +1.000"
+    assert [line.split(". ")[0] for line in text.splitlines() if told in line] == [
+        "* a <b> (iteration 1, scene)", "* a <b> (iteration 3, scene)"
+    ]  # fmt: skip
+    assert text.count("3: ▼ −1.000 → 0") == 2
+    (folder / "iteration-000003.json").write_text("{")
+    (folder / "0-0.jpg").write_bytes(b"")
+    html = write_report(run).read_text()
+    assert html.count("one of its images could not be read") == 2
+    assert "No training groups have been kept." in html
+
+
+@pytest.mark.usefixtures("unplotted")
 def test_an_image_that_is_gone_is_named(kinds: Path) -> None:
     (kinds / "samples" / "cells" / "000-iteration-000000.png").write_bytes(b"")
     assert "Samples/cells/000-iteration-000000.png could not be read" in text_of(write_report(kinds).read_text())

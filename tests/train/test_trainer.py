@@ -105,6 +105,31 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_do_not(tmp_path: Path) -> N
     assert without_times(records(other.train())) != lines[0]
 
 
+def test_groups_are_kept_without_changing_a_number(tmp_path: Path) -> None:
+    """Of the first iteration, the second, which is evaluated, and the last; in the order of the update's rows."""
+    seen, plain = trainer(tmp_path / "a"), trainer(tmp_path / "b", evaluation={"grid_rows": 0})
+    results = [made.train() for made in (seen, plain)]
+    assert torch.equal(*(weights(made.policy) for made in (seen, plain)))
+    assert without_times(records(results[0])) == without_times(records(results[1]))
+    folder = results[0].run / "samples" / "groups"
+    names = [path.name for path in sorted(folder.glob("*.json"))]
+    assert names == [f"iteration-00000{n}.json" for n in (1, 2, 3)]
+    content = json.loads((folder / names[0]).read_text())
+    assert content["rewards"] == ["prompt", "identity"]
+    rewards = np.array([[image["rewards"] for image in group["images"]] for group in content["groups"]])
+    assert rewards.shape == (2, 4, 2)
+    assert rewards.mean((0, 1))[0] == pytest.approx(records(results[0])[0]["reward/prompt/mean"])
+    z = np.array([image["z"] for image in content["groups"][1]["images"]])
+    np.testing.assert_allclose(z, (rewards[1] - rewards[1].mean(0)) / rewards[1].std(0, ddof=1), atol=1e-4)
+    for group in content["groups"]:
+        for image in group["images"]:
+            assert len(image["advantages"]) == 2, "of the trained steps"
+            with Image.open(folder / image["file"]) as stored:
+                assert np.asarray(stored.convert("RGB"))[..., 0].mean() / 255 == pytest.approx(
+                    image["rewards"][0], abs=0.03
+                )
+
+
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_resume_is_exact(tmp_path: Path, ema: float) -> None:
     training = {**QUICK["training"], "ema_decay": ema, "iterations": 4}

@@ -44,7 +44,7 @@ def embed(path: Path, *, base: Path, alt: str, title: str = "", caption: str = "
         opened.load()
         natural = opened.width
         if natural > WIDEST or len(content) > HEAVIEST or opened.format != "PNG":
-            content, kind = _jpeg(opened, (WIDEST, 100 * WIDEST), 90), "image/jpeg"
+            content, kind = jpeg(opened, (WIDEST, 100 * WIDEST), 90), "image/jpeg"
     zoom = max(1, min(4, 320 // max(natural, 1)))
     return Figure(_uri(kind, content), title, alt, natural * zoom, caption, path.relative_to(base).as_posix())
 
@@ -54,7 +54,7 @@ def thumbnail(path: Path, size: int = 320) -> str:
     from PIL import Image
 
     with Image.open(path) as opened:
-        return _uri("image/jpeg", _jpeg(opened, (size, size), 88))
+        return _uri("image/jpeg", jpeg(opened, (size, size), 88))
 
 
 class Shown(NamedTuple):
@@ -102,7 +102,8 @@ def evenly(count: int, most: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most)).tolist()})
 
 
-def _jpeg(image: object, size: tuple[int, int], quality: int) -> bytes:
+def jpeg(image: object, size: tuple[int, int], quality: int) -> bytes:
+    """An image of at most `size` pixels as a JPEG file."""
     from PIL import Image
 
     assert isinstance(image, Image.Image)

@@ -77,7 +77,8 @@ class RunFolder(Folder):
         cells = self.samples / "cells"
         images = iteration_files(self.samples, ".png"), iteration_files(cells, ".png", "*-")
         marks = iteration_files(cells, ".json", "*-")
-        for some in (iteration_files(self.evaluations, ".json"), *images, marks):
+        groups = (iteration_files(self.samples / "groups", *ending) for ending in ((".json",), (".jpg", "*-")))
+        for some in (iteration_files(self.evaluations, ".json"), *images, marks, *groups):
             for number, path in some:
                 if number > iteration:
                     path.unlink()

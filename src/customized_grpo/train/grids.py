@@ -1,14 +1,20 @@
 """Pictures of pictures: sample grids with captions."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
+from torch import Tensor
 
 from customized_grpo.data.images import png, to_pil
+from customized_grpo.functional.advantages import standardize
+from customized_grpo.page.images import jpeg
 from customized_grpo.page.sheets import fit, grid
 from customized_grpo.store import write
+from customized_grpo.store.files import plain
+from customized_grpo.structures import Example
 
 if TYPE_CHECKING:
     from customized_grpo.store.run import RunFolder
@@ -36,6 +42,34 @@ def save_grid(evaluation: "Evaluation", folder: Path) -> None:
         write(cells / f"{index:03d}-prompt.txt", example.prompt)
         if index < len(evaluation.marks) and evaluation.marks[index]:
             write(cells / f"{index:03d}-{stem}.json", json.dumps(evaluation.marks[index]))
+
+
+def save_groups(
+    folder: Path, iteration: int, examples: Sequence[Example], images: Tensor, rewards: Tensor, advantages: Tensor,
+    names: Sequence[str],
+) -> None:  # fmt: skip
+    """Whole groups of a training iteration, for the report: samples/groups/iteration-NNNNNN.json and its images.
+
+    Args:
+        folder: samples/.
+        iteration: that drew them.
+        examples: P.
+        images: (P * G, 3, H, W), stored small.
+        rewards: (P, G, K), raw.
+        advantages: (P, G, S), as the update gets them.
+        names: of the K rewards.
+    """
+    folder, stem = folder / "groups", f"iteration-{iteration:06d}"
+    z = standardize(rewards).where(rewards.isfinite(), rewards)
+    groups = []
+    for p, example in enumerate(examples):
+        generations = range(len(rewards[p]))
+        files = [write(folder / f"{p}-{g}-{stem}.jpg", jpeg(to_pil(images[p * len(generations) + g]), (256, 256), 88))
+                 for g in generations]  # fmt: skip
+        rows = [{"file": files[g].name, "rewards": rewards[p, g], "z": z[p, g], "advantages": advantages[p, g]}
+                for g in generations]  # fmt: skip
+        groups.append({"prompt": example.prompt, "kind": example.kind, "images": rows})
+    write(folder / f"{stem}.json", json.dumps(plain({"rewards": list(names), "groups": groups})))
 
 
 def copy_grid(source: Path, stem: str, folder: Path) -> None:

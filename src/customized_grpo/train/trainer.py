@@ -40,7 +40,7 @@ from customized_grpo.train import checkpoint as checkpoints
 from customized_grpo.train import evaluation as evaluations
 from customized_grpo.train.checkpoint import TrainingState
 from customized_grpo.train.evaluation import Evaluation
-from customized_grpo.train.grids import copy_grid, save_grid, save_history
+from customized_grpo.train.grids import copy_grid, save_grid, save_groups, save_history
 from customized_grpo.train.memory import explain_full_device
 from customized_grpo.train.meters import Clock
 from customized_grpo.train.method import Method, SpreadGuard, describe_advantages, describe_rewards
@@ -60,6 +60,10 @@ from customized_grpo.train.update import Updater
 
 if TYPE_CHECKING:
     from customized_grpo.train.settings import TrainerConfig
+
+
+GROUPS = 2
+"""Training groups whose images are kept in the first iteration and those that are evaluated."""
 
 
 class Observer:
@@ -186,7 +190,7 @@ class Trainer:
                 last = self._evaluate(run) if self._is_missing_evaluation(run) else None
                 first = last if self.iteration == 0 else None
                 while self.iteration < self.config.training.iterations and not self._should_stop():
-                    record = self._iterate()
+                    record = self._iterate(run)
                     try:
                         last = self._evaluate(run) if self._is_due(self.config.evaluation.every) else None
                     finally:
@@ -207,7 +211,7 @@ class Trainer:
                     )
                 raise
 
-    def _iterate(self) -> dict[str, float]:
+    def _iterate(self, run: RunFolder) -> dict[str, float]:
         """One iteration: prompts, groups, scores, advantages, update."""
         iteration, settings = self.iteration + 1, self.config.rollout
         self._begin()
@@ -242,6 +246,12 @@ class Trainer:
         with self.clock("update"):
             record = self.update(iteration, rollouts, own.to(self.policy.device))
         self.iteration, self.samples = iteration, self.samples + rewards.shape[0] * rewards.shape[1]
+        if self.accelerator.is_main_process and (iteration == 1 or self._is_due(self.config.evaluation.every)):
+            kept = min(GROUPS, self.config.evaluation.grid_rows, len(chunks[0]))
+            save_groups(
+                run.samples, iteration, examples[:kept], rollouts[0].images, rewards[:kept], everyone[:kept],
+                self.method.names,
+            )  # fmt: skip
         return told | more | record
 
     def _begin(self) -> None:

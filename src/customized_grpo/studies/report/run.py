@@ -12,6 +12,7 @@ from customized_grpo import page
 from customized_grpo.page.formats import count, duration, number, summary, words
 from customized_grpo.store.run import RunRecord, iteration_files, read_run
 from customized_grpo.store.scores import Change, since_first
+from customized_grpo.studies.report.groups import group_blocks
 from customized_grpo.studies.report.remarks import CLAMP_LIMIT, CLIP_LIMIT, NORM_LIMIT, RATIO_TOLERANCE, remarks
 from customized_grpo.studies.report.verdict import Verdict, kind_name
 
@@ -88,6 +89,7 @@ def contents(record: RunRecord) -> page.Page:
     """The page of a run. Writes the plots."""
     verdict = compared(record)
     problems: list[str] = []
+    groups = group_blocks(record, problems)
     images = [*pairs_of_images(record, verdict, problems), *sample_grid(record, problems)]
     answer, lead = headline(record, verdict)
     return page.Page(
@@ -102,6 +104,7 @@ def contents(record: RunRecord) -> page.Page:
             page.Section("Before and after, by kind of prompt", change_blocks(record, verdict), name="By kind"),
             page.Section("Rewards over training", reward_blocks(record), name="Rewards"),
             page.Section("Conflict between the rewards", conflict_blocks(record), name="Conflict"),
+            page.Section("What the update prefers", groups, name="Groups"),
             page.Section("Health of the update", update_blocks(record), name="Update"),
             page.Section("Where the time went", time_blocks(record), name="Time"),
             page.Section("The run", page.origin(record.info, facts(record), record.config)),
