@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 import fakes
@@ -99,6 +100,26 @@ def test_what_could_not_be_scored_is_counted_and_is_no_zero() -> None:
     console = Console(record=True, width=200)
     show_verdict(console, Verdict(found, found))
     assert "some (not trained on) (1 of 5 tasks unscored)" in console.export_text()
+
+
+def test_targets_say_how_near_to_the_reference_the_prompt_permits(tmp_path: Path) -> None:
+    """Only of the base policy, only in metrics of identity, and NaN without a target."""
+    examples = [replace(e, target=Image.new("RGB", (8, 8), (51 * n, 0, 0)) if n < 4 else None)
+                for n, e in enumerate(fakes.examples(5))]  # fmt: skip
+    settings, metrics = EvaluationSettings(replicates=2, batch=4), {"identity": fakes.red}
+    policy, rewards = fakes.LinearPolicy(), {"prompt": fakes.dark}
+    base, later = (evaluate(policy, examples, rewards, metrics, settings, 4, n).scores for n in (0, 1))
+    expected = np.stack([np.full(5, np.nan), [0, 0.2, 0.4, 0.6, np.nan]], axis=1)
+    assert later.permitted is None
+    np.testing.assert_array_equal(base.values, later.values)
+    write_scores(tmp_path / "base.json", base)
+    for found in (base, read_scores(tmp_path / "base.json")):
+        assert found.permitted is not None
+        np.testing.assert_allclose(found.permitted, expected, rtol=1e-6)
+    kept = base.select([False, True, True, False, False]).permitted
+    np.testing.assert_allclose(kept, expected[1:3], rtol=1e-6)
+    reused = evaluations.reuse(tmp_path / "base.json", examples, ["prompt", "identity"], 2).scores.permitted
+    np.testing.assert_allclose(reused, expected, rtol=1e-6)
 
 
 def test_the_grid_shows_the_first_replicate_of_the_first_examples() -> None:

@@ -6,6 +6,7 @@ A task is a subject with a prompt. Images of one subject are alike, so intervals
 import csv
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from customized_grpo.store.files import replacing, write
+from customized_grpo.store.files import plain, replacing, write
 
 FORMAT = 1
 """Of the files that `write_scores` writes. Earlier files have no number and no kinds."""
+PROMPT, IDENTITY = re.compile(r"prompt|clip_t|right"), re.compile(r"identity|subject|clip_i|dino")
+"""What the name of a metric says that it measures."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,9 @@ class Scores:
     """The prompt of each task; "" where it is unknown."""
     iteration: int = 0
     """Of the policy; 0 is the base policy."""
+    permitted: np.ndarray | None = None
+    """(tasks, metrics) scores of the examples' targets in metrics of identity, NaN in others and without a target: as
+    near to the reference as the prompt permits. None if they were not measured."""
 
     def __post_init__(self) -> None:
         expected = (len(self.tasks), len(self.metrics))
@@ -70,7 +76,8 @@ class Scores:
         """Only the tasks that are chosen."""
         keep = np.flatnonzero(np.asarray(chosen))
         names = {n: tuple(getattr(self, n)[t] for t in keep) for n in ("tasks", "subjects", "kinds", "prompts")}
-        return replace(self, values=self.values[:, keep], **names)
+        permitted = None if self.permitted is None else self.permitted[keep]
+        return replace(self, values=self.values[:, keep], permitted=permitted, **names)
 
     def distinct_kinds(self) -> list[str]:
         """The kinds of prompt in the order of their tasks; empty where all tasks are of one kind."""
@@ -103,7 +110,7 @@ def finite_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 def write_scores(path: Path, scores: Scores) -> Path:
     """Write {"format", "iteration", "metrics", "rewards", "tasks", "values": [replicate][task][metric]} as JSON.
 
-    A task is {"id", "subject", "kind", "prompt"}; a missing score is null.
+    A task is {"id", "subject", "kind", "prompt"}; a missing score is null. "permitted" is [task][metric], if known.
 
     Raises:
         UserError: if the file cannot be written.
@@ -114,6 +121,8 @@ def write_scores(path: Path, scores: Scores) -> Path:
         "tasks": [dict(zip(("id", "subject", "kind", "prompt"), task, strict=True)) for task in columns],
         "values": [[[v if math.isfinite(v) else None for v in row] for row in rep] for rep in scores.values.tolist()],
     }  # fmt: skip
+    if scores.permitted is not None:
+        content["permitted"] = plain(scores.permitted)
     return write(path, json.dumps(content))
 
 
@@ -168,7 +177,7 @@ def read_scores(path: Path) -> Scores:
 def _parse(content: dict[str, Any]) -> Scores:
     if (found := content.get("format", FORMAT)) > FORMAT:
         raise ValueError(f"expected scores of format {FORMAT}, got format {found}; update customized-grpo.")
-    metrics, tasks = tuple(content["metrics"]), content["tasks"]
+    metrics, tasks, permitted = tuple(content["metrics"]), content["tasks"], content.get("permitted")
     return Scores(
         values=np.array([[[to_number(x) for x in task] for task in replicate] for replicate in content["values"]]),
         metrics=metrics,
@@ -178,6 +187,7 @@ def _parse(content: dict[str, Any]) -> Scores:
         kinds=tuple(str(task.get("kind") or "") for task in tasks),
         prompts=tuple(str(task.get("prompt") or "") for task in tasks),
         iteration=int(content["iteration"]),
+        permitted=np.array([[to_number(x) for x in task] for task in permitted]) if permitted else None,
     )
 
 

@@ -1,22 +1,24 @@
 """Held-out evaluation with fixed examples, fixed noise and deterministic sampling, so that scores are comparable."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL.Image import Resampling
 from torch import Tensor
 
+from customized_grpo.data.images import to_tensor
 from customized_grpo.distributed import fail_together, gather_objects
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import normal, seed_global
 from customized_grpo.rewards.scoring import RewardFunction, score
 from customized_grpo.shell import command
-from customized_grpo.store.scores import Change, Scores, change, read_scores
+from customized_grpo.store.scores import IDENTITY, Change, Scores, change, read_scores
 from customized_grpo.structures import Example
 from customized_grpo.train.memory import explain_full_device
 from customized_grpo.train.rollout import sample_ode
@@ -53,7 +55,7 @@ def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], repli
     if not same or len(found.values) != replicates:
         raise UserError(f"evaluation.base: '{path}' has other tasks, metrics or replicates than this run; {advice}")
     scores = tabulate(found.values, examples, found.metrics, found.rewards, found.iteration)
-    return Evaluation(scores, (), torch.empty(0))
+    return Evaluation(replace(scores, permitted=found.permitted), (), torch.empty(0))
 
 
 def tabulate(
@@ -88,10 +90,12 @@ def evaluate(
 ) -> Evaluation:
     """Score what the policy draws for `examples` from noise that depends on (seed, example, replicate) alone.
 
-    With an accelerator the batches are shared out over its processes, and every process gets the whole result.
+    With an accelerator the batches are shared out over its processes, and every process gets the whole result. For the
+    base policy, metrics of identity also score the examples' targets.
     """
     measured = {**rewards, **metrics}
     scored: dict[tuple[int, int], list[float]] = {}
+    permitted: dict[int, list[float]] = {}
     shown: dict[int, tuple[Tensor, dict[str, bool]]] = {}
     marking = [metric.marks for metric in measured.values() if hasattr(metric, "marks")]  # pyright: ignore[reportFunctionMemberAccess]
     tasks = [(replicate, index) for index in range(len(examples)) for replicate in range(settings.replicates)]
@@ -113,14 +117,33 @@ def evaluate(
                     picture, example = images[row : row + 1], examples[index]
                     marks = {name: right for mark in marking for name, right in mark(picture, [example])[0].items()}
                     shown[index] = picture[0].cpu(), marks
+            targets = [i for replicate, i in batch if replicate == 0 and iteration == 0 and examples[i].target]
+            if targets:
+                found = _score_targets([examples[i] for i in targets], measured, images)
+                permitted |= dict(zip(targets, found.tolist(), strict=True))
     if accelerator is not None:
-        for other_scored, other_shown in gather_objects(accelerator, (scored, shown)):
+        for other_scored, other_shown, other_permitted in gather_objects(accelerator, (scored, shown, permitted)):
             scored, shown = {**scored, **other_scored}, {**shown, **other_shown}
+            permitted = {**permitted, **other_permitted}
     values = np.array([[scored[r, i] for i in range(len(examples))] for r in range(settings.replicates)])
     rows = sorted(shown)
     images = torch.stack([shown[i][0] for i in rows]) if rows else torch.empty(0)
     table = tabulate(values, examples, measured, rewards, iteration)
+    if permitted:
+        unknown = [np.nan] * len(measured)
+        table = replace(table, permitted=np.array([permitted.get(i, unknown) for i in range(len(examples))]))
     return Evaluation(table, tuple(examples[i] for i in rows), images, tuple(shown[i][1] for i in rows))
+
+
+def _score_targets(examples: Sequence[Example], measured: Mapping[str, RewardFunction], images: Tensor) -> Tensor:
+    """(B, metrics) what metrics of identity say of the targets at the size of `images`; NaN in other metrics."""
+    size = (images.shape[-1], images.shape[-2])
+    pictures = [e.target.convert("RGB").resize(size, Resampling.LANCZOS) for e in examples if e.target]
+    found = torch.full((len(pictures), len(measured)), torch.nan)
+    columns = {n: {name: measured[name]} for n, name in enumerate(measured) if IDENTITY.search(name)}
+    for n, one in columns.items():
+        found[:, [n]] = score(torch.stack([to_tensor(picture) for picture in pictures]).to(images), examples, one)
+    return found
 
 
 def batches(

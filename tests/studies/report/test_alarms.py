@@ -1,8 +1,10 @@
 """Every rule by hand, on the side where it holds and on the side where it does not."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from customized_grpo.studies.report.alarms import (
     alarms,
@@ -10,6 +12,7 @@ from customized_grpo.studies.report.alarms import (
     diversity_that_halved,
     few_subjects,
     kinds_that_got_worse,
+    refusing,
     untrained_that_fell,
 )
 from customized_grpo.studies.report.verdict import Verdict
@@ -80,6 +83,25 @@ def test_identity_that_rises_where_the_prompt_falls() -> None:
     assert list(copying(moved((0, 0.2, 0), (0, 0.2, 0)))) == [], "the prompt did not fall"
     assert list(copying(moved((0, 0.2, 0), (0, 0, -0.1)))) == [], "another kind is another matter"
     assert "all of the gain" in next(copying(moved((0, 0.2, -0.1), (0, -0.1, 0)))).text
+
+
+@pytest.mark.parametrize(("permitted", "alarm"), [(0.6, True), (0.7, False), (0.8, False), (np.nan, True)])
+def test_identity_that_rises_above_what_the_prompt_permits(permitted: float, alarm: bool) -> None:
+    """Identity went from 0.5 to 0.7; without targets a kind that changes the subject counts if nothing else rose."""
+    verdict = moved((0, 0.2 + NOISE, 0), (0, 0.2 + NOISE, 0.1))
+    table = np.full((24, 3), np.nan)
+    table[:, 1] = permitted + np.resize(SPREAD, 24)
+    found = [remark.text for remark in refusing(Verdict(replace(verdict.before, permitted=table), verdict.after))]
+    where = ["property", "scene"] if np.isfinite(permitted) else ["property"]
+    assert [text.split(":")[0] for text in found] == (where if alarm else [])
+    why = "to 0.100 above what true images score (0.600)" if permitted == 0.6 else "where prompts change the subject"
+    assert all(why in text for text in found)
+
+
+def test_identity_may_rise_with_the_prompt_or_stay_high() -> None:
+    assert list(refusing(moved((0.1, 0.2, 0), (0, 0.2, 0)))) == [], "the prompt rose too; scenes leave the subject"
+    verdict = moved((0, 0, 0), (0, 0, 0))
+    assert list(refusing(Verdict(replace(verdict.before, permitted=np.zeros((24, 3))), verdict.after))) == []
 
 
 def test_copying_is_looked_for_without_kinds_too() -> None:

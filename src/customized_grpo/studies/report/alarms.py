@@ -7,19 +7,21 @@ said, and is not serious. docs/metrics.md has the rules too.
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 from customized_grpo.page import Remark, parts
-from customized_grpo.page.formats import listed, words
+from customized_grpo.page.formats import listed, number, words
 from customized_grpo.page.parts import FEW_SUBJECTS
-from customized_grpo.store.scores import Change
+from customized_grpo.store.scores import IDENTITY, PROMPT, Change
 from customized_grpo.studies.report.verdict import Verdict, kind_name
 
-PROMPT, IDENTITY = re.compile(r"prompt|clip_t|right"), re.compile(r"identity|subject|clip_i|dino")
-"""What the name of a metric says that it measures."""
+ALTERING = re.compile(r"property|accessory|colou?r|outfit|style|material")
+"""What the name of a kind of prompt says if its prompts change the subject."""
 
 
 def alarms(verdict: Verdict) -> list[Remark]:
     """All of them, in the order of their weight."""
-    rules = (kinds_that_got_worse, copying, untrained_that_fell, diversity_that_halved, few_subjects)
+    rules = (kinds_that_got_worse, copying, refusing, untrained_that_fell, diversity_that_halved, few_subjects)
     return [remark for rule in rules for remark in rule(verdict)]
 
 
@@ -53,6 +55,27 @@ def copying(verdict: Verdict) -> Iterator[Remark]:
             down = listed([verdict.evidence(c) for c in fell])
             text = f"{where}{up} rose while {down} fell: the reference is copied, or what the prompt asks is refused"
             yield _remark(text + _part_of_gain(verdict, rose[0]), min(c.subjects for c in (*rose, *fell)))
+
+
+def refusing(verdict: Verdict) -> Iterator[Remark]:
+    """Images came nearer to the reference than the prompt permits: what it asks of the subject is refused.
+
+    A metric of identity rose clearly, and is clearly above what the targets of the same examples score. Where these
+    have no targets, of kinds whose prompts change the subject: it rose clearly, and no metric of the prompt did.
+    """
+    for kind, changes in (verdict.by_kind or {"": verdict.changes}).items():
+        shown = any(PROMPT.search(c.metric) and c.difference.verdict == "rose" for c in changes)
+        where = f"{kind_name(kind)}: " if verdict.by_kind else ""
+        for c in (c for c in changes if IDENTITY.search(c.metric) and c.difference.verdict == "rose"):
+            level, excess = verdict.above_permitted(c.metric, kind)
+            if excess.verdict == "rose":
+                reason = f"to {number(excess.value)} above what true images score ({number(level)})"
+            elif np.isfinite(level) or shown or not ALTERING.search(kind):
+                continue
+            else:
+                reason = "where prompts change the subject, and nothing of the prompt rose"
+            text = f"{where}{verdict.told(c)} rose {reason}: what the prompt asks of the subject is refused"
+            yield _remark(text, c.subjects)
 
 
 def _part_of_gain(verdict: Verdict, rose: Change) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from customized_grpo import page
 from customized_grpo.page.formats import listed, number, with_interval, words
 from customized_grpo.page.parts import FEW_SUBJECTS
-from customized_grpo.store.scores import Change, Scores, change, is_share, is_yes_or_no
+from customized_grpo.store.scores import Change, Estimate, Scores, change, estimate, finite_mean, is_share, is_yes_or_no
 
 
 class Moved(NamedTuple):
@@ -100,6 +100,16 @@ class Verdict:
                 if gain < found.get(place, (np.inf, ""))[0]:
                     found[place] = gain, f"{words(metric)} {number(first[n])} → {number(last[place])}"
         return found
+
+    def above_permitted(self, metric: str, kind: str) -> tuple[float, Estimate]:
+        """What the targets of a kind of prompt score, and by how much images score more; NaN without targets."""
+        before = self.before.of_kind(kind) if self.by_kind else self.before
+        if before.permitted is None:
+            return np.nan, Estimate(np.nan, np.nan, np.nan)
+        later = dict(zip(self.after.tasks, self.after.per_task(metric), strict=True))
+        allowed = before.permitted[:, before.metrics.index(metric)]
+        excess = np.array([later.get(task, np.nan) for task in before.tasks]) - allowed
+        return float(finite_mean(allowed)), estimate(excess, before.subjects)
 
     # ---- in words
 
