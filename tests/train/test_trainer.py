@@ -992,8 +992,9 @@ def test_a_full_disk_while_logging_is_one_sentence(tmp_path: Path, monkeypatch: 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    without_groups = trainer(tmp_path, evaluation={"grid_rows": 0})
     with pytest.raises(UserError, match=r"metrics.jsonl' could not be written \(No space left") as caught:
-        trainer(tmp_path).train(Calling("on_stage", lambda s: s == "update" and monkeypatch.setattr(os, "fsync", full)))
+        without_groups.train(Calling("on_stage", lambda s: s == "update" and monkeypatch.setattr(os, "fsync", full)))
     assert caught.value.advice.endswith(f"cgrpo train --resume {tmp_path / 'run'}")
     assert status(tmp_path) == "killed", "there was no room to say more"
     monkeypatch.undo()

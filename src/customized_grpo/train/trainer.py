@@ -246,8 +246,9 @@ class Trainer:
         with self.clock("update"):
             record = self.update(iteration, rollouts, own.to(self.policy.device))
         self.iteration, self.samples = iteration, self.samples + rewards.shape[0] * rewards.shape[1]
-        if self.accelerator.is_main_process and (iteration == 1 or self._is_due(self.config.evaluation.every)):
-            kept = min(GROUPS, self.config.evaluation.grid_rows, len(chunks[0]))
+        kept = min(GROUPS, self.config.evaluation.grid_rows, len(chunks[0]))
+        wanted = self.accelerator.is_main_process and (iteration == 1 or self._is_due(self.config.evaluation.every))
+        if wanted and kept:
             save_groups(
                 run.samples, iteration, examples[:kept], rollouts[0].images, rewards[:kept], everyone[:kept],
                 self.method.names,
