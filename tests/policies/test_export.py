@@ -115,6 +115,7 @@ def test_every_export_has_the_scale_in_its_matrices_and_no_other(settings, tmp_p
         transformer_lora_adapter_metadata=model.peft_config["default"].to_dict(),
     )  # fmt: skip
 
+    (tmp_path / "training.json").write_text('{"iteration": 20, "worst_reward_gain": 0.5}')
     written = export_adapter(tmp_path, tmp_path / "diffusers.safetensors")
     state, updates = load_file(written), []
     for part in ("to_q", "to_out.0"):
@@ -123,6 +124,7 @@ def test_every_export_has_the_scale_in_its_matrices_and_no_other(settings, tmp_p
     torch.testing.assert_close(torch.cat(updates, dim=1), wanted)
     with safe_open(written, "pt") as opened:
         assert not any("alpha" in name for name in [*opened.keys(), *opened.metadata()])
+        assert opened.metadata() == {"format": "pt", "iteration": "20", "worst_reward_gain": "0.5"}
 
     state = load_file(export_kohya(tmp_path, tmp_path / "kohya.safetensors"))
     updates = []

@@ -105,6 +105,7 @@ NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "tracking.project": ("mine", of_config("tracking.project")),
     "checkpoint.every": (5, of_config("checkpoint.every")),
     "checkpoint.keep": (1, lambda t: len(list((t.config.output / "checkpoints").iterdir()))),
+    "training.early_stop": (3, of_config("training.early_stop")),
     "checkpoint.keep_best": (False, of_config("checkpoint.keep_best")),
 }  # fmt: skip
 """Another value of every setting, and where a trainer has it when the run has gone on."""

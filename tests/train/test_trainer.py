@@ -21,6 +21,7 @@ from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.settings.parse import parse_config
 from customized_grpo.store.run import RunFolder, read_run
 from customized_grpo.store.scores import Scores, read_scores, write_scores
+from customized_grpo.studies.report.remarks import remarks
 from customized_grpo.studies.report.run import facts
 from customized_grpo.train.evaluation import evaluate
 from customized_grpo.train.method import SpreadGuard
@@ -748,6 +749,43 @@ def test_the_best_checkpoint_is_kept_and_named(
     assert dict(facts(read_run(run.path)))["best checkpoint"] == (
         "iteration 1, worst-reward gain 0.600" if keep_best else None
     )
+
+
+def test_a_run_stops_early_when_the_worst_reward_no_longer_gains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gains 0, 0.6, 0.2, 0.6, ...: with a patience of two it ends with iteration 3, and a resumed run stays there."""
+
+    def write(path: Path, scores: Scores) -> Path:
+        gain = 0 if scores.iteration == 0 else 0.1 if scores.iteration == 2 else 0.3
+        return write_scores(
+            path, replace(scores, values=np.full_like(scores.values, gain) + np.arange(2)[None, :, None])
+        )
+
+    monkeypatch.setattr("customized_grpo.train.trainer.write_scores", write)
+    sections = {"evaluation": {"every": 1}, "training": {"iterations": 6, "early_stop": 2}}
+    result = trainer(tmp_path, **sections).train()
+    assert (result.stopped_early, result.interrupted) == (True, False)
+    assert [record["iteration"] for record in records(result)] == [1, 2, 3]
+    run = RunFolder(result.run)
+    assert run.facts()["status"] == "finished"
+    adapter = run.checkpoints / "iteration-000003" / "adapter"
+    assert json.loads((adapter / "training.json").read_text()) == {
+        "iteration": 3, "worst_reward_gain": pytest.approx(0.6)
+    }  # fmt: skip
+    assert any("stopped early" in remark.text for remark in remarks(read_run(run.path), None))
+    assert trainer(tmp_path, **sections).train(resume=run).stopped_early
+    patient = {**sections, "training": {"iterations": 6, "early_stop": 3}}
+    trainer(tmp_path, **patient).train(resume=run)
+    assert [record["iteration"] for record in run.records()] == [1, 2, 3, 4]
+    whole = trainer(tmp_path, **sections | {"training": {"iterations": 4}}).train(resume=run)
+    assert not whole.stopped_early
+    assert not any("stopped early" in remark.text for remark in remarks(read_run(run.path), None))
+
+
+def test_early_stopping_needs_evaluations(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training\.early_stop needs held-out evaluations"):
+        trainer(tmp_path, training={"early_stop": 1}, evaluation={"examples": 0})
 
 
 def test_an_unscored_picture_is_counted_and_teaches_nothing(tmp_path: Path) -> None:

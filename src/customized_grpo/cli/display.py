@@ -134,6 +134,8 @@ def show_result(console: Console, result: Result, report: Path | None) -> None:
     """Print the results, the paths of the outputs, and suggested next commands."""
     if result.changes and (verdict := compared(read_run(result.run))):
         show_verdict(console, verdict)
+    if result.stopped_early:
+        console.print("Stopped early: the held-out worst-reward gain no longer improved (training.early_stop).")
     if result.interrupted:
         console.print("Stopped; everything is saved. Resume with:", end=" ")
         console.print(command("train", "--resume", result.run), style="bold", highlight=False, soft_wrap=True)

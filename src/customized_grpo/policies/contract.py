@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from customized_grpo.errors import UserError
 from customized_grpo.structures import Conditioning, Example
 
+METADATA = "training.json"
+"""What training writes beside a saved adapter: its iteration, and its held-out worst-reward gain if that is known."""
+
 
 class Policy(ABC):
     """A reference-conditioned flow-matching generator with something in it to train.

@@ -3,6 +3,7 @@
 In either, alpha is the rank, so that readers with and without an alpha see the same update.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.policies.contract import METADATA
 from customized_grpo.policies.flux_names import BLOCKS, FLUX1, FLUX2
 from customized_grpo.policies.lora import ADAPTER_FILE, read_adapter
 from customized_grpo.store import check_place, replacing
@@ -45,7 +47,8 @@ def export_adapter(adapter: Path, file: str | Path, format: Format = "diffusers"
                 f"export it with --format diffusers."
             )
         return export_kohya(source, file)
-    return _write({f"transformer.{name}": tensor for name, tensor in read_adapter(source).items()}, file)
+    named = {f"transformer.{name}": tensor for name, tensor in read_adapter(source).items()}
+    return _write(named, file, **metadata(adapter))
 
 
 def export_kohya(adapter: str | Path, file: str | Path) -> Path:
@@ -59,7 +62,14 @@ def export_kohya(adapter: str | Path, file: str | Path) -> Path:
         UserError: if the adapter is of another family, or the file exists.
     """
     converted = to_kohya(read_adapter(Path(adapter).expanduser()))
-    return _write(converted, file, ss_network_module="networks.lora_flux")
+    return _write(converted, file, ss_network_module="networks.lora_flux", **metadata(Path(adapter).expanduser()))
+
+
+def metadata(adapter: Path) -> dict[str, str]:
+    """What a checkpoint says beside its adapter: the iteration and the held-out worst-reward gain, if known."""
+    file = (adapter if adapter.is_dir() else adapter.parent) / METADATA
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def _write(state: Mapping[str, Tensor], file: str | Path, **metadata: str) -> Path:

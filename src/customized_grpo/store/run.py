@@ -91,6 +91,11 @@ class RunFolder(Folder):
 
         None if none of them, or not the base policy, was evaluated.
         """
+        gains = self.gains(iterations)
+        return max(gains.items(), key=lambda item: item[1], default=None)
+
+    def gains(self, iterations: Iterable[int]) -> dict[int, float]:
+        """The held-out worst-reward gain of those of these iterations that were evaluated."""
         gains: dict[int, float] = {}
         with suppress(OSError, ValueError):  # missing or damaged
             before = read_scores(self.evaluation(0))
@@ -98,7 +103,7 @@ class RunFolder(Folder):
                 with suppress(OSError, ValueError):
                     gain = worst_gain(before, read_scores(self.evaluation(iteration)))
                     gains |= {iteration: gain} if np.isfinite(gain) else {}
-        return max(gains.items(), key=lambda item: item[1], default=None)
+        return gains
 
 
 def iteration_files(folder: Path, suffix: str, prefix: str = "") -> Iterator[tuple[int, Path]]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies.contract import Policy
+from customized_grpo.policies.contract import METADATA, Policy
 from customized_grpo.store.files import DRAFT
 
 FORMAT = 1
@@ -41,10 +41,13 @@ class TrainingState:
     """What the objective keeps, such as the weights of the old policy; empty if nothing."""
 
 
-def save(folder: Path, state: TrainingState, policy: Policy, config_yaml: str) -> Path:
+def save(
+    folder: Path, state: TrainingState, policy: Policy, config_yaml: str, worst_reward_gain: float | None = None
+) -> Path:
     """Write `folder/iteration-NNNNNN`, complete before it gets its name.
 
-    The adapter in `adapter/` holds the averaged weights where there is an average: it is what evaluation measured.
+    The adapter in `adapter/` holds the averaged weights where there is an average: it is what evaluation measured. Its
+    training.json says the iteration, and the held-out worst-reward gain if it is known.
 
     Raises:
         UserError: if it cannot be written, such as onto a full disk; the checkpoints before it are as they were.
@@ -53,7 +56,7 @@ def save(folder: Path, state: TrainingState, policy: Policy, config_yaml: str) -
     draft, replaced = folder / f".{final.name}{DRAFT}", folder / f".{final.name}{REPLACED}"
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        _write(draft, state, policy, config_yaml)
+        _write(draft, state, policy, config_yaml, worst_reward_gain)
         if final.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)  # `checkpoints` finds it under this name until the new one is in its place
@@ -70,7 +73,7 @@ def save(folder: Path, state: TrainingState, policy: Policy, config_yaml: str) -
     return final
 
 
-def _write(draft: Path, state: TrainingState, policy: Policy, config_yaml: str) -> None:
+def _write(draft: Path, state: TrainingState, policy: Policy, config_yaml: str, gain: float | None) -> None:
     draft.mkdir(parents=True)
     save_file(_portable(state.trainable), draft / "trainable.safetensors")
     if state.objective:
@@ -83,6 +86,8 @@ def _write(draft: Path, state: TrainingState, policy: Policy, config_yaml: str) 
     finally:
         if state.ema is not None:
             policy.load_trainable_state(load_file(draft / "trainable.safetensors"))
+    facts = {"iteration": state.iteration, "worst_reward_gain": gain}
+    (draft / "adapter" / METADATA).write_text(json.dumps(facts), encoding="utf-8")
     torch.save({"optimizer": state.optimizer, "scheduler": state.scheduler}, draft / "optimizer.pt")
     (draft / "config.yaml").write_text(config_yaml, encoding="utf-8")
     files = [path for path in sorted(draft.rglob("*")) if path.is_file()]

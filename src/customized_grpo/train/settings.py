@@ -80,6 +80,8 @@ class TrainingSettings(Settings):
 
     iterations: Annotated[int, Role.APPLIED] = Field(default=40, ge=1)
     """Number of iterations; one is a rollout followed by an update."""
+    early_stop: Annotated[int | None, Role.APPLIED] = Field(default=None, ge=1)
+    """Stop when the held-out worst-reward gain has not improved in this many evaluations; null never does."""
     prompts_per_iteration: Annotated[int, Role.KEPT] = Field(default=8, ge=1)
     """Prompts per iteration over all processes; must be divisible by their number."""
     optimizer: Annotated[Spec, Role.ARGUMENTS] = Spec.model_validate(

@@ -33,7 +33,7 @@ from customized_grpo.randomness import generator, seed_global
 from customized_grpo.rewards.scoring import RewardFunction, named, score, score_groups
 from customized_grpo.settings.identity import changes_on_resume
 from customized_grpo.shell import command
-from customized_grpo.store.run import RunFolder
+from customized_grpo.store.run import RunFolder, iteration_files
 from customized_grpo.store.scores import Change, read_scores, write_scores
 from customized_grpo.structures import Example, Rewards, Rollout
 from customized_grpo.train import checkpoint as checkpoints
@@ -99,6 +99,8 @@ class Result:
     seconds: float
     interrupted: bool
     """Whether a signal ended it before the last iteration; a checkpoint was left."""
+    stopped_early: bool = False
+    """Whether `training.early_stop` ended it before the last iteration."""
 
 
 class Trainer:
@@ -140,6 +142,8 @@ class Trainer:
         self.copies: dict[str, Tensor] = {}
         """Example id to what unedited copies of its references score, (K,)."""
         self.objective = make_objective(policy, self.config)
+        if self.config.training.early_stop and not self.eval_examples:
+            raise UserError("training.early_stop needs held-out evaluations; give data.eval, or set it to null.")
         check_sizes(self.config, len(train_dataset), self.accelerator.num_processes)
         check_examples(policy, self.method, train_dataset, self.eval_examples)
         self.objective.check()
@@ -189,15 +193,17 @@ class Trainer:
                         self._tell(self.observer.on_start, summarize(self.job(), run))
                 last = self._evaluate(run) if self._is_missing_evaluation(run) else None
                 first = last if self.iteration == 0 else None
-                while self.iteration < self.config.training.iterations and not self._should_stop():
+                early = self._is_exhausted(run)
+                while self.iteration < self.config.training.iterations and not early and not self._should_stop():
                     record = self._iterate(run)
                     try:
                         last = self._evaluate(run) if self._is_due(self.config.evaluation.every) else None
                     finally:
                         self._track(run, record)
-                    if self._should_stop() or self._is_due(self.config.checkpoint.every):
+                    early = self._is_exhausted(run)
+                    if self._should_stop() or early or self._is_due(self.config.checkpoint.every):
                         self._save(run)
-                return self._finish(run, first, last, started)
+                return self._finish(run, first, last, started, early)
             except BaseException as error:
                 with suppress(UserError, OSError):  # the first error is the one to tell
                     self._close(run, "interrupted" if isinstance(error, KeyboardInterrupt) else "failed", started)
@@ -347,6 +353,17 @@ class Trainer:
     def _is_due(self, every: int) -> bool:
         return self.iteration == self.config.training.iterations or bool(every and self.iteration % every == 0)
 
+    def _is_exhausted(self, run: RunFolder) -> bool:
+        """Whether so many evaluations as `training.early_stop` have not improved the held-out worst-reward gain."""
+        patience, exhausted = self.config.training.early_stop, False
+        if patience is None or not self.iteration or not self._is_due(self.config.evaluation.every):
+            return False
+        if self.accelerator.is_main_process:
+            gains = run.gains(iteration for iteration, _ in iteration_files(run.evaluations, ".json"))
+            best = max(gains, key=lambda iteration: gains[iteration], default=self.iteration)
+            exhausted = sum(iteration > best for iteration in gains) >= patience
+        return any_process(self.accelerator, exhausted)
+
     def _is_missing_evaluation(self, run: RunFolder) -> bool:
         """Before the first iteration, or because the run ended in the evaluation after this one."""
         due = self._is_due(self.config.evaluation.every)
@@ -423,7 +440,8 @@ class Trainer:
                 self.iteration, counters, **self.update.state(), trainable=self.policy.trainable_state(),
                 ema=self.update.ema,
             )  # fmt: skip
-            path = checkpoints.save(run.checkpoints, state, self.policy, run.config.read_text(encoding="utf-8"))
+            gain = run.gains([self.iteration]).get(self.iteration)
+            path = checkpoints.save(run.checkpoints, state, self.policy, run.config.read_text(encoding="utf-8"), gain)
             found = map(checkpoints.iteration_of, checkpoints.checkpoints(run.checkpoints))
             best = run.best(found) if self.config.checkpoint.keep_best else None
             checkpoints.prune(run.checkpoints, self.config.checkpoint.keep, best[0] if best else None)
@@ -490,8 +508,11 @@ class Trainer:
         if self.accelerator.is_main_process:
             run.finish(status, seconds=round(time.monotonic() - started, 1))
 
-    def _finish(self, run: RunFolder, first: Evaluation | None, last: Evaluation | None, started: float) -> Result:
-        interrupted = self.iteration < self.config.training.iterations
+    def _finish(
+        self, run: RunFolder, first: Evaluation | None, last: Evaluation | None, started: float, early: bool
+    ) -> Result:
+        early = early and self.iteration < self.config.training.iterations
+        interrupted = self.iteration < self.config.training.iterations and not early
         for reward in self.measured.values():
             if hasattr(reward, "close"):
                 reward.close()  # pyright: ignore[reportFunctionMemberAccess] - a reward in a process of its own
@@ -506,7 +527,7 @@ class Trainer:
             run.describe(seconds=round(time.monotonic() - started, 1))
             self._tell(self.observer.on_end, run.path, status)
             self._close(run, status, started)
-        return Result(run.path, changes, time.monotonic() - started, interrupted)
+        return Result(run.path, changes, time.monotonic() - started, interrupted, early)
 
     # ---- small things
 

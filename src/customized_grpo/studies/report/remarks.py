@@ -41,6 +41,8 @@ def _status(record: RunRecord) -> Iterator[Remark]:
         yield Remark("The run was interrupted; it can be resumed from its last checkpoint.")
     elif record.status == "running":
         yield Remark("The run was still going when this report was written.")
+    elif record.status == "finished" and record.rows and record.iterations[-1] < (record.planned_iterations or 0):
+        yield Remark("The run stopped early: the held-out worst-reward gain no longer improved (training.early_stop).")
     elif record.status == "killed":
         yield Remark("The run was killed; it can be resumed from its last checkpoint.", True)
     if not record.rows:
