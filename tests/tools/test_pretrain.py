@@ -10,7 +10,7 @@ from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.policies.flux import FluxKontextPolicy
 from customized_grpo.settings.parse import describe_settings, load_settings
 from customized_grpo.toyworld.dataset import ToyWorld
-from tools.pretrain import Budget, PretrainSettings, Progress, pretrain
+from tools.pretrain import Budget, PretrainSettings, Progress, corpus, generator, pretrain
 from tools.pretrain.__main__ import app
 from tools.pretrain.loop import fit
 from tools.pretrain.report import generate
@@ -43,6 +43,43 @@ def test_every_component_is_rebuilt_and_loads(tmp_path, size) -> None:
 
     with pytest.raises(UserError, match="other subjects"):
         pretrain(settings.model_copy(update={"subjects": 17}))
+
+
+def test_pairs_mark_what_their_prompts_change_whether_it_is_painted_or_not() -> None:
+    pairs = corpus.imperfect(24, 3, seed=0)
+    marks = pairs.masks[:, 1:].flatten(2).amax(2)
+    kinds = [[scene.kind for scene in row[1:]] for row in pairs.scenes]
+    asked = torch.tensor([[kind != "recontext" for kind in row] for row in kinds])
+    assert marks[~asked].unique().tolist() == [85]
+    assert 0.8 < (marks[asked] == 255).float().mean() < 1  # copies show nothing of their prompt, and mark nothing
+    assert pairs.masks[:, 0].amax() == 255
+
+
+def test_errors_count_by_the_weight_of_their_token() -> None:
+    latents = torch.zeros(1, 2, generator.TOKENS, 4)
+    weights = torch.ones(1, 2, generator.TOKENS)
+    weights[..., 0] = 9.0
+    pairs = generator.Pairs(latents, torch.zeros(1, 2, 16, dtype=torch.int64), torch.zeros(1, 2, 8), weights)
+
+    class Wrong(torch.nn.Module):
+        """Predicts the noise, but for one token."""
+
+        image_ids = torch.zeros(1)
+
+        def __init__(self, token: int) -> None:
+            super().__init__()
+            self.token = token
+
+        def forward(self, latents, reference, text_ids, pooled, sigma):
+            velocity = latents / sigma[:, None, None]
+            velocity[:, self.token] += 1
+            return velocity
+
+    losses = [
+        generator.loss(Wrong(token), pairs, 2, torch.Generator().manual_seed(0))  # pyright: ignore[reportArgumentType]
+        for token in (0, 1)
+    ]
+    torch.testing.assert_close(losses[0], 9 * losses[1])
 
 
 def test_generator_alone_says_what_it_needs(tmp_path) -> None:

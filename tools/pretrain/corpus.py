@@ -33,7 +33,7 @@ class Corpus:
     images: Tensor
     """(N, V, 3, S, S) uint8."""
     masks: Tensor
-    """(N, V, S, S) uint8, 255 on the subject."""
+    """(N, V, S, S) uint8, 255 on the subject; of imperfect pairs 85 there, and 255 on what the prompt changes."""
     subjects: tuple[Subject, ...]
     scenes: tuple[tuple[Scene, ...], ...]
     """The requested scenes: N rows of V."""
@@ -90,18 +90,30 @@ def faithful(
 def imperfect(count: int, scenes: int, seed: int, size: int = SIZE) -> Corpus:
     """Training pairs with the faults of synthetic pairs, so that reinforcement learning can improve the base model.
 
-    10 % are copies of the reference. Of the others, 40 % show a slightly different subject and 45 % leave out a part of
+    10 % are copies of the reference. Of the others, 25 % show a slightly different subject and 35 % leave out a part of
     the scene.
     """
 
     def draw(rng: random.Random, subject: Subject, scene: Scene) -> tuple[Pixels, Pixels]:
         if rng.random() < 0.1:
-            return render_with_mask(subject, REFERENCE, rng.getrandbits(32), size)
-        shown = _drift(rng, subject) if rng.random() < 0.4 else subject
-        painted = _forget(rng, scene) if rng.random() < 0.45 else scene
-        return render_with_mask(shown, painted, rng.getrandbits(32), size)
+            pixels, mask = render_with_mask(subject, REFERENCE, rng.getrandbits(32), size)
+            return pixels, mask // 3
+        shown = _drift(rng, subject) if rng.random() < 0.25 else subject
+        painted = _forget(rng, scene) if rng.random() < 0.35 else scene
+        seed = rng.getrandbits(32)
+        pixels, mask = render_with_mask(shown, painted, seed, size, posed_for=scene)
+        return pixels, np.maximum(mask // 3, _changed(shown, scene, seed, size))
 
     return _corpus(count, scenes, seed, "train", "train", size, draw)
+
+
+def _changed(subject: Subject, scene: Scene, seed: int, size: int) -> Pixels:
+    """255 where an accessory, a companion or a new colour belongs, painted or not: (S, S)."""
+    if scene.kind == "recontext":
+        return np.zeros((size, size), dtype=np.uint8)
+    bare = Scene(kind=scene.kind, background=scene.background)
+    pictures = [render_with_mask(subject, s, seed, size, posed_for=scene)[0].astype(int) for s in (scene, bare)]
+    return (np.abs(pictures[0] - pictures[1]).max(-1) > 12).astype(np.uint8) * 255
 
 
 def _corpus(

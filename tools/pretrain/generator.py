@@ -1,14 +1,13 @@
 """The generator: a small FLUX Kontext, trained by flow matching on (reference, prompt, image)."""
 
-import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from customized_grpo.structures import Conditioning
-from customized_grpo.train.trajectory import last, trajectory
+from customized_grpo.toyworld.draw import SIZE
 from tools.pretrain import tokenizers
 from tools.pretrain.clip import tokenize
 from tools.pretrain.corpus import Corpus
@@ -18,16 +17,18 @@ GRID = 8
 """Tokens along each side of an image: 16 latents, packed two by two."""
 TOKENS = GRID * GRID
 GUIDANCE = 3.5
-SHIFT = math.exp(0.5)
-"""Shift of the sigma schedule at this size, as the saved scheduler computes it."""
 TEXT_WIDTH = 96
+CHANGED_WEIGHT = 6.0
+"""How much more an error counts where the prompt asks for something small; on the subject a third of it."""
 
 
-def build_transformer(pooled_width: int, latent_channels: int) -> Transformer:
-    """A transformer whose initial velocity is zero: modulations and output start at zero (adaLN-Zero of DiT)."""
+def build_transformer(pooled_width: int, latent_channels: int, size: int = SIZE) -> Transformer:
+    """A transformer whose initial output is zero: modulations and output start at zero (adaLN-Zero of DiT)."""
     from diffusers import FluxTransformer2DModel
 
-    transformer = FluxTransformer2DModel(
+    from customized_grpo.toyworld.transformer import PictureTransformer
+
+    transformer = (PictureTransformer if size > SIZE else FluxTransformer2DModel)(
         patch_size=1,
         in_channels=4 * latent_channels,
         num_layers=2,
@@ -102,16 +103,6 @@ def pack(latents: Tensor) -> Tensor:
     )
 
 
-def unpack(tokens: Tensor) -> Tensor:
-    """(B, 64, 4C) to latents (B, C, 16, 16)."""
-    count, _, width = tokens.shape
-    return (
-        tokens.view(count, GRID, GRID, width // 4, 2, 2)
-        .permute(0, 3, 1, 4, 2, 5)
-        .reshape(count, width // 4, 2 * GRID, 2 * GRID)
-    )
-
-
 @torch.no_grad()
 def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> Tensor:
     """(N, 3, S, S) uint8 to standardized latent tokens (N, 64, 4C) float16."""
@@ -125,19 +116,12 @@ def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> Te
     return torch.cat(chunks)
 
 
-@torch.no_grad()
-def decode(autoencoder: Autoencoder, tokens: Tensor) -> Tensor:
-    """Latent tokens (B, 64, 4C) to images (B, 3, S, S) in [0, 1]."""
-    shift, scale = autoencoder.config.shift_factor, autoencoder.config.scaling_factor
-    return (autoencoder.decode(unpack(tokens) / scale + shift).sample / 2 + 0.5).clamp(0, 1)
-
-
 class Generator(nn.Module):
     """The two parts that are trained together: the transformer and its T5 text encoder."""
 
     def __init__(self, pooled_width: int, latent_channels: int, size: int) -> None:
         super().__init__()
-        self.transformer = build_transformer(pooled_width, latent_channels)
+        self.transformer = build_transformer(pooled_width, latent_channels, size)
         self.text_encoder_2 = build_text_encoder_2(size)
         grid = torch.cartesian_prod(torch.arange(GRID), torch.arange(GRID)).float()
         picture = torch.cat([torch.zeros(TOKENS, 1), grid], dim=1)
@@ -171,6 +155,18 @@ class Pairs:
     """(N, V, 16) for the T5."""
     pooled: Tensor
     """(N, V, D) from the CLIP text tower."""
+    weights: Tensor
+    """(N, V, 64) of the errors. They depend on the prompt and the pose alone, not on whether a pair is faithful."""
+
+    def save(self, path: Path) -> None:
+        """Save atomically."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(vars(self), path.with_suffix(".partial"))
+        path.with_suffix(".partial").replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Pairs":
+        return cls(**torch.load(path, weights_only=True, mmap=True))
 
 
 @torch.no_grad()
@@ -180,15 +176,17 @@ def encode_pairs(corpus: Corpus, autoencoder: Autoencoder, text_encoder: ClipTex
     clip_ids = tokenize(tokenizers.build(begin=True, size=corpus.size), prompts)
     device = text_encoder.device
     pooled = [text_encoder(ids.to(device)).pooler_output.cpu() for ids in clip_ids.split(1000)]
+    marked = torch.cat([F.adaptive_avg_pool2d(m / 255, GRID) for m in corpus.masks.flatten(0, 1).split(1000)])
     return Pairs(
         latents=encode(autoencoder, corpus.images.flatten(0, 1)).view(count, views, TOKENS, -1),
         text_ids=tokenize(tokenizers.build(begin=False, size=corpus.size), prompts).view(count, views, -1),
         pooled=torch.cat(pooled).view(count, views, -1),
+        weights=1 + CHANGED_WEIGHT * marked.view(count, views, TOKENS),
     )
 
 
 def loss(model: Generator, pairs: Pairs, batch_size: int, generator: torch.Generator) -> Tensor:
-    """Flow matching loss with logit-normal noise levels of location 0.5 and scale 1."""
+    """Weighted flow matching loss with logit-normal noise levels of location 0.5 and scale 1."""
     n = torch.randint(len(pairs.latents), (batch_size,), generator=generator)
     v = torch.randint(1, pairs.latents.shape[1], (batch_size,), generator=generator)
     device = model.image_ids.device
@@ -196,24 +194,8 @@ def loss(model: Generator, pairs: Pairs, batch_size: int, generator: torch.Gener
     noise = torch.randn(picture.shape, generator=generator).to(device)
     sigma = torch.sigmoid(torch.randn(batch_size, generator=generator) + 0.5).to(device)
     noisy = torch.lerp(picture, noise, sigma[:, None, None])
-    with torch.autocast(device.type, torch.bfloat16):
+    # At these widths bfloat16 is slower than float32 on a CPU.
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
         velocity = model(noisy, reference, pairs.text_ids[n, v].to(device), pairs.pooled[n, v].to(device), sigma)
-    return F.mse_loss(velocity.float(), noise - picture)
-
-
-@torch.no_grad()
-def sample(model: Generator, pairs: Pairs, rows: Tensor, columns: Tensor, *, steps: int = 10, seed: int = 0) -> Tensor:
-    """Euler steps along the flow: final latent tokens (B, 64, 4C)."""
-    device = model.image_ids.device
-    generator = torch.Generator().manual_seed(seed)
-    reference = pairs.latents[rows, 0].to(device).float()
-    latents = torch.randn(reference.shape, generator=generator).to(device)
-    even = torch.linspace(1, 1 / steps, steps)
-    sigmas = torch.cat([SHIFT / (SHIFT + 1 / even - 1), torch.zeros(1)]).to(device)
-    ids, pooled = pairs.text_ids[rows, columns].to(device), pairs.pooled[rows, columns].to(device)
-
-    def velocity(latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
-            return model(latents, reference, ids, pooled, sigma).float()
-
-    return last(trajectory(velocity, {}, latents, sigmas)).next_latents
+    error, weights = (velocity.float() - noise + picture).square().mean(-1), pairs.weights[n, v].to(device)
+    return (error * weights).sum() / weights.sum()

@@ -172,12 +172,16 @@ class Run:
     def _train_generator(self) -> None:
         vae, text_encoder = self._load_autoencoder(), generator.build_text_encoder(self._load_clip())
         model = generator.Generator(text_encoder.config.hidden_size, vae.config.latent_channels, self.settings.size)
-        pairs = generator.encode_pairs(
-            corpus.imperfect(self.settings.pair_subjects, 3, self.settings.seed, self.settings.size), vae, text_encoder
-        )
+        encoded = self.folder / "checkpoints" / "pairs.pt"  # a resumed training encodes no pictures again
+        if not encoded.exists():
+            pictures = corpus.imperfect(self.settings.pair_subjects, 3, self.settings.seed, self.settings.size)
+            generator.encode_pairs(pictures, vae, text_encoder).save(encoded)
+            del pictures
+        pairs = generator.Pairs.load(encoded)
         batch_size = self.settings.generator.batch_size
         self._fit("generator", model, partial(generator.loss, model, pairs, batch_size), ema=0.999)
         export.save_pipeline(self.folder / "pipeline", model, vae, text_encoder)
+        encoded.unlink()
 
     def _fit(
         self, name: ComponentName, module: nn.Module, loss: Callable[[torch.Generator], Tensor], ema: float = 0.0

@@ -200,7 +200,8 @@ class PipelinePolicy(Policy):
         import diffusers
         from safetensors import SafetensorError
 
-        import customized_grpo.toyworld.autoencoder  # noqa: F401 - diffusers loads only classes that are imported
+        import customized_grpo.toyworld.autoencoder
+        import customized_grpo.toyworld.transformer  # noqa: F401 - diffusers loads only classes that are imported
 
         source, dtypes = locate(path), {"default": as_dtype(dtype), "vae": torch.float32}
         pinned = pin(source, revision)
@@ -528,11 +529,12 @@ def check_size(resolution: int | None, width: int | None, height: int | None) ->
 def _check_components(path: str | Path, index: Mapping[str, Any]) -> None:
     """Raise UserError for a component of another library: diffusers 0.41 imports whatever the folder names there.
 
-    The autoencoder of the toy world is this package's own code.
+    The autoencoder and the transformer of the toy world are this package's own code.
     """
+    own = tuple(f"customized_grpo.toyworld.{module}" for module in ("autoencoder", "transformer"))
     for name, value in index.items():
         library = value[0] if isinstance(value, list | tuple) and value else None
-        if library not in (None, "diffusers", "transformers", "customized_grpo.toyworld.autoencoder"):
+        if library not in (None, "diffusers", "transformers", *own):
             raise UserError(
                 f"'{path}' takes its {name} from '{library}'; only parts of diffusers and transformers are loaded, so "
                 f"that a model brings no code along."
