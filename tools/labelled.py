@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from customized_grpo.toyworld import draw
-from customized_grpo.toyworld.oracle import Oracle, shown_right
+from customized_grpo.toyworld.oracle import NEEDS, Oracle, shown_right
 from customized_grpo.toyworld.world import (
     ATTRIBUTES,
     Scene,
@@ -70,23 +70,22 @@ class Labelled:
         return self.number % 2 == 0
 
 
-def labelled(attribute: str, count: int = COUNT) -> list[Labelled]:
-    """The pictures of one attribute."""
-    return [_labelled(attribute, number) for number in range(count)]
+def labelled(attribute: str, count: int = COUNT, size: int = draw.SIZE) -> list[Labelled]:
+    """The pictures of one attribute, of `size` x `size` pixels."""
+    return [_labelled(attribute, number, size) for number in range(count)]
 
 
-def _labelled(attribute: str, number: int) -> Labelled:
+def _labelled(attribute: str, number: int, size: int) -> Labelled:
     rng = random.Random(f"labelled {attribute} {number}")
-    subject, scene = _sample(rng, attribute)
+    subject, scene = sample(rng, attribute)
     value = visible_attributes(subject, scene)[attribute]
     assert value is not None
     shown, seed = number // 2 % 2 == 0, rng.getrandbits(32)
-    full = draw.render(subject, scene, seed)
+    full = draw.render(subject, scene, seed, size)
     if not shown:
         fault = FAULTS[number // 4 % len(FAULTS)]
-        return Labelled(
-            attribute, number, value, False, fault, _spoil(rng, attribute, subject, scene, seed, full, fault)
-        )
+        pixels = spoil(rng, attribute, subject, scene, seed, full, fault)
+        return Labelled(attribute, number, value, False, fault, pixels)
     if number // 4 % 2 == 0:
         degraded = augment.degrade(
             torch.from_numpy(full)[None].movedim(-1, 1) / 255, torch.Generator().manual_seed(number)
@@ -94,11 +93,11 @@ def _labelled(attribute: str, number: int) -> Labelled:
         pixels = (degraded[0].clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
         return Labelled(attribute, number, value, True, "degraded", pixels)
     part = rng.choice([name for name in ("eyes", "mouth", "ears") if name != attribute])
-    pixels = full if _is_bare(part, subject, scene) else _spoil(rng, part, subject, scene, seed, full, "smudged")
+    pixels = full if _is_bare(part, subject, scene) else spoil(rng, part, subject, scene, seed, full, "smudged")
     return Labelled(attribute, number, value, True, f"{part} smudged", pixels)
 
 
-def _sample(rng: random.Random, attribute: str) -> tuple[Subject, Scene]:
+def sample(rng: random.Random, attribute: str) -> tuple[Subject, Scene]:
     """A subject and a scene in which the attribute is visible and not bare."""
     while True:
         subject = sample_subject(rng)
@@ -112,15 +111,14 @@ def _is_bare(attribute: str, subject: Subject, scene: Scene) -> bool:
     return visible_attributes(subject, scene)[attribute] in (None, "none", "plain")
 
 
-def _spoil(
+def spoil(
     rng: random.Random, attribute: str, subject: Subject, scene: Scene, seed: int, full: draw.Pixels, fault: str
 ) -> draw.Pixels:
+    """The picture `full` with one part spoiled."""
+    size = len(full)
+
     def drawn(values: Mapping[str, str | None]) -> draw.Pixels:
-        body = {name: value for name, value in values.items() if hasattr(subject, name)}
-        around = {name: value for name, value in values.items() if not hasattr(subject, name)}
-        return draw.render_with_mask(
-            replace(subject, **body), replace(scene, **around), seed, posed_for=scene
-        )[0]  # fmt: skip
+        return draw.render_with_mask(*changed(subject, scene, values), seed, size, posed_for=scene)[0]
 
     other = drawn(_another(rng, attribute, subject, scene))
     bare = drawn(WITHOUT[attribute]) if attribute in WITHOUT else other
@@ -130,14 +128,21 @@ def _spoil(
         return ((full.astype(np.uint16) + other) // 2).astype(np.uint8)
     if fault == "erased" and attribute in WITHOUT:
         return bare
-    changed = (np.abs(full.astype(int) - bare).max(-1) > 12) | (np.abs(full.astype(int) - other).max(-1) > 12)
-    region = np.asarray(Image.fromarray(changed.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(3))) > 0
+    differs = (np.abs(full.astype(int) - bare).max(-1) > 12) | (np.abs(full.astype(int) - other).max(-1) > 12)
+    region = np.asarray(Image.fromarray(differs.astype(np.uint8) * 255).filter(ImageFilter.MaxFilter(3))) > 0
     if fault == "replaced":
         rows = np.nonzero(region.any(1))[0]
-        region &= (np.arange(draw.SIZE) >= np.quantile(rows, 0.3))[:, None]  # the lower two thirds, as a bite
+        region &= (np.arange(size) >= np.quantile(rows, 0.3))[:, None]  # the lower two thirds, as a bite
         return np.where(region[..., None], bare, full)
-    flat = np.asarray(Image.fromarray(full).filter(ImageFilter.GaussianBlur(6)))
+    flat = np.asarray(Image.fromarray(full).filter(ImageFilter.GaussianBlur(6 * size // draw.SIZE)))
     return np.where(region[..., None], flat, full)
+
+
+def changed(subject: Subject, scene: Scene, values: Mapping[str, str | None]) -> tuple[Subject, Scene]:
+    """Both with other values of some of their fields."""
+    body = {name: value for name, value in values.items() if hasattr(subject, name)}
+    around = {name: value for name, value in values.items() if not hasattr(subject, name)}
+    return replace(subject, **body), replace(scene, **around)  # pyright: ignore[reportArgumentType]
 
 
 def _another(rng: random.Random, attribute: str, subject: Subject, scene: Scene) -> dict[str, str | None]:
@@ -161,16 +166,15 @@ def answers(oracle: Oracle, items: Sequence[Labelled]) -> list[bool]:
     """Whether the oracle sees the value that each picture asks for."""
     images = torch.from_numpy(np.stack([item.pixels for item in items])).movedim(-1, 1) / 255
     read = {name: value.cpu() for name, value in oracle.read(images).items()}
-    needed = {"accessory_colour": "accessory", "companion_colour": "companion", "pattern_colour": "pattern"}
     found = []
     for row, item in enumerate(items):
         expected = {item.attribute: item.value}
-        if item.attribute in needed:  # a colour counts on anything that is there
-            name = needed[item.attribute]
-            expected[name] = ATTRIBUTES[name][int(read[name][row])]
-            if expected[name] in ("none", "plain"):
+        if name := NEEDS.get(item.attribute):  # a colour counts on anything that is there
+            thing = int(read[name][row])
+            if thing < 0 or ATTRIBUTES[name][thing] in ("none", "plain"):
                 found.append(False)
                 continue
+            expected[name] = ATTRIBUTES[name][thing]
         found.append(shown_right(read, row, expected)[item.attribute])
     return found
 
@@ -193,7 +197,7 @@ def main() -> None:
     credited = Counter[str]()
     print(f"{'attribute':<18}{'mending':>16}{'never for mending':>20}")
     for attribute in ATTRIBUTES:
-        items = labelled(attribute)
+        items = labelled(attribute, size=oracle.size)
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             sheet(items[:40]).save(folder / f"{attribute}.png")

@@ -10,7 +10,8 @@ from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.policies.flux import FluxKontextPolicy
 from customized_grpo.settings.parse import describe_settings, load_settings
 from customized_grpo.toyworld.dataset import ToyWorld
-from tools.pretrain import Budget, PretrainSettings, Progress, corpus, generator, pretrain
+from customized_grpo.toyworld.world import ATTRIBUTES
+from tools.pretrain import Budget, PretrainSettings, Progress, corpus, generator, pretrain, reader
 from tools.pretrain.__main__ import app
 from tools.pretrain.loop import fit
 from tools.pretrain.report import generate
@@ -80,6 +81,25 @@ def test_errors_count_by_the_weight_of_their_token() -> None:
         for token in (0, 1)
     ]
     torch.testing.assert_close(losses[0], 9 * losses[1])
+
+
+def test_faults_are_labelled_unclear_and_what_is_gone_as_gone() -> None:
+    images, labels = reader.faulty(60, seed=0, size=64)
+    again, _ = reader.faulty(5, seed=0, size=64)
+    assert torch.equal(images[:5], again)
+    unclear = torch.stack([labels[name] == reader.UNCLEAR for name in ATTRIBUTES]).sum(0)
+    assert set(unclear.tolist()) == {0, 1, 2}  # nothing where a part is erased, two where a part has its own colour
+    gone = [n for n in range(60) if unclear[n] == 0]
+    absent = {"background": 0, "accessory": 0, "companion": 0, "pattern": 0, "ears": 0}
+    assert all(any(labels[name][n] == value for name, value in absent.items()) for n in gone)
+
+
+def test_the_oracle_is_to_be_unsure_of_what_is_unclear() -> None:
+    unclear, hidden, known = torch.tensor([reader.UNCLEAR]), torch.tensor([-1]), torch.tensor([0])
+    sure, unsure = torch.tensor([[9.0, 0.0]]), torch.zeros(1, 2)
+    assert reader._cross_entropy(unsure, unclear) < 1 < reader._cross_entropy(sure, unclear)
+    assert reader._cross_entropy(sure, known) < 0.1 < reader._cross_entropy(unsure, known)
+    assert reader._cross_entropy(sure, hidden) == 0
 
 
 def test_generator_alone_says_what_it_needs(tmp_path) -> None:

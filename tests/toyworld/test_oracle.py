@@ -19,7 +19,7 @@ from customized_grpo.toyworld.oracle import (
     share_right,
 )
 from customized_grpo.toyworld.world import ATTRIBUTES, Scene, Subject
-from tools.pretrain import corpus, reader
+from tools.pretrain import corpus, export, reader
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,15 @@ def test_true_pictures_score_high_and_copies_show_no_prompt(oracle: Oracle) -> N
     assert FullyRight(oracle)(copies, examples).sum() == 0
     assert kept(copies, examples).mean() > 0.95
     assert shown(copies, examples).mean() < 0.2
+
+
+def test_what_is_unclear_is_not_right(tmp_path) -> None:
+    torch.manual_seed(0)
+    export.save_oracle(Oracle(64, least=0.9), tmp_path)  # untrained, so sure of nothing
+    unsure, example = Oracle.load(tmp_path), ToyWorld("eval", 1)[0]
+    read = unsure.read(pictures([example]))
+    assert {int(value) for value in read.values()} == {-1}
+    assert share_right(read, 0, expected_of_all(example)) == 0
 
 
 def test_what_the_prompt_changes_is_not_expected_of_the_subject() -> None:

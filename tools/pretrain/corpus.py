@@ -60,10 +60,11 @@ class Corpus:
         rows = [
             [visible_attributes(s, scene) for scene in row] for s, row in zip(self.subjects, self.scenes, strict=True)
         ]
-        return {name: torch.tensor([[_index(name, seen[name]) for seen in row] for row in rows]) for name in ATTRIBUTES}
+        return {name: torch.tensor([[label(name, seen[name]) for seen in row] for row in rows]) for name in ATTRIBUTES}
 
 
-def _index(name: str, value: str | None) -> int:
+def label(name: str, value: str | None) -> int:
+    """Index of the value among those of `ATTRIBUTES`; -1 where there is nothing to see."""
     return -1 if value is None else ATTRIBUTES[name].index(value)
 
 

@@ -33,7 +33,7 @@ def save_oracle(oracle: Oracle, folder: Path) -> None:
     """Save the weights for `Oracle.load`."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.half() if value.is_floating_point() else value for name, value in oracle.state_dict().items()}
-    save_file(state, folder / WEIGHTS_FILE, metadata={"size": str(oracle.size)})
+    save_file(state, folder / WEIGHTS_FILE, metadata={"size": str(oracle.size), "least": str(oracle.least)})
 
 
 def save_pipeline(folder: Path, model: generator.Generator, autoencoder: Autoencoder, text_encoder: ClipText) -> None:

@@ -164,9 +164,11 @@ class Run:
         export.save_dino(student.dino, self.folder / "dino")
 
     def _train_oracle(self) -> None:
-        model = reader.Oracle(self.settings.size)
-        images, labels = self.pictures.images, self.pictures.labels()
-        self._fit("oracle", model, partial(reader.loss, model, images, labels, self.settings.oracle.batch_size))
+        model = reader.Oracle(self.settings.size, reader.LEAST)
+        labels = {name: values.flatten() for name, values in self.pictures.labels().items()}
+        faithful = (self.pictures.images.flatten(0, 1), labels)
+        faults = reader.faulty(2 * self.settings.subjects, self.settings.seed, self.settings.size)
+        self._fit("oracle", model, partial(reader.loss, model, faithful, faults, self.settings.oracle.batch_size))
         export.save_oracle(model, self.folder / "oracle")
 
     def _train_generator(self) -> None:

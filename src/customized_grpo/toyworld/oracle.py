@@ -27,11 +27,12 @@ class Oracle(nn.Module):
 
     Args:
         size: width and height of the pictures it reads, a multiple of 64.
+        least: the probability that a value needs to be read; below it the attribute is unclear.
     """
 
-    def __init__(self, size: int = SIZE) -> None:
+    def __init__(self, size: int = SIZE, least: float = 0.0) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.least = size, least
         plan = (
             (3, 16, size // SIZE),
             (16, 32, 2),
@@ -51,7 +52,8 @@ class Oracle(nn.Module):
         from safetensors import safe_open
 
         with safe_open(Path(folder or weights_path("oracle")) / WEIGHTS_FILE, "pt") as file:
-            oracle = cls(int((file.metadata() or {}).get("size", SIZE)))
+            kept = file.metadata() or {}
+            oracle = cls(int(kept.get("size", SIZE)), float(kept.get("least", 0)))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         oracle.load_state_dict(
             {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
@@ -71,13 +73,14 @@ class Oracle(nn.Module):
             images: (B, 3, H, W) in [0, 1]; other sizes are resampled.
 
         Returns:
-            Per name in `ATTRIBUTES` an (B,) int64 index into its values. A colour of nothing is a guess: look first
-            whether there is an accessory, a companion or a pattern.
+            Per name in `ATTRIBUTES` an (B,) int64 index into its values, -1 where it is unclear. A colour of nothing is
+            a guess: look first whether there is an accessory, a companion or a pattern.
         """
         side = (self.size, self.size)
         if images.shape[-2:] != side:
             images = F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
-        return {name: logits.argmax(-1) for name, logits in self(images.to(self.device).float()).items()}
+        best = {name: logits.softmax(-1).max(-1) for name, logits in self(images.to(self.device).float()).items()}
+        return {name: torch.where(found.values < self.least, -1, found.indices) for name, found in best.items()}
 
     @property
     def device(self) -> torch.device:
