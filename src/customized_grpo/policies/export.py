@@ -5,8 +5,9 @@ In either, alpha is the rank, so that readers with and without an alpha see the 
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -68,7 +69,9 @@ def export_kohya(adapter: str | Path, file: str | Path) -> Path:
 def metadata(adapter: Path) -> dict[str, str]:
     """What a checkpoint says beside its adapter: the iteration and the held-out worst-reward gain, if known."""
     file = (adapter if adapter.is_dir() else adapter.parent) / METADATA
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found: dict[str, Any] = {}
+    with suppress(OSError, ValueError):  # missing or damaged
+        found = dict(json.loads(file.read_text(encoding="utf-8")))
     return {name: str(value) for name, value in found.items() if value is not None}
 
 

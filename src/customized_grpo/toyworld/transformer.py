@@ -20,7 +20,7 @@ class PictureTransformer(FluxTransformer2DModel):
     """
 
     def forward(
-        self, hidden_states: Tensor, *arguments: Any, timestep: Tensor, return_dict: bool = True, **named: Any
+        self, hidden_states: Tensor, *arguments: Any, timestep: Any, return_dict: bool = True, **named: Any
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         picture = super().forward(hidden_states, *arguments, timestep=timestep, return_dict=False, **named)[0]
         velocity = (hidden_states - picture) / timestep.clamp(min=LEAST_SIGMA)[:, None, None].to(picture)
