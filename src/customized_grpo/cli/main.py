@@ -159,21 +159,14 @@ def export(
     output: Annotated[Path, typer.Option(help="New file to write, ending in .safetensors.")],
     checkpoint: Checkpoint = None,
     format: Annotated[Format, typer.Option(help="diffusers, or kohya for ComfyUI (FLUX only).")] = Format.diffusers,
+    push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload to this hub repository too.")] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Export the trained adapter of a run as a single file for other tools."""
-    from customized_grpo.assemble import find_checkpoint, open_run
-    from customized_grpo.policies.export import export_adapter
-    from customized_grpo.settings.build import resolve
-    from customized_grpo.train.checkpoint import verify
+    """Export the trained adapter of a run as a file, with a model card and a script that uses it exactly (use.py)."""
+    from customized_grpo.cli.export import export_command
 
     quiet_libraries()
-    folder, config = open_run(run, trust_code=trust_code)
-    found = find_checkpoint(folder, checkpoint)
-    verify(found, lambda name: name.startswith("adapter/"))
-    pipeline = getattr(resolve(config.policy.use, "policy"), "PIPELINE", "")
-    written = export_adapter(found / "adapter", output, format.value, pipeline=pipeline)
-    console.print(f"{written}  ({found.name})", highlight=False, soft_wrap=True)
+    export_command(console, run, output, checkpoint, format.value, push, trust_code)
 
 
 @app.command(name="eval")
