@@ -14,10 +14,8 @@ from customized_grpo.rewards import VlmJudge, vlm
 from customized_grpo.rewards.protocols import lowest_of_two, parse_score, yes_of_yes_or_no
 from customized_grpo.structures import Example
 
-RECORDS = {
-    path.stem: json.loads(path.read_text(encoding="utf-8"))
-    for path in (Path(__file__).parent / "parity").glob("*.json")
-}
+PARITY = [json.loads(path.read_text(encoding="utf-8")) for path in (Path(__file__).parent / "parity").glob("*.json")]
+RECORDS = {record["rubric"]: record for record in PARITY if "rubric" in record}
 """By rubric, what the authors' code asked and made of answers. Each file names the repository and the commit."""
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

@@ -6,6 +6,7 @@ from .contract import Reward as Reward
 from .contract import RewardUnavailable as RewardUnavailable
 from .contract import check_reward as check_reward
 from .dino import DinoReward as DinoReward
+from .hps import EditReward as EditReward
 from .hps import Hpsv3Reward as Hpsv3Reward
 from .remote import RemoteReward as RemoteReward
 from .vlm import VlmJudge as VlmJudge
