@@ -146,8 +146,9 @@ def test_half_precision_keeps_latents_and_trained_weights_whole(family):
     assert float((sample(policy, family) - sample(whole, family)).abs().mean()) < 0.06
 
 
-def test_offloading_changes_nothing_in_the_picture(family):
-    here, away = make(family), make(family, offload="cpu")
+@pytest.mark.parametrize("offload", ["cpu", "swap"])
+def test_offloading_changes_nothing_in_the_picture(family, offload):
+    here, away = make(family), make(family, offload=offload)
     assert torch.equal(sample(here, family), sample(away, family))
 
 

@@ -102,7 +102,7 @@ def test_the_shift_grows_with_the_resolution_unless_it_is_fixed():
         ({"shift": 0}, "policy.shift is 0; it must be more than 0."),
         ({"max_text_tokens": 0}, "policy.max_text_tokens is 0; it must be more than 0."),
         ({"dtype": "float16"}, "policy.dtype is 'float16'; it must be float32, bfloat16 or auto."),
-        ({"offload": "disk"}, "policy.offload is 'disk'; it must be none or cpu."),
+        ({"offload": "disk"}, "policy.offload is 'disk'; it must be none or cpu or swap."),
         ({"aspect": "references"}, "policy.aspect is 'references'; it must be square or reference. Did you mean"),
         ({"trainable": "LoRA"}, "policy.trainable is 'LoRA'; it must be lora or full."),
     ],

@@ -82,6 +82,19 @@ def test_offloaded_parts_are_on_the_device_only_while_they_work(monkeypatch):
     assert moves == [("vae", "cpu:0"), ("vae", "cpu")]
 
 
+def test_with_swap_the_transformer_is_away_while_the_text_encoders_work(monkeypatch):
+    made, moves = policy(offload="swap"), []
+    for name in ("text_encoder", "transformer"):
+        part = getattr(made.pipeline, name)
+        monkeypatch.setattr(part, "to", lambda device, name=name: moves.append((name, str(device))))
+    made.device = torch.device("cpu", 0)
+    conditioning = made.encode([tiny.example()])
+    away, back = ("transformer", "cpu"), ("transformer", "cpu:0")
+    assert moves == [away, ("text_encoder", "cpu:0"), ("text_encoder", "cpu"), back]
+    made.decode(tiny.noise(made, conditioning), conditioning)
+    assert moves[4:] == []
+
+
 def test_many_pictures_are_decoded_a_few_at_a_time(monkeypatch):
     made = policy()
     conditioning = made.encode([tiny.example("a"), tiny.example("b"), tiny.example("c")])

@@ -23,10 +23,11 @@ from customized_grpo.policies.uno import add_uno
 from customized_grpo.settings import Spec
 from customized_grpo.settings.build import bind, check_spec
 from customized_grpo.settings.parse import to_yaml
-from customized_grpo.settings.recipes import RECIPES
+from customized_grpo.settings.recipes import RECIPES, recipe_names
 from customized_grpo.studies.bench import read_bench
 from customized_grpo.studies.compare import cells
 from customized_grpo.studies.compare.grid import load_grid
+from customized_grpo.train.preflight import check_sizes
 from customized_grpo.train.rollout import sample_ode
 from customized_grpo.train.trackers import RunFolder
 from studies.bench.tiny import COLOURS, dreambench, dreambench_plus
@@ -38,18 +39,24 @@ ROOT = Path(__file__).parents[2]
 FAR = ROOT / "tests" / "rewards" / "far"
 
 
-def recipes(*, key: str | None = None) -> list[Any]:
-    """The recipes with a setting that tells their kind; without, those of training: all others."""
-    kinds = {"protocol", "methods"}
-    found = {file: kinds & yaml.safe_load(file.read_text()).keys() for file in sorted(RECIPES.rglob("*.yaml"))}
-    wanted = {key} if key else set()
-    return [pytest.param(f, id=str(f.relative_to(RECIPES))) for f, kind in found.items() if kind == wanted]
+def recipes(key: str = "training") -> list[Any]:
+    """The recipes of a kind: of those with `protocol` or `methods`, variants of other recipes, or else of training."""
 
+    def kind(file: Path) -> str:
+        tree = yaml.safe_load(file.read_text())
+        variant = "variants" if isinstance(tree.get("extends"), list) else "training"
+        return next((key for key in ("protocol", "methods") if key in tree), variant)
+
+    files = [RECIPES / f"{name}.yaml" for name in recipe_names()]
+    return [pytest.param(file, id=str(file.relative_to(RECIPES))) for file in files if kind(file) == key]
+
+
+FAMILIES = ("flux2-klein", "kontext", "qwen-image-edit", "uno-syncd")
 
 # ---- as they are
 
 
-@pytest.mark.parametrize("file", recipes())
+@pytest.mark.parametrize("file", [*recipes(), *recipes("variants")])
 def test_a_recipe_names_only_settings_that_exist(file):
     config = load_config(file)
     check_spec(config.policy, "policy")
@@ -62,13 +69,25 @@ def test_a_recipe_names_only_settings_that_exist(file):
         assert len(bind(config.rollout.steps, "steps")(0, config.rollout.num_inference_steps, generator=draw).trained)
     rows = config.training.prompts_per_iteration * config.rollout.num_generations
     assert rows % (config.training.micro_batch or 1) == 0
-    assert config.policy.arguments["dtype"] != "bfloat16" or config.training.old_log_probs == "recompute"
+    rounded = config.policy.arguments["dtype"] == "bfloat16" and config.objective.use == "grpo"
+    assert not rounded or config.training.old_log_probs == "recompute"
 
 
 REAL = [
-    pytest.param(RECIPES / f"{name}.yaml", id=name)
-    for name in ("flux2-klein", "kontext", "qwen-image-edit", "uno-syncd")
+    *(pytest.param(RECIPES / f"{name}.yaml", id=name) for name in FAMILIES),
+    *recipes("variants"),
 ]
+
+
+@pytest.mark.parametrize("family", FAMILIES[:3])
+def test_every_family_has_recipes_for_three_machines_and_two_objectives(family):
+    for memory, processes in {"-24gb": 1, "": 1, "-8x80gb": 8}.items():
+        for objective in ("", "-nft"):
+            config = load_config(f"{family}{objective}{memory}")
+            check_sizes(config, 100, processes)
+            assert config.objective.use == (objective.removeprefix("-") or "grpo")
+            assert (config.policy.arguments["lora"]["rank"] == 16) == (memory == "-24gb")
+            assert config.verified == "tiny"
 
 
 @pytest.mark.parametrize("file", REAL)
@@ -144,7 +163,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Traine
     """Trains as a recipe says, once."""
 
     @cache
-    def run(file: Path) -> Trained:
+    def files(policy: str) -> tuple[tiny.Family, Path, dict[str, str]]:
+        found, folder = [each for each in tiny.FAMILIES if each.policy == policy], tmp_path_factory.mktemp("family")
+        if not found:
+            pytest.fail(f"There is no tiny {policy}; add one to tiny.FAMILIES.")
+        return found[0], folder, write_files(found[0], folder)
+
+    @cache
+    def run(file: Path, changed: tuple[str, ...] = ()) -> Trained:
         folder, config = tmp_path_factory.mktemp("recipe"), load_config(file)
         micro_batch = config.training.micro_batch or 1
         changes: dict[str, Any] = {
@@ -156,17 +182,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Traine
         }  # fmt: skip
         family = TOY
         if config.policy.arguments["path"] != "toyworld:pipeline":
-            found = [each for each in tiny.FAMILIES if each.policy == config.policy.use]
-            if not found:
-                pytest.fail(f"There is no tiny {config.policy.use}; add one to tiny.FAMILIES.")
-            (family,) = found
-            made = {"resolution": 16, "reference_resolution": 16, **family.settings, **write_files(family, folder)}
+            family, data, paths = files(config.policy.use)
+            made = {"resolution": 16, "reference_resolution": 16, **family.settings, **paths}
             changes |= {f"policy.{name}": value for name, value in made.items()}
-            changes["data.train"] = str(folder / "train.jsonl")
+            changes["data.train"] = str(data / "train.jsonl")
         with family.loadable(), pytest.MonkeyPatch.context() as patch:
             if family is not TOY:  # one report is enough, and each takes a second
                 patch.setattr("customized_grpo.studies.report.write_report", lambda run, status: None)
-            from_the_command_line("train", file, *words(changes))
+            said = from_the_command_line("train", file, *words(changes), *changed)
+            assert config.verified in said if config.verified else "verified" not in said
         return family, RunFolder(folder / "run")
 
     return run
@@ -201,6 +225,19 @@ def test_it_trains_saves_and_loads_in_the_stock_pipeline(file, trained):
     torch.testing.assert_close(again, wanted, atol=1e-5, rtol=0)
 
 
+SMALL = ("training.iterations=1", "rollout.num_generations=2")
+ONCE = (*SMALL, "evaluation.examples=0", "metrics={}", "policy.quantize=none", "tracking.log_with=[]")
+
+
+@pytest.mark.parametrize("file", recipes("variants"))
+def test_a_variant_trains(file, trained):
+    """Once, without quantization: its libraries, and a GPU for nf4, are not here."""
+    _, run = trained(file, ONCE)
+    (record,) = run.records()
+    assert np.isfinite(record["update/loss"])
+    assert record["update/grad_norm"] > 0
+
+
 def stock_transformer(family: tiny.Family, run: RunFolder, spec: Spec) -> torch.nn.Module:
     """Of the family's own pipeline with what the run saved, read as diffusers reads it."""
     fresh, adapter = family.pipeline(), run.checkpoints / "iteration-000002" / "adapter"
@@ -215,7 +252,7 @@ def stock_transformer(family: tiny.Family, run: RunFolder, spec: Spec) -> torch.
 # ---- benches
 
 
-@pytest.mark.parametrize("file", recipes(key="protocol"))
+@pytest.mark.parametrize("file", recipes("protocol"))
 def test_it_benches_a_run(file, trained, tmp_path):
     _, run = trained(RECIPES / "uno-syncd.yaml")
     plan = make_plan(read_settings([str(file)]), load_config())
@@ -245,7 +282,7 @@ def test_it_benches_a_run(file, trained, tmp_path):
 # ---- comparisons
 
 
-@pytest.mark.parametrize("file", recipes(key="methods"))
+@pytest.mark.parametrize("file", recipes("methods"))
 def test_its_methods_train_and_are_compared(file, tmp_path, monkeypatch):
     """Each on the smallest policy, in this process, which has the encoders already, and without a report of its own."""
     build, encoders = assemble.build_rewards, {}

@@ -56,6 +56,7 @@ NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
         {"use": "grpo", "divergence_threshold": 1e-3}, lambda t: {"use": "grpo", **t.objective.settings.model_dump()},
     ),
     "output": ("elsewhere", lambda t: str(t.config.output)),
+    "verified": ("tiny", of_config("verified")),
     "method.advantage": ({"use": "minimum"}, lambda t: {"use": t.method.advantage.__name__}),
     "method.time_weights": (
         {"use": "constant", "weights": [0.5, 0.5]}, lambda t: {"use": "constant", **t.method.time_weights.keywords},

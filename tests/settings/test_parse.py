@@ -270,6 +270,63 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     assert load_config(tmp_path / "empty.yaml") == Config()
 
 
+# ---- files that extend others
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_file_lies_over_those_that_it_extends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub").mkdir()
+    write(tmp_path, base="seed: 1\nverified: tiny\nmethod: {advantage: {use: sars, gamma: 0.1}, beta: 0.5}\n")
+    write(tmp_path, more="seed: 2\nobjective: nft\nrollout: {steps: null}\n")
+    write(tmp_path / "sub", mine="extends: [../base.yaml, ../more.yaml]\nmethod: {advantage: {gamma: 0.2}}\n")
+    write(tmp_path / "sub", other="extends: mine.yaml\nobjective: {levels: 2}\nmethod: {advantage: cme}\n")
+    monkeypatch.chdir(tmp_path)
+    config = load_config("sub/mine.yaml", ["training.iterations=3"])
+    assert (config.seed, config.training.iterations, config.verified) == (2, 3, None)
+    assert config.method.advantage.model_dump() == {"use": "sars", "gamma": 0.2}
+    assert (config.method.beta, config.objective.use) == (0.5, "nft")
+    other = load_config(tmp_path / "sub" / "other.yaml")
+    assert other.objective.arguments["levels"] == 2
+    assert other.method.advantage.model_dump() == {"use": "cme"}
+    assert load_config("base.yaml").verified == "tiny"
+
+
+def test_a_packaged_recipe_is_extended_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, mine="extends: kontext\npolicy: {path: my/kontext}\nrewards: {identity: {batch_size: 2}}\n")
+    mine, theirs = load_config(tmp_path / "mine.yaml"), load_config("kontext")
+    assert mine.policy.arguments == {**theirs.policy.arguments, "path": "my/kontext"}
+    assert mine.rewards["prompt"] == theirs.rewards["prompt"]
+    assert mine.rewards["identity"].arguments["batch_size"] == 2
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "real").write_text("seed: 7")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("kontext").seed == 0, "what a recipe extends is not looked for where one starts from"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("extends: mine.yaml", r"'mine.yaml' extends 'mine.yaml', which extends it in turn; remove one of the two\."),
+        ("extends: far.yaml", r"'far.yaml' extends 'mine.yaml', which extends it in turn"),
+        ("extends: kontxt", r"no configuration file 'kontxt'; .*; '.*mine.yaml' extends it\. Did you mean 'kontext'"),
+        ("extends: {a: 1}", r"The setting 'extends' of 'mine.yaml' is \[.*\]: expected a recipe or a file\."),
+        ("verified: yes please", r"'verified' is \"yes please\": expected none, tiny, or full \(hardware, date\)"),
+        ("verified: full (H200)", r"expected none, tiny, or full"),
+    ],
+)
+def test_what_cannot_be_extended_or_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, mine=text, far="extends: mine.yaml")
+    with pytest.raises(UserError, match=said):
+        load_config("mine.yaml")
+
+
 def is_run(path: Path) -> bool:
     return "\nmethods:" not in path.read_text() and path.parent.name != "bench"
 

@@ -10,6 +10,8 @@ def test_a_recipe_goes_by_its_name_or_by_its_path_in_a_checkout(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert {"kontext", "toyworld/early", "bench/uno"} <= set(recipe_names())
+    assert "parts/real" not in recipe_names()
+    assert find_recipe("parts/real") == RECIPES / "parts" / "real.yaml"
     for name in (
         "toyworld/early",
         "toyworld/early.yaml",

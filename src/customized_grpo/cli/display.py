@@ -21,6 +21,7 @@ from customized_grpo.studies.report.run import compared
 from customized_grpo.studies.report.verdict import Verdict, kind_name
 from customized_grpo.train.evaluation import Evaluation
 from customized_grpo.train.preflight import Summary
+from customized_grpo.train.settings import VERIFIED
 from customized_grpo.train.trainer import Observer, Result
 
 STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
@@ -51,6 +52,8 @@ class Display(Observer):
             f"{duration(summary.expected_seconds)}",
             "memory": f"about {summary.memory}",
         }
+        if summary.verified:
+            rows["verified"] = VERIFIED.get(summary.verified, summary.verified)
         if summary.start_iteration:
             rows["resumed"] = f"after iteration {summary.start_iteration}"
         for name, value in rows.items():

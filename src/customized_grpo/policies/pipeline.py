@@ -60,7 +60,8 @@ class PipelinePolicy(Policy):
         max_text_tokens: a longer prompt is cut, counted in `truncated_prompts`, and warned about once.
         gradient_checkpointing: recompute activations in the backward pass, for memory; a pipeline that comes with it on
             keeps it on.
-        offload: "cpu" keeps text encoders and VAE off the device except while they work.
+        offload: "cpu" keeps text encoders and VAE off the device except while they work; "swap" also moves the
+            transformer off it while text encoders work, which then need not fit beside it.
         cache_mib: memory of the host for encoded prompts and references; the least recently used make room.
         device: None is this process's own GPU, or the CPU where there is none.
         seed: of the adapter's initial weights.
@@ -94,7 +95,7 @@ class PipelinePolicy(Policy):
         negative_prompt: str = "",
         max_text_tokens: int = 512,
         gradient_checkpointing: bool = False,
-        offload: Literal["none", "cpu"] = "none",
+        offload: Literal["none", "cpu", "swap"] = "none",
         cache_mib: float = 1024,
         device: str | int | torch.device | None = None,
         seed: int = 0,
@@ -123,7 +124,7 @@ class PipelinePolicy(Policy):
             wanted = torch.float32 if name == "vae" else self.dtype
             if part.dtype != wanted:
                 part.to(wanted)
-            part.to("cpu" if offload == "cpu" and name != "transformer" else self.device)
+            part.to("cpu" if offload != "none" and name != "transformer" else self.device)
         self.transformer: Any = pipeline.transformer
         _lora.make_trainable(self.transformer, trainable, LoraSettings() if lora is None else lora, seed, self.TARGETS)
         self.module = self.transformer
@@ -377,13 +378,14 @@ class PipelinePolicy(Policy):
             yield
             return
         parts = [getattr(self.pipeline, name) for name in names]
-        for part in parts:
-            part.to(self.device)
+        resting = [self.transformer] if self.offload == "swap" and names != ("vae",) else []
         try:
+            _move(resting, "cpu")
+            _move(parts, self.device)
             yield
         finally:
-            for part in parts:
-                part.to("cpu")
+            _move(parts, "cpu")
+            _move(resting, self.device)
 
     # ---- the flow
 
@@ -489,6 +491,11 @@ class PipelinePolicy(Policy):
         _lora.load_adapter(self.transformer, Path(folder))
 
 
+def _move(parts: Sequence[torch.nn.Module], device: str | torch.device) -> None:
+    for part in parts:
+        part.to(device)
+
+
 def _size(conditioning: Conditioning) -> Size:
     """In the shape of an empty tensor, which reads without waiting for the device."""
     height, width = conditioning["size"].shape[1:3]
@@ -502,7 +509,7 @@ def default_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-CHOICES = {"trainable": ("lora", "full"), "aspect": ("square", "reference"), "offload": ("none", "cpu")}
+CHOICES = {"trainable": ("lora", "full"), "aspect": ("square", "reference"), "offload": ("none", "cpu", "swap")}
 
 
 def check_choices(**settings: str) -> None:

@@ -43,20 +43,26 @@ def load_settings(
 
 
 def read_tree(path: str | Path, *, stored: bool = False) -> dict[str, Any]:
-    """Read a YAML mapping.
+    """Read a YAML mapping, laid over those that its `extends` names.
 
     Args:
         path: of the file, or the name of a packaged recipe.
         stored: a command wrote the file, so that it cannot be empty.
 
     Raises:
-        UserError: if the file is missing, is not YAML, is not a mapping, or is empty and may not be.
+        UserError: if the file or one that it extends is missing, is not YAML, is not a mapping, or is empty and may not
+            be, or if it extends itself.
     """
-    file = find_recipe(path)
+    return _read_file(find_recipe(path), path, stored=stored)
+
+
+def _read_file(
+    file: Path, path: str | Path, extending: tuple[Path, ...] = (), *, stored: bool = False
+) -> dict[str, Any]:
     if not is_file(file):
         raise UserError(
             f"There is no configuration file '{str(path)[:100]}'; give a YAML file, or a packaged recipe "
-            f"(`{command('config', '--help')}` names them).{nearest(str(path), recipe_names())}"
+            f"(`{command('config', '--help')}` names them){_named_in(extending)}.{nearest(str(path), recipe_names())}"
         )
     tree = read_yaml(file)
     if tree is None and not stored:
@@ -65,7 +71,37 @@ def read_tree(path: str | Path, *, stored: bool = False) -> dict[str, Any]:
         seen = "is empty" if not tree else f"contains {'a list' if isinstance(tree, list) else json.dumps(tree)[:60]}"
         advice = "; restore the file, or name another folder" if stored else missing_space(tree)
         raise UserError(f"'{path}' {seen}; expected a mapping of settings, such as 'seed: 0'{advice}.")
-    return tree
+    return _extended(tree, file, (*extending, file.resolve()))
+
+
+def _extended(tree: dict[str, Any], file: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """What a file holds, over the files that it extends. Those are found beside it, or are packaged recipes."""
+    names = tree.pop("extends", None) or []
+    names = names if isinstance(names, list) else [names]
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"The setting 'extends' of '{file}' is {json.dumps(names)[:60]}: expected a recipe or a file.")
+    merged: dict[str, Any] = {}
+    for name in names:
+        other = find_recipe(name, file.parent)
+        if other.resolve() in extending:
+            raise UserError(f"'{file}' extends '{name}', which extends it in turn; remove one of the two.")
+        merged = _laid_over(_read_file(other, name, extending), merged)
+    merged.pop("verified", None)  # says something of that file alone
+    return _laid_over(tree, merged)
+
+
+def _laid_over(given: Any, below: Any) -> Any:
+    """Mappings are merged; anything else replaces what is below it, and so does another function or class."""
+    below = {"use": below} if isinstance(below, str) and isinstance(given, Mapping) else below
+    if not isinstance(given, Mapping) or not isinstance(below, Mapping):
+        return given
+    if "use" in given and given["use"] != below.get("use"):
+        return given
+    return {**below, **{key: _laid_over(value, below.get(key)) for key, value in given.items()}}
+
+
+def _named_in(extending: tuple[Path, ...]) -> str:
+    return f"; '{extending[-1]}' extends it" if extending else ""
 
 
 def parse_config(tree: Mapping[str, Any], model: type[S], prefix: str = "") -> S:

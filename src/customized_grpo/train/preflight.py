@@ -119,6 +119,8 @@ class Summary:
     """Transformer passes at their measured cost, times their number; rewards and decoding come on top."""
     memory: MemoryEstimate
     """Of the device, at the fullest moment."""
+    verified: str | None = None
+    """What the recipe was run on."""
 
 
 def summarize(job: Job, run: RunFolder) -> Summary:
@@ -141,6 +143,7 @@ def summarize(job: Job, run: RunFolder) -> Summary:
         processes=job.processes,
         expected_seconds=seconds,
         memory=memory,
+        verified=config.verified,
     )
     fields = ("model", "trainable_parameters", "total_parameters", "rewards", "samples_per_iteration", "processes")
     shown = {name: getattr(summary, name) for name in fields}

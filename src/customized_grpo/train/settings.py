@@ -1,6 +1,7 @@
 """Settings of training. A run folder and the command line read them without importing torch."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -251,6 +252,13 @@ class CheckpointSettings(Settings):
     """Keep also the checkpoint with the best held-out worst-reward gain, of those whose iteration was evaluated."""
 
 
+VERIFIED = {
+    "none": "none: nobody has run this recipe",
+    "tiny": "tiny: run on small random weights only, so its settings are a starting point",
+}
+"""What a word in `verified` means."""
+
+
 class TrainerConfig(Settings):
     """The settings of `Trainer`."""
 
@@ -258,6 +266,9 @@ class TrainerConfig(Settings):
     """Random seed of the run."""
     output: Annotated[Path | None, Role.RUNTIME] = None
     """The run folder; default: a new one under runs/."""
+    verified: Annotated[str | None, Role.RUNTIME] = None
+    """What a recipe was run on: none, tiny (small random weights), or full (hardware, date). It is shown when a run
+    starts; a file that extends the recipe does not have it."""
     objective: Annotated[Spec, Role.ARGUMENTS] = Spec(use="grpo")
     """What is trained on: grpo, nft, awm, or package.module:name. It also decides what null means in other settings."""
     method: MethodSettings = MethodSettings()
@@ -266,6 +277,13 @@ class TrainerConfig(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     tracking: TrackingSettings = TrackingSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @field_validator("verified")
+    @classmethod
+    def _verified_says_on_what(cls, value: str | None) -> str | None:
+        if value not in (None, *VERIFIED) and not re.fullmatch(r"full \(.+, \d{4}-\d\d-\d\d\)", value):
+            raise ValueError("none, tiny, or full (hardware, date), such as 'full (1 x H100, 2026-11-29)'")
+        return value
 
     @model_validator(mode="before")
     @classmethod
