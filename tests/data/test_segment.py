@@ -1,11 +1,14 @@
+import json
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image, ImageOps
 
 from customized_grpo.data import JsonlDataset
 from customized_grpo.data.importers import import_folder
-from customized_grpo.data.segment import add_masks
+from customized_grpo.data.segment import add_masks, contact_sheet, make_segmenter, mask_folder
 from customized_grpo.errors import UserError
 
 
@@ -56,3 +59,64 @@ def test_bad_segmenters(manifest, monkeypatch):
     monkeypatch.setitem(sys.modules, "rembg", None)
     with pytest.raises(UserError, match=r"pip install -e '.*\[masks\]'"):
         add_masks(manifest, manifest.with_name("y.jsonl"))
+
+
+def test_masks_of_a_folder_are_beside_its_images_where_the_importer_finds_them(manifest):
+    root, done = manifest.parent, []
+    examples, empty = mask_folder(root, dark_is_subject, progress=lambda *count: done.append(count))
+    assert ([example.id for example in examples], empty, done[-1]) == (["a/0.png"], ["c/0.png", "d/0.png"], (3, 3))
+    again = import_folder(root, root / "again.jsonl", ["a {subject}"])
+    a, b, *_ = JsonlDataset(again.manifest)
+    assert [a.masks[0].getpixel((x, 0)) for x in (0, 7)] == [255, 0]
+    assert b.masks[0].getextrema() == (255, 255), "a mask of one's own is kept"
+    before = (root / "a" / "0_mask.png").read_bytes()
+    assert mask_folder(root, lambda picture: Image.new("L", picture.size, 255))[0][0].id == "d/0.png"
+    assert (root / "a" / "0_mask.png").read_bytes() == before
+    with pytest.raises(UserError, match="has no subject folder with images"):
+        mask_folder(root / "a", dark_is_subject)
+
+
+def test_a_contact_sheet_shows_what_masks_leave(manifest):
+    add_masks(manifest, manifest.with_name("masked.jsonl"), dark_is_subject)
+    examples = JsonlDataset(manifest.with_name("masked.jsonl"))
+    masked, bare = contact_sheet(examples[:1]), contact_sheet(examples[6:])
+    assert masked.width == 3 * bare.width - 2 * 4
+    row = [masked.getpixel((4 + column * 132 + 32, 22 + 64)) for column in range(3)]
+    assert row == [(0, 0, 0), (255, 255, 255), (0, 0, 0)], "dark on the left, where the mask is white"
+
+
+def tiny_segformer(folder, labels=("background", "subject")):
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    config = SegformerConfig(
+        num_encoder_blocks=1, depths=[1], sr_ratios=[1], hidden_sizes=[4], patch_sizes=[3], strides=[2],
+        num_attention_heads=[1], mlp_ratios=[1], decoder_hidden_size=4, id2label=dict(enumerate(labels)),
+    )  # fmt: skip
+    model = SegformerForSemanticSegmentation(config)
+    model.decode_head.classifier.weight.data.zero_()
+    model.decode_head.classifier.bias.data = torch.tensor([0.0, 1.0])
+    model.save_pretrained(folder)
+    SegformerImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder
+
+
+def test_a_segmentation_model_on_disk(tmp_path):
+    for labels, wanted in ((("background", "subject"), 255), (("subject", "LABEL_0"), 0)):
+        segment = make_segmenter(str(tiny_segformer(tmp_path / labels[0], labels)))
+        mask = segment(Image.new("RGB", (12, 6), "red"))
+        assert (mask.mode, mask.size, mask.getextrema()) == ("L", (12, 6), (wanted, wanted))
+
+
+def test_models_that_are_not_run(tmp_path, monkeypatch):
+    own = {"model_type": "birefnet", "auto_map": {"AutoConfig": "config.C", "AutoModelForImageSegmentation": "model.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(own))
+    (tmp_path / "config.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UserError, match=r"brings code of its own, which is not run; .*--model rembg:birefnet-general"):
+        make_segmenter(str(tmp_path))
+    with pytest.raises(UserError, match="neither an existing folder nor a hub id"):
+        make_segmenter("nowhere")
+    asked = []
+    monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(new_session=asked.append, remove=None))
+    make_segmenter("rembg")
+    make_segmenter("rembg:birefnet-general")
+    assert asked == ["u2net", "birefnet-general"]

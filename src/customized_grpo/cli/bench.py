@@ -1,7 +1,6 @@
 """The command `cgrpo bench`: from a protocol and a policy to images, scores and a report. Run it again to resume."""
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +9,7 @@ from rich.console import Console
 from customized_grpo import page, trust
 from customized_grpo.assemble import PolicySource, open_policy
 from customized_grpo.check import check_parts
-from customized_grpo.cli.terminal import split_settings
-from customized_grpo.errors import UserError
+from customized_grpo.cli.terminal import fraction, split_settings
 from customized_grpo.settings.parse import load_settings
 from customized_grpo.shell import command
 from customized_grpo.studies.bench.measure import Share
@@ -116,9 +114,7 @@ def which_part(part: str | None) -> tuple[int, int]:
     Raises:
         UserError: if it is no fraction such as 2/8.
     """
-    if part is None:
+    given = fraction(part, "--part")
+    if given is None:
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    match = re.fullmatch(r"(\d+)/(\d+)", part)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f"--part is '{part}'; the second of eight processes is --part 2/8.")
-    return int(match[1]) - 1, int(match[2])
+    return given[0] - 1, given[1]

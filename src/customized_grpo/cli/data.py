@@ -1,19 +1,27 @@
-"""`cgrpo data import` and `cgrpo data check`."""
+"""`cgrpo data import`, `check`, `masks`, `split` and `view`."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from customized_grpo.cli.terminal import new_console
+from customized_grpo.cli.terminal import fraction, new_console
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.shell import command
+from customized_grpo.store import check_place, replacing
+
+if TYPE_CHECKING:
+    from customized_grpo.structures import Example
 
 app = typer.Typer(help="Create and check manifests of your own subjects.", no_args_is_help=True)
 console = new_console()
+Count = Annotated[int, typer.Option("--count", min=1, help="Rows in the contact sheet.")]
+Sheet = Annotated[Path | None, typer.Option(help="Contact sheet to write.")]
 
 NAMED = 20
 """Names to print of what an import leaves out for one reason."""
@@ -53,6 +61,111 @@ def import_(
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
+@contextmanager
+def _counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar that is told how many are done, of how many."""
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@app.command()
+def masks(
+    source: Annotated[Path, typer.Argument(help="A manifest, or a folder of subject folders.")],
+    output: Annotated[Path | None, typer.Argument(help="For a manifest: the new manifest, ending in .jsonl.")] = None,
+    model: Annotated[
+        str, typer.Option(help="rembg, rembg:MODEL such as rembg:birefnet-general, or a folder of transformers.")
+    ] = "rembg",
+    sheet: Sheet = None,
+    count: Count = 40,
+) -> None:
+    """Make masks for images that have none, and a contact sheet to look at them. Nothing is overwritten.
+
+    For a folder, NAME_mask.png appears beside each image, where `data import` finds it.
+    """
+    from customized_grpo.data.segment import add_masks, make_segmenter, mask_folder
+
+    if source.is_dir() == (output is not None):
+        found = (
+            "a folder, whose masks go beside its images; leave OUTPUT out" if output else "no folder; of a manifest, "
+        )
+        raise UserError(f"'{source}' is {found}{'' if output else 'name the new one as OUTPUT'}.")
+    target = _new_sheet(sheet, (output or source).with_suffix(".png"))
+    if output is None:
+        segment = make_segmenter(model)
+        with _counted("masks") as progress:
+            examples, empty = mask_folder(source, segment, progress=progress)
+        console.print(f"{len(examples)} masks beside the images of {source}", highlight=False, soft_wrap=True)
+    else:
+        from customized_grpo.data import JsonlDataset
+
+        with _counted("masks") as progress:
+            done = add_masks(source, output, make_segmenter(model), progress=progress)
+        examples, empty = (
+            JsonlDataset(done.manifest).spread(),
+            [name for names in done.left_out.values() for name in names],
+        )
+        console.print(f"{done.manifest}: {done.examples} examples", highlight=False, soft_wrap=True)
+    if empty:
+        more = f", and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
+        console.print(f"nothing found in {', '.join(empty[:NAMED])}{more}", highlight=False, soft_wrap=True)
+    _write_sheet(examples[:count], target)
+
+
+@app.command()
+def split(
+    manifest: Annotated[Path, typer.Argument(help="A JSONL manifest.")],
+    output: Annotated[Path, typer.Argument(help="The manifest to write, ending in .jsonl.")],
+    share: Annotated[float, typer.Option(min=0, max=1, help="Share of the subjects to hold out.")] = 0.1,
+    fold: Annotated[str | None, typer.Option(help="2/5: hold out the second of five parts of the subjects.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order of the subjects.")] = 0,
+) -> None:
+    """Hold out subjects for evaluation: write a manifest in which every example has a split."""
+    from customized_grpo.data.splits import ENOUGH, split_manifest
+
+    trained, held = split_manifest(manifest, output, share=share, fold=fraction(fold, "--fold"), seed=seed)
+    console.print(f"{output}: {trained} subjects for training, {held} held out", highlight=False, soft_wrap=True)
+    if held < ENOUGH:
+        folds = command("data", "split", manifest, f"{output.stem}-1.jsonl", "--fold", "1/5")
+        advice = "train on every fold and take their scores together" if fold else f"make five folds (`{folds}` to 5/5)"
+        subjects = f"{held} held-out subject{'s are' if held > 1 else ' is'}"
+        console.print(
+            f"{subjects} too few to tell small changes from chance; {advice}.", highlight=False, soft_wrap=True
+        )
+
+
+@app.command()
+def view(
+    manifest: Annotated[Path, typer.Argument(help="A JSONL manifest.")],
+    output: Annotated[Path | None, typer.Option(help="Image to write; default: a PNG beside the manifest.")] = None,
+    count: Count = 40,
+) -> None:
+    """Write a contact sheet: references, masks and targets of some examples, of each subject in turn."""
+    from customized_grpo.data import JsonlDataset
+
+    examples = JsonlDataset(manifest).spread()
+    _write_sheet(examples[:count], _new_sheet(output, manifest.with_suffix(".png")))
+
+
+def _new_sheet(wanted: Path | None, default: Path) -> Path:
+    path = wanted or default
+    if path.exists():
+        raise UserError(f"'{path}' exists already; name another contact sheet.")
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise UserError(f"'{path}' is no name of a contact sheet; end it in .png or .jpg.")
+    check_place(path)
+    return path
+
+
+def _write_sheet(examples: "Sequence[Example]", path: Path) -> None:
+    from customized_grpo.data.segment import contact_sheet
+
+    if examples:
+        with replacing(path, new=True) as draft:
+            contact_sheet(examples).save(draft, "PNG" if path.suffix.lower() == ".png" else "JPEG")
+        console.print(f"look at {path}", highlight=False, soft_wrap=True)
+
+
 @app.command()
 def check(
     manifest: Annotated[Path, typer.Argument(help="A JSONL manifest.")],
@@ -62,11 +175,8 @@ def check(
     """Read a manifest and all its images, and report problems. Exit status 1 if it is not usable."""
     from customized_grpo.data.check import check_data
 
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("reading")
-        report = check_data(
-            manifest, smallest=smallest, progress=lambda done, all_: progress.update(task, completed=done, total=all_)
-        )
+    with _counted("reading") as count:
+        report = check_data(manifest, smallest=smallest, progress=count)
     splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
     console.print(
         f"{report.examples} examples ({splits or 'none'}), {report.subjects} subjects, {report.pictures} images",

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -32,6 +33,16 @@ def split_settings(settings: list[str] | None, kind: str = "configuration file")
     if len(files) > 1:
         raise UserError(f"Give one {kind}, got {' and '.join(files)}; overrides look like section.name=1.")
     return (Path(files[0]) if files else None), [word for word in words if "=" in word]
+
+
+def fraction(text: str | None, option: str) -> tuple[int, int] | None:
+    """(2, 8) of `2/8`, the second of eight; None if the option was not given."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"{option} is '{text}'; the second of eight is {option} 2/8.")
+    return int(match[1]), int(match[2])
 
 
 class PlainConsole(Console):

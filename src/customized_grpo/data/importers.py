@@ -111,7 +111,7 @@ def import_folder(
     """
     left_out: LeftOut = {}
     used = prompts if isinstance(prompts, (str, Path)) else None
-    subjects = list(_subjects(_folder(folder), left_out, Path(used).expanduser().absolute() if used else None))
+    subjects = list(find_subjects(_folder(folder), left_out, Path(used).expanduser().absolute() if used else None))
     if not subjects:
         raise UserError(f"'{folder}' has no subject folder with images in it{_told(left_out)}.")
     if isinstance(prompts, (str, Path)):
@@ -168,7 +168,7 @@ def read_dreambench(clone: str | Path) -> tuple[list[Subject], dict[str, list[st
     }
     if not nouns or not all(prompts.values()):
         raise UserError(f"'{listing}' does not list classes, object prompts and live prompts; is the clone complete?")
-    found = {subject.name: subject for subject in _subjects(root, {})}
+    found = {subject.name: subject for subject in find_subjects(root, {})}
     if missing := sorted(nouns.keys() - found.keys()):
         raise UserError(f"'{root}' has no images of {', '.join(missing[:5])}; is the clone complete?")
     return [found[name]._replace(noun=noun.strip()) for name, noun in nouns.items()], prompts
@@ -216,7 +216,8 @@ def _choice(chosen: Mapping[str, T], references: str) -> T:
     return chosen[references]
 
 
-def _subjects(root: Path, left_out: LeftOut, prompts: Path | None = None) -> Iterator[Subject]:
+def find_subjects(root: Path, left_out: LeftOut, prompts: Path | None = None) -> Iterator[Subject]:
+    """The subjects of a folder; what is no image of one is left out, and the prompts are no subject."""
     for folder in _entries(root, root, left_out):
         if folder.absolute() == prompts:
             continue
@@ -471,3 +472,11 @@ def relative(picture: Path, manifest: Path) -> str:
     folder = picture.absolute().parent
     folder = folder.resolve() if ".." in folder.parts else folder
     return Path(os.path.relpath(folder / picture.name, manifest.absolute().parent.resolve())).as_posix()
+
+
+def rebased(record: Record, root: Path, manifest: Path) -> Record:
+    """A record of a manifest in the folder `root`, with its paths as another manifest writes them."""
+    moved = tuple(relative(root / name, manifest) for name in record.references)
+    masks = tuple(mask and relative(root / mask, manifest) for mask in record.masks)
+    target = relative(root / record.target, manifest) if record.target else ""
+    return record.model_copy(update={"references": moved, "masks": masks, "target": target})

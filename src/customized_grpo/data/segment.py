@@ -1,22 +1,28 @@
-"""Masks for references that have none, by a segmenter."""
+"""Masks for images that have none, by a segmenter, and a sheet of images to look at them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from customized_grpo.data.decode import read_picture
+from customized_grpo.data.decode import read_mask, read_picture
 from customized_grpo.data.examples import JsonlDataset, Record
-from customized_grpo.data.images import png
-from customized_grpo.data.importers import Imported, check_free, relative, write_manifest
+from customized_grpo.data.images import png, segmented
+from customized_grpo.data.importers import Imported, check_free, find_subjects, rebased, relative, write_manifest
 from customized_grpo.errors import UserError
 from customized_grpo.libraries import library_problem
+from customized_grpo.page.sheets import grid
 from customized_grpo.shell import install
+from customized_grpo.sources import explain, locate
 from customized_grpo.store import write
+from customized_grpo.structures import Example
 
 Segmenter = Callable[[Image.Image], Image.Image]
 """An RGB picture to an "L" mask of its size, 255 on the subject."""
+REMBG = "rembg"
+BACKGROUND = {"background", "label_0"}
+"""Labels that are not the subject, in lower case."""
 
 
 def add_masks(
@@ -56,6 +62,86 @@ def add_masks(
     return write_manifest(path, (_with_masks(record, root, path, made) for record in dataset.records), left_out)
 
 
+def mask_folder(
+    folder: str | Path, segment: Segmenter | None = None, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[list[Example], list[str]]:
+    """Write `NAME_mask.png` beside every image of a folder of subjects that has no mask yet, where importers find it.
+
+    Args:
+        folder: of subject folders, as `import_folder` takes it.
+        segment, progress: as in `add_masks`.
+
+    Returns:
+        The images with the masks that were written, and the images that have none still.
+
+    Raises:
+        UserError: if there is no image, `rembg` is missing, or a mask has another size than its image.
+    """
+    root, pairs = Path(folder).expanduser(), list[tuple[Path, Path | None]]()
+    for subject in find_subjects(root, {}):
+        pairs += zip(subject.pictures, subject.masks, strict=True)
+    if not pairs:
+        raise UserError(f"'{folder}' has no subject folder with images in it.")
+    segment, made, empty = segment or rembg_segmenter(), list[Example](), list[str]()
+    bare = [picture for picture, mask in pairs if mask is None]
+    for done, picture in enumerate(bare, start=1):
+        name, target = picture.relative_to(root).as_posix(), picture.with_name(f"{picture.stem}_mask.png")
+        if not target.exists() and _make(picture, target, target, segment):
+            image, _ = read_picture(picture)
+            made.append(Example(name, name, (image,), masks=(read_mask(target, image.size),)))
+        elif not target.exists():
+            empty.append(name)
+        if progress:
+            progress(done, len(bare))
+    return made, empty
+
+
+def contact_sheet(examples: Sequence[Example]) -> Image.Image:
+    """A row for each example: its references, each with its mask and what it leaves if it has one, and its target."""
+    rows = []
+    for example in examples:
+        row: list[Image.Image] = []
+        for whole, mask, cut in zip(
+            example.references, example.masks or (None,) * len(example.references), segmented(example), strict=True
+        ):
+            row += [whole, mask, cut] if mask else [whole]
+        rows.append([*row, example.target] if example.target else row)
+    return grid(rows, [], [f"{example.id}: {example.prompt}" for example in examples])
+
+
+def make_segmenter(model: str = REMBG) -> Segmenter:
+    """A segmenter by name: `rembg`, one of its models such as `rembg:birefnet-general`, or a folder or hub id of a
+    segmentation model of transformers, for which everything but the background is the subject.
+
+    Raises:
+        UserError: if it cannot be loaded, or would run code of its own.
+    """
+    name, _, own = model.partition(":")
+    if name == REMBG:
+        return rembg_segmenter(own or "u2net")
+    from transformers import pipeline
+
+    source = locate(model)
+    try:
+        found = pipeline("image-segmentation", model=source, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, ImportError, KeyError) as error:
+        if "custom code" in str(error) or "trust_remote_code" in str(error):
+            raise UserError(
+                f"'{model}' brings code of its own, which is not run; give a segmentation model of transformers, or "
+                f"for BiRefNet --model rembg:birefnet-general."
+            ) from error
+        raise explain(model, "a segmentation model", error) from error
+
+    def segment(picture: Image.Image) -> Image.Image:
+        mask = np.zeros((picture.height, picture.width), np.uint8)
+        for piece in found(picture):
+            if str(piece["label"]).lower() not in BACKGROUND:
+                mask = np.maximum(mask, np.asarray(piece["mask"]))
+        return Image.fromarray(mask)
+
+    return segment
+
+
 def rembg_segmenter(model: str = "u2net") -> Segmenter:
     """A model of the `rembg` package.
 
@@ -90,8 +176,7 @@ def _make(picture: Path, target: Path, manifest: Path, segment: Segmenter) -> st
 
 
 def _with_masks(record: Record, root: Path, manifest: Path, made: dict[str, str | None]) -> Record:
-    masks = [relative(root / mask, manifest) if mask else made[name] for name, mask in _pairs(record)]
-    moved = tuple(relative(root / name, manifest) for name in record.references)
-    target = relative(root / record.target, manifest) if record.target else ""
-    masks = tuple(masks) if any(masks) else ()
-    return record.model_copy(update={"references": moved, "masks": masks, "target": target})
+    moved = rebased(record, root, manifest)
+    known = moved.masks or (None,) * len(moved.references)
+    masks = tuple(mask or made[name] for name, mask in zip(record.references, known, strict=True))
+    return moved.model_copy(update={"masks": masks if any(masks) else ()})
