@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,16 @@ from PIL import Image
 
 from customized_grpo.errors import UserError
 from customized_grpo.rewards import VlmJudge, vlm
-from customized_grpo.rewards.protocols import lowest_of_two, parse_score, yes_of_yes_or_no
+from customized_grpo.rewards.protocols import (
+    IDENTITY,
+    TOP_SCORE,
+    expected_score,
+    lowest_of_two,
+    parse_score,
+    yes_of_yes_or_no,
+)
 from customized_grpo.structures import Example
+from rewards import tiny
 
 PARITY = [json.loads(path.read_text(encoding="utf-8")) for path in (Path(__file__).parent / "parity").glob("*.json")]
 RECORDS = {record["rubric"]: record for record in PARITY if "rubric" in record}
@@ -97,11 +106,65 @@ def test_without_the_probabilities_of_yes_or_no_there_is_no_score(logprobs):
     assert yes_of_yes_or_no({"choices": [{"logprobs": neither}]}) is None
 
 
-def test_published_prompts_take_no_instructions_and_only_sampled_answers_have_passes():
-    with pytest.raises(UserError, match="'editscore' is a published prompt"):
+def test_settings_of_other_rubrics_are_refused():
+    with pytest.raises(UserError, match="'editscore' has its own text"):
         VlmJudge.check_arguments("editscore", instructions="Be strict.")
+    with pytest.raises(UserError, match="'both' has its own text"):
+        VlmJudge.check_arguments("both", instructions="Be strict.")
+    with pytest.raises(UserError, match="'paco-reward' is published with its own way to score"):
+        VlmJudge.check_arguments("paco-reward", graded=True)
     with pytest.raises(UserError, match="'prompt' are not sampled; set passes to 1, not 2"):
         VlmJudge.check_arguments("prompt", passes=2)
+
+
+def likely(*tokens):
+    """A completion of these tokens, each a string or a mapping of the likeliest ones, the first of which was taken."""
+    places = [{token: 1.0} if isinstance(token, str) else token for token in tokens]
+    content = [
+        {"token": next(iter(place)), "top_logprobs": [{"token": t, "logprob": math.log(p)} for t, p in place.items()]}
+        for place in places
+    ]
+    text = "".join(place["token"] for place in content)
+    return {"choices": [{"message": {"content": text}, "logprobs": {"content": content}}]}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (['{"score": ', {"3": 0.5, "2": 0.25, "4": 0.125, "5": 0.1}, "}"], (1.5 + 0.5 + 0.5) / 0.875),
+        (['{"', "score", '":', {" 1": 0.6, " 0": 0.3, "4": 0.1}, "}"], 0.6 / 0.9),  # the blank belongs to the digit
+        (['{"score":', " ", {"3}": 0.5, "3": 0.25, "1": 0.25}], 0.75 * 3 + 0.25),
+        (['<think>{"score": ', {"4": 1.0}, '}</think>{"score": ', {"0": 0.75, "2": 0.25}, "}"], 0.5),
+        (['{"findings": "a 4", "score": "', {"2": 0.5, "3": 0.5}, '"}'], 2.5),
+        (["I think ", {"3": 1.0}], None),
+        (['{"score": ', {"7": 1.0}, "}"], None),
+    ],
+)
+def test_the_graded_score_is_the_expectation_over_its_digits(tokens, expected):
+    assert expected_score(likely(*tokens)) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_without_log_probabilities_there_is_no_graded_score():
+    assert parse_score(completion('{"score": 3}')) == 3
+    assert expected_score(completion('{"score": 3}')) is None
+
+
+def test_both_is_the_geometric_mean_of_following_and_identity(monkeypatch):
+    sent = []
+
+    def answer(url, body=None, **_):
+        if body is None:
+            return {"data": []}
+        sent.append(body)
+        identity = body["messages"][0]["content"] == IDENTITY
+        return likely('{"score": ', {"1": 0.5, "0": 0.5} if identity else {"3": 0.5, "4": 0.25, "2": 0.25}, "}")
+
+    monkeypatch.setattr(vlm, "request_json", answer)
+    judge = VlmJudge("both", model="m", graded=True)
+    example = tiny.example(references=2)
+    assert judge(torch.zeros(1, 3, 8, 8), [example]).item() == pytest.approx((0.5 * 3) ** 0.5)
+    assert [len(body["messages"][1]["content"]) for body in sent] in ([2, 5], [5, 2])
+    assert all(body["logprobs"] and body["top_logprobs"] >= TOP_SCORE + 1 for body in sent)
 
 
 @pytest.mark.parametrize(

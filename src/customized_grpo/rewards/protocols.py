@@ -125,6 +125,7 @@ _THOUGHT, _THINKING = (
     re.compile(rf"[<\[◁]{slash}(?:think|thinking|thought|reasoning)[>\]▷]", re.IGNORECASE) for slash in ("/", "")
 )
 
+_SCORE = re.compile(r'"score"\s*:\s*"?', re.IGNORECASE)
 _LIST = re.compile(r"""score["']?\s*[:：]\s*\[([^\]]*)""", re.IGNORECASE)
 
 FORMAT = {
@@ -220,6 +221,27 @@ def parse_score(answer: Any) -> int | None:
     return int(score)
 
 
+def expected_score(answer: Any) -> float | None:
+    """The expectation of the score from 0 to 4 in a chat completion over the digits that were likely in its place.
+
+    None if there is no score or no log-probabilities. Digits that are not among the likeliest count as impossible.
+    """
+    tokens = likely_tokens(answer)
+    places = list(_SCORE.finditer("".join(token for token, _ in tokens)))
+    if parse_score(answer) is None or not places:
+        return None
+    start, weights = 0, [0.0] * (TOP_SCORE + 1)
+    for token, likely in tokens:
+        if start + len(token) > places[-1].end():
+            before = token[: places[-1].end() - start]
+            for other, log_probability in likely.items():
+                if digit := re.match(rf"{re.escape(before)}([0-{TOP_SCORE}])(?!\d)", other):
+                    weights[int(digit[1])] += math.exp(log_probability)
+            break
+        start += len(token)
+    return sum(score * weight for score, weight in enumerate(weights)) / sum(weights) if any(weights) else None
+
+
 def choice_of(answer: Any) -> Mapping[str, Any]:
     """The first choice of a chat completion; empty if there is none."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
@@ -281,9 +303,15 @@ def yes_of_yes_or_no(answer: Any) -> float | None:
     return yes / (yes + no) if yes + no else None
 
 
-def _rubric(text: str, references: int | None) -> Protocol:
+def graded(rubric: Protocol) -> Protocol:
+    """One of our rubrics with the expectation of the score in place of the score."""
+    fields = {**rubric.fields, "logprobs": True, "top_logprobs": 10}
+    return replace(rubric, read=expected_score, expected=f"{rubric.expected} with log-probabilities", fields=fields)
+
+
+def _rubric(*questions: Question) -> Protocol:
     return Protocol(
-        (Question(text, references),), parse_score, f"score from 0 to {TOP_SCORE}",
+        questions, parse_score, f"score from 0 to {TOP_SCORE}",
         {"response_format": FORMAT, "temperature": 0, "max_tokens": 300}, published=False, longest_side=768,
     )  # fmt: skip
 
@@ -294,8 +322,9 @@ _EDITSCORE = Protocol(
 )  # fmt: skip
 
 RUBRICS = {
-    "identity": _rubric(IDENTITY, None),
-    "prompt": _rubric(PROMPT, 0),
+    "identity": _rubric(Question(IDENTITY, None)),
+    "prompt": _rubric(Question(PROMPT, 0)),
+    "both": _rubric(Question(PROMPT, 0), Question(IDENTITY, None)),
     "editscore": _EDITSCORE,
     "editscore-qwen2.5-vl": replace(_EDITSCORE, label="<img{}>: "),
     "unifiedreward-edit": replace(

@@ -26,6 +26,7 @@ from customized_grpo.errors import UserError, nearest, printable
 from customized_grpo.rewards.client import NoAnswer, attempts, error_text, request_json
 from customized_grpo.rewards.contract import RewardUnavailable
 from customized_grpo.rewards.protocols import FORMAT, IN_WORDS, RUBRICS, choice_of, content_of
+from customized_grpo.rewards.protocols import graded as graded_rubric
 from customized_grpo.settings import AtLeastOne
 from customized_grpo.store import append, read_lines
 from customized_grpo.structures import Example
@@ -40,14 +41,18 @@ class VlmJudge:
     of a call is answered, the judge counts as dead. "auto" stands for what the rubric says.
 
     Args:
-        rubric: ours, from 0 to 4: "identity" (sees the references and the image) or "prompt" (sees the prompt and the
-            image). Published, for the model that was trained for it; these see the first reference, the prompt and the
-            image: "editscore", from 0 to 10, for the models built on Qwen3-VL, and "editscore-qwen2.5-vl" for those
-            on Qwen2.5-VL; "unifiedreward-edit", from 0 to 10; "paco-reward", from 0 to 1.
+        rubric: ours, from 0 to 4: "identity" (sees the references, the prompt and the image; changes that the prompt
+            asks for do not count), "prompt" (sees the prompt and the image), or "both", the geometric mean of the two,
+            each asked by itself. Published, for the model that was trained for it; these see the first reference, the
+            prompt and the image: "editscore", from 0 to 10, for the models built on Qwen3-VL, and
+            "editscore-qwen2.5-vl" for those on Qwen2.5-VL; "unifiedreward-edit", from 0 to 10; "paco-reward", from 0
+            to 1.
         model: the name under which the endpoint serves it.
         url: of the endpoint, up to and including /v1.
         api_key_variable: the environment variable that holds the key, if one is needed.
         instructions: your own rubric instead of ours; it sees what the named one sees, and must score from 0 to 4 too.
+        graded: score by the expectation over the digits' probabilities, not by the likeliest digit, so that images of
+            a group rarely tie. The endpoint must give log-probabilities. Only of our rubrics.
         passes: how often each question is asked, with another seed each time; the scores are averaged. Only of rubrics
             whose answers are sampled.
         segment: paint references white outside their masks, where there is a mask. Only of our rubrics.
@@ -82,6 +87,7 @@ class VlmJudge:
         url: str = "http://127.0.0.1:8000/v1",
         api_key_variable: str = "OPENAI_API_KEY",
         instructions: str | None = None,
+        graded: bool = False,
         passes: AtLeastOne = 1,
         segment: bool = True,
         longest_side: int | Auto | None = "auto",
@@ -97,9 +103,9 @@ class VlmJudge:
         cache: str | Path | None = None,
         prices: tuple[float, float] = (0.0, 0.0),
     ) -> None:
-        self.check_arguments(rubric, instructions=instructions, passes=passes)
+        self.check_arguments(rubric, instructions=instructions, graded=graded, passes=passes)
         self.name, self.model, self.url = rubric, model, url.rstrip("/")
-        self.protocol = RUBRICS[rubric]
+        self.protocol = graded_rubric(RUBRICS[rubric]) if graded else RUBRICS[rubric]
         if instructions:
             question = replace(self.protocol.questions[0], text=instructions)
             self.protocol = replace(self.protocol, questions=(question,))
@@ -125,15 +131,18 @@ class VlmJudge:
         self._check_endpoint()
 
     @staticmethod
-    def check_arguments(rubric: str, *, instructions: str | None = None, passes: int = 1, **others: Any) -> None:
-        """Raise UserError for a rubric that does not exist, or that leaves no choice where there is one."""
+    def check_arguments(
+        rubric: str, *, instructions: str | None = None, graded: bool = False, passes: int = 1, **others: Any
+    ) -> None:
+        """Raise UserError for a rubric that does not exist, or for a setting that is not of this rubric."""
         if rubric not in RUBRICS:
             raise UserError(f"There is no rubric '{rubric}', only {', '.join(RUBRICS)}.{nearest(rubric, RUBRICS)}")
-        if instructions and RUBRICS[rubric].published:
-            raise UserError(
-                f"The rubric '{rubric}' is a published prompt; give instructions to 'identity' or 'prompt'."
-            )
-        if passes > 1 and "seed" not in RUBRICS[rubric].fields:
+        protocol = RUBRICS[rubric]
+        if graded and protocol.published:
+            raise UserError(f"The rubric '{rubric}' is published with its own way to score; remove graded.")
+        if instructions and (protocol.published or len(protocol.questions) > 1):
+            raise UserError(f"The rubric '{rubric}' has its own text; give instructions to 'identity' or 'prompt'.")
+        if passes > 1 and "seed" not in protocol.fields:
             raise UserError(f"The answers of the rubric '{rubric}' are not sampled; set passes to 1, not {passes}.")
 
     @property
