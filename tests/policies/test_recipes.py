@@ -1,6 +1,8 @@
 """Every recipe is valid as it is, and runs from the command line with nothing but paths, sizes and counts replaced."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +29,7 @@ from customized_grpo.settings.recipes import RECIPES, recipe_names
 from customized_grpo.studies.bench import read_bench
 from customized_grpo.studies.compare import cells
 from customized_grpo.studies.compare.grid import load_grid
+from customized_grpo.train.method import Method
 from customized_grpo.train.preflight import check_sizes
 from customized_grpo.train.rollout import sample_ode
 from customized_grpo.train.trackers import RunFolder
@@ -100,6 +103,20 @@ def test_a_recipe_for_a_real_model_measures_what_it_does_not_train_on(file):
     assert {"clip_t", "clip_i", "dino"} <= config.metrics.keys()
     assert all(spec.model_dump() not in trained for spec in config.metrics.values())
     assert config.metrics["dino"].arguments["path"] == "facebook/dino-vits16"
+
+
+def test_what_the_shared_part_offers_against_refusing_is_valid():
+    head = (RECIPES / "parts" / "real.yaml").read_text()
+    offered = [shlex.split(line) for line in re.findall(r"^#   (\w+\.\S.*)$", head, re.MULTILINE)]
+    assert len(offered) == 3
+    for changes in offered:
+        config = load_config("kontext", changes)
+        check_spec(config.rewards["identity"], "reward")
+        method = Method(config.method, list(config.rewards))
+        images = 20 + torch.arange(8.0).reshape(1, 4, 2)
+        weights = method.weights(torch.tensor([0.5]), 20, torch.Generator())
+        advantages = method.advantages(images, weights, copies=images[:, :1])
+        assert advantages.abs().sum() > 0
 
 
 def test_the_papers_recipe():
