@@ -10,7 +10,7 @@ from customized_grpo.rewards.contract import check_reward
 from customized_grpo.rewards.copying import BackgroundCopied, Diversity, PoseCopied
 from customized_grpo.structures import Example
 from customized_grpo.toyworld.dataset import ToyExample, ToyWorld
-from customized_grpo.toyworld.draw import render
+from customized_grpo.toyworld.draw import background, render
 from customized_grpo.toyworld.world import REFERENCE
 
 
@@ -88,6 +88,22 @@ def test_in_the_toy_world_copies_stand_out() -> None:
     assert background(pasted, examples).isnan().tolist() == plain
     assert pose(right, examples).mean() < 0.5 < pose(redrawn, examples).mean() < 0.8
     torch.testing.assert_close(pose(pasted, examples), torch.ones(24))
+
+
+def test_a_pasted_subject_is_told_from_one_drawn_again() -> None:
+    """At 128 pixels, where a scene moves and turns the creature: its own pixels in a new place, and a new drawing."""
+    tasks = [task for task in ToyWorld("eval", 16, size=128)[:] if task.truth_scene.background != "plain"]
+    drawn_again, pasted = [], []
+    for n, task in enumerate(tasks):
+        drawn_again.append(to_tensor(Image.fromarray(render(task.truth_subject, task.truth_scene, 1000 + n, 128))))
+        place = Image.fromarray(background(task.truth_scene.background, n % 12, 128).astype("uint8"))
+        assert task.masks[0]
+        pasted.append(to_tensor(Image.composite(task.references[0], place, task.masks[0])))
+    assert PoseCopied()(torch.stack(pasted), tasks).amin() > 0.5
+    assert PoseCopied()(torch.stack(drawn_again), tasks).amax() < 0.3
+    assert BackgroundCopied()(torch.stack(pasted), tasks).amax() < 0.6  # one sky may be like another
+    copies = torch.stack([to_tensor(task.references[0]) for task in tasks])
+    assert BackgroundCopied()(copies, tasks).amin() > 0.99
 
 
 def test_diversity_by_hand() -> None:
