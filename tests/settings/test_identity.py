@@ -63,6 +63,10 @@ NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     ),
     "method.rewards": (["identity", "prompt"], lambda t: list(t.method.names)),
     "method.kind_weights": ({"property": {"identity": 0.5}}, lambda t: t.method.settings.kind_weights),
+    "method.difficulty": (
+        {"reward": "prompt", "power": 2.0, "low": 0.5, "high": 5.0},
+        lambda t: t.method.settings.difficulty and t.method.settings.difficulty.model_dump(),
+    ),
     "method.advantage_clamp": (2.0, lambda t: t.method.settings.advantage_clamp),
     "method.clip_range": (1e-2, lambda t: t.objective.config.method.clip_range),
     "method.ratio_norm": (False, lambda t: t.objective.keep_means),

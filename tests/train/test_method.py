@@ -8,7 +8,7 @@ from customized_grpo.functional import advantages
 from customized_grpo.settings import Spec
 from customized_grpo.structures import Example
 from customized_grpo.train.method import Method, SpreadGuard, describe_advantages, describe_rewards
-from customized_grpo.train.settings import MethodSettings
+from customized_grpo.train.settings import DifficultySettings, MethodSettings
 
 NAMES = ("prompt", "identity")
 
@@ -195,6 +195,25 @@ def test_examples_and_kinds_change_the_weights_but_not_their_sum() -> None:
     found = made.advantages(rewards, torch.tensor([[0.5, 0.5]]), factors)[..., 0]
     z = 1 / math.sqrt(2)
     assert found.flatten().tolist() == pytest.approx([0, 0, -0.6 * z, 0.6 * z, z, -z], abs=1e-6)
+
+
+def test_groups_that_fail_count_more() -> None:
+    even = torch.tensor([[0.5, 0.5]])
+    rewards = torch.tensor([[[0.1, 4.0], [0.3, 2.0]], [[0.5, 4.0], [0.7, 5.0]], [[0.9, 1.0], [1.0, 1.0]]])
+    plain = Method(MethodSettings(advantage=Spec(use="weighted_sum")), NAMES).advantages(rewards, even)
+    settings = MethodSettings(
+        advantage=Spec(use="weighted_sum"), advantage_clamp=0.9, difficulty=DifficultySettings(reward="prompt", low=0.1)
+    )
+    found = Method(settings, NAMES).advantages(rewards, even)
+    weights = torch.tensor([0.64, 0.16, 0.1]) / 0.3  # (1 - 0.2)^2, (1 - 0.6)^2, and the lower bound
+    torch.testing.assert_close(found, (plain * weights[:, None, None]).clamp(-0.9, 0.9))
+
+
+def test_weights_by_difficulty_need_a_reward_and_final_images() -> None:
+    with pytest.raises(UserError, match=r"method.difficulty.reward: there is no reward 'promt'. Did you mean 'prompt'"):
+        Method(MethodSettings(difficulty=DifficultySettings(reward="promt")), NAMES)
+    with pytest.raises(UserError, match=r"'stepwise' gives gains, and method.difficulty weighs groups"):
+        Method(MethodSettings(credit=Spec(use="stepwise"), difficulty=DifficultySettings(reward="prompt")), NAMES)
 
 
 def test_weights_for_what_does_not_train_are_refused() -> None:

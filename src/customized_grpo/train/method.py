@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.errors import TrainingError, UserError, nearest
-from customized_grpo.functional.advantages import advantages, conflict_statistics, standardize
+from customized_grpo.functional.advantages import advantages, conflict_statistics, difficulty_weights, standardize
 from customized_grpo.settings.build import bind
 from customized_grpo.structures import Example
 from customized_grpo.train.settings import MethodSettings
@@ -33,14 +33,12 @@ class Method:
         check_rewards(self.names, {*measured, *metrics}, "method.rewards")
         for kind, factors in settings.kind_weights.items():
             check_factors(factors, self.names, f"method.kind_weights.{kind}")
+        if settings.difficulty:
+            check_rewards([settings.difficulty.reward], self.names, "method.difficulty.reward")
         self.advantage = bind(settings.advantage, "advantage", "method.advantage")
         self.time_weights = bind(settings.time_weights, "time_weights", "method.time_weights")
         self.credit = bind(settings.credit, "credit", "method.credit") if settings.credit else None
-        if settings.credit and settings.credit.use != "final" and self.wants_copies:
-            raise UserError(
-                f"method.credit '{settings.credit.use}' gives gains, and method.advantage '{settings.advantage.use}' "
-                "would compare them with the rewards of unedited copies; give its zero, or set method.credit to final."
-            )
+        self._check_credit()
 
     def weights(self, progress: Tensor, num_inference_steps: int, draw: torch.Generator) -> Tensor:
         """Shape (S, K), at the progress of the TRUE steps.
@@ -95,11 +93,36 @@ class Method:
         if factors is not None and bool((factors != 1).any()):
             scaled = weights * factors.unsqueeze(1)
             weights = scaled * weights.sum(dim=-1, keepdim=True) / scaled.sum(dim=-1, keepdim=True)
-        more = {"copies": copies} if self.wants_copies else {}
+        more, clamp = ({"copies": copies} if self.wants_copies else {}), self.settings.advantage_clamp
         try:
-            return advantages(self.advantage, rewards, weights.to(rewards), self.settings.advantage_clamp, **more)
+            found = advantages(self.advantage, rewards, weights.to(rewards), clamp, **more)
         except ValueError as error:
             raise UserError(f"method.advantage '{self.settings.advantage.use}': {error}") from error
+        return (found * self._difficulty(rewards).to(found)[:, None, None]).clamp(-clamp, clamp)
+
+    def _check_credit(self) -> None:
+        """Raise UserError for what cannot be computed from the gains between steps."""
+        credit, advantage = self.settings.credit, self.settings.advantage
+        if credit is None or credit.use == "final":
+            return
+        if self.wants_copies:
+            raise UserError(
+                f"method.credit '{credit.use}' gives gains, and method.advantage '{advantage.use}' would compare them "
+                "with the rewards of unedited copies; give its zero, or set method.credit to final."
+            )
+        if self.settings.difficulty:
+            raise UserError(
+                f"method.credit '{credit.use}' gives gains, and method.difficulty weighs groups by the rewards of "
+                "final images; remove one of the two."
+            )
+
+    def _difficulty(self, rewards: Tensor) -> Tensor:
+        """(P,) weights of the groups."""
+        if self.settings.difficulty is None:
+            return torch.ones(len(rewards))
+        arguments = self.settings.difficulty.model_dump()
+        column = rewards[..., self.names.index(arguments.pop("reward"))]
+        return difficulty_weights(column, **arguments)
 
     def credited(self, rewards: Mapping[int, Tensor], steps: Tensor) -> Tensor:
         """What each trained step is credited with, (P, G, S, K).

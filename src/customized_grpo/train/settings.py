@@ -17,6 +17,19 @@ def _spec(use: str, **arguments: Any) -> Spec:
     return Spec(use=use, **arguments)
 
 
+class DifficultySettings(Settings):
+    """Prompts that the policy still fails count more: clip((1 - the group's mean)^power, low, high), over its mean."""
+
+    reward: str
+    """The reward that says how well a prompt is served, in [0, 1]."""
+    power: float = Field(default=2.0, ge=0)
+    """0 weighs all groups alike."""
+    low: float = Field(default=0.5, gt=0)
+    """Least weight before the division by the mean over the batch."""
+    high: float = Field(default=5.0, gt=0)
+    """Greatest weight before that division."""
+
+
 class MethodSettings(Settings):
     """How rewards become advantages and a loss."""
 
@@ -31,6 +44,8 @@ class MethodSettings(Settings):
     kind_weights: Annotated[dict[str, dict[str, float]], Role.APPLIED] = Field(default={})
     """Kind of prompt to reward to a factor of its weight, such as {property: {identity: 0.25}}. The weights of a
     step keep their sum."""
+    difficulty: Annotated[DifficultySettings | None, Role.APPLIED] = None
+    """Weights of whole groups by a reward, such as {reward: prompt}; null weighs all alike."""
     advantage_clamp: Annotated[float, Role.APPLIED] = Field(default=5.0, gt=0)
     """Advantages are clamped to plus or minus this value."""
     clip_range: Annotated[float | None, Role.APPLIED] = Field(default=None, gt=0)
