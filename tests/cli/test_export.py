@@ -91,7 +91,8 @@ CASES = {
     ),
     "qwen without guidance": (QWEN, ((64, 40),), {}, {"true_cfg_scale": 1.0}),
     "uno": (UNO, ((16, 16), (12, 8)), {"guidance_scale": 2.0}, {"negative_prompt": ODD}),
-    "kontext with heun": (KONTEXT, ((40, 24),), {"solver": "heun"}, {}),
+    "heun": (KONTEXT, ((40, 24),), {"solver": "heun"}, {}),
+    "embedded": (KONTEXT, ((40, 24),), {}, {"path": "toyworld:pipeline", "trainable": "lora", "dtype": "float32"}),
 }  # fmt: skip
 
 
@@ -122,7 +123,7 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawn:
 @pytest.mark.parametrize("case", CASES)
 def test_the_script_draws_what_cgrpo_draws(case: str, draw: Drawn):
     text, drawn, wanted = draw(case)
-    assert ("import customized_grpo" in text.replace("from", "import")) == (case in ("uno", "kontext with heun"))
+    assert ("import customized_grpo" in text.replace("from", "import")) == (case in ("uno", "heun", "embedded"))
     torch.testing.assert_close(drawn, wanted, atol=1e-4, rtol=0)
 
 
@@ -135,6 +136,15 @@ def test_in_bfloat16_the_difference_is_rounding(case: str, draw: Drawn):
 @pytest.fixture(scope="module")
 def kontext(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
     return make_run(KONTEXT, tmp_path_factory.mktemp("kontext"), {})
+
+
+def with_policy(run: Path, folder: Path, **settings: Any) -> Path:
+    """A copy of a run with other settings of the policy."""
+    copy = Path(shutil.copytree(run, folder / "run"))
+    tree = yaml.safe_load((copy / "config.yaml").read_text())
+    tree["policy"] |= settings
+    (copy / "config.yaml").write_text(yaml.safe_dump(tree))
+    return copy
 
 
 def test_the_script_is_a_command(
@@ -176,6 +186,16 @@ def test_the_format_kohya_has_neither_script_nor_card(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["hat.safetensors"]
 
 
+@pytest.mark.parametrize("settings", [{"use": "Flux2KleinPolicy", "reference_resolution": 1040}, {"quantize": "int8"}])
+def test_what_no_pipeline_does_needs_this_package(
+    settings: dict[str, Any], kontext: tuple[Path, Any, Any], tmp_path: Path
+) -> None:
+    run = with_policy(kontext[0], tmp_path, **settings)
+    said = cgrpo("--run", run, "--output", tmp_path / "hat.safetensors")
+    assert "Use use.py. No pipeline of diffusers does the same with these settings" in said
+    assert runpy.run_path(str(tmp_path / "use.py"))["POLICY"].items() >= settings.items()
+
+
 def front_and_body(card: str) -> tuple[Any, str]:
     _, front, body = card.split("---\n", 2)
     return yaml.safe_load(front), body
@@ -184,12 +204,7 @@ def front_and_body(card: str) -> tuple[Any, str]:
 def test_the_card_says_what_it_was_trained_on_and_what_came_of_it(
     kontext: tuple[Path, Any, Any], tmp_path: Path
 ) -> None:
-    run, *_ = kontext
-    tree = yaml.safe_load((run / "config.yaml").read_text())
-    tree["policy"] |= {"path": "owner/name", "resolution": 32}
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy)
-    (copy / "config.yaml").write_text(yaml.safe_dump(tree))
+    copy = with_policy(kontext[0], tmp_path, path="owner/name", resolution=32)
     metrics = ("prompt", f"`\n# a heading\n{ODD}", "clip_t")
     for iteration, gain in ((0, 0.0), (2, 0.25)):
         scores = by_kind(iteration, metrics, hat=[0.1 + gain, 0.2, 0.3], **{"`\n# kind": [0.2, 0.3, 0.4]})

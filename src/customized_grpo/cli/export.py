@@ -63,12 +63,12 @@ def export_command(
     hub = _log_in() if push else None
     place = output.expanduser()
     prefix = _free_prefix(place) if described else ""
+    texts = _documents(folder, config, target, found, place.name, prefix) if described else {}
     written = export_adapter(found / "adapter", output, format, pipeline=pipeline)
     _say(console, f"{written}  ({found.name})")
     if not described:
         _say(console, f"There is no {CARD} or {SCRIPT}: they are written for pipelines in the format diffusers alone.")
         return
-    texts = _documents(folder, config, target, found, place.name, prefix)
     for name, text in texts.items():
         _say(console, str(write(place.with_name(prefix + name), text, new=True)))
     if prefix:
@@ -130,7 +130,7 @@ def _usage(config: Config, target: Any) -> dict[str, Any]:
     )
     return {
         **settings,
-        "path": given.get("path", ""),
+        "path": given.get("path", config.policy.use),
         "revision": given.get("revision"),
         "dtype": str(settings["dtype"]).removeprefix("torch."),
         "steps": config.evaluation_steps,
