@@ -215,6 +215,23 @@ def config(
 
 
 @app.command()
+def plan(
+    settings: Settings = None,
+    gpu: Annotated[str, typer.Option(help="4090, a6000, a100-80, h100-80, h200 ...")] = "h100-80",
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs; prompts are divided among them.")] = 1,
+    price: Annotated[float | None, typer.Option(min=0, help="Of one GPU for an hour.")] = None,
+    share: Annotated[float, typer.Option(help="Of the GPU's peak rate that is reached.")] = 0.4,
+    references: Annotated[int, typer.Option(min=1, help="References of each example.")] = 1,
+) -> None:
+    """Tell whether a run fits on a GPU, how long it takes and what it costs. Needs no weights, data, GPU or network."""
+    from customized_grpo.cli.plan import show_plan
+    from customized_grpo.config import load_config
+
+    quiet_libraries()
+    show_plan(console, load_config(*split_settings(settings)), gpu, gpus, price, share, references)
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a run, a probe, a comparison or a benchmark.")],
 ) -> None:

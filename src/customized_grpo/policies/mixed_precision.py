@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 import torch.utils.checkpoint
@@ -24,9 +24,12 @@ class MixedPrecision(TorchFunctionMode):
         device_type: "cpu", "cuda", ...
     """
 
+    writes_out_attention: ClassVar[bool] = True
+    """Off where a CPU only stands in for a GPU."""
+
     def __init__(self, device_type: str) -> None:
         super().__init__()
-        self.on_cpu = device_type == "cpu"
+        self.on_cpu = device_type == "cpu" and self.writes_out_attention
 
     def __torch_function__(
         self,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from weakref import finalize
 
 import torch
@@ -22,6 +22,8 @@ class Workload:
 
     rows: int
     """In one iteration: prompts x generations, all of whose rollouts are kept until the update is done."""
+    chunk: int
+    """Rows sampled in one batch of the rollout, which training passes do not cross."""
     micro_batch: int
     """Rows in one training pass."""
     sampled: int
@@ -79,22 +81,10 @@ def estimate_memory(
 
     Ours: extrapolating moment by moment, because with more rows the peak is at another moment.
     """
-    encoding, passes = _encoded(policy, example, work.base)
+    passes = Passes(policy, example, work.base)
     parameters, on_gpu = policy.trainable_parameters(), policy.device.type == "cuda"
     trained = size_of(parameters)
-    decoding = peak(passes.decode, min(work.sampled, policy.decode_batch(passes.conditioning) or work.sampled))
-    moments = [
-        {"gradients": trained, "activations": peak(passes.learn, work.micro_batch)},
-        {"gradients": trained, "optimizer step": trained if on_gpu else max(map(_bytes, parameters))},
-        {
-            "swapped weights": trained * work.swapped,
-            "sampling": work.sampled * passes.conditioning_bytes + peak(passes.forward, work.sampled),
-        },
-        {"decoding": 2 * work.sampled * passes.picture_bytes + decoding},
-        {"encoding": encoding},
-    ]
-    per_row = passes.latent_bytes * work.kept + passes.conditioning_bytes
-    per_row += passes.picture_bytes * (1 + work.predicted)
+    stages = by_stage(passes, work, trained, trained if on_gpu else max(map(_bytes, parameters)))
     weights = size_of(tensor for module in modules([policy, *others]) for tensor in _tensors(module, policy.device))
     average, held = trained * work.copies, size_of(_state(optimizer))
     return MemoryEstimate(
@@ -103,10 +93,38 @@ def estimate_memory(
             "weights": weights,
             "optimizer": optimizer_bytes(optimizer),
             "average": average,
-            "rollout": work.rows * per_row,
-            **max(moments, key=lambda parts: sum(parts.values())),
+            "rollout": kept_bytes(passes, work),
+            **max(stages.values(), key=lambda parts: sum(parts.values())),
         }
     )
+
+
+def by_stage(passes: "Measured", work: Workload, trained: int, step: int) -> dict[str, dict[str, int]]:
+    """What each stage of an iteration takes besides what is always there, in bytes by what they are for.
+
+    Args:
+        passes: are run.
+        work: the run's sizes.
+        trained: bytes of the trained weights.
+        step: what the optimizer takes while it steps.
+    """
+    decoding = peak(passes.decode, min(work.sampled, passes.decode_batch or work.sampled))
+    return {
+        "encode": {"encoding": passes.encoding},
+        "rollout": {
+            "swapped weights": trained * work.swapped,
+            "sampling": work.sampled * passes.conditioning_bytes + peak(passes.forward, work.sampled),
+        },
+        "decode": {"decoding": 2 * work.sampled * passes.picture_bytes + decoding},
+        "update": {"gradients": trained, "activations": peak(passes.learn, work.micro_batch)},
+        "optimizer": {"gradients": trained, "optimizer step": step},
+    }
+
+
+def kept_bytes(passes: "Measured", work: Workload) -> int:
+    """What all rollouts of an iteration keep until its update is done."""
+    per_row = passes.latent_bytes * work.kept + passes.conditioning_bytes
+    return work.rows * (per_row + passes.picture_bytes * (1 + work.predicted))
 
 
 LOWER = {
@@ -169,6 +187,8 @@ class Moments(TorchDispatchMode):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.bytes, self.device, self._seen = [0], device, set[int]()
+        self.operations: list[object] = [None]
+        """With the shapes of what they gave, one for each of `bytes`."""
         self._now, self._before = 0, torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -181,6 +201,7 @@ class Moments(TorchDispatchMode):
             if not func.is_view:
                 self._follow(tree_leaves(out), (args, kwargs))
             self.bytes.append(self._now)
+        self.operations.append((func, [getattr(made, "shape", None) for made in tree_leaves(out)]))
         return out
 
     def _follow(self, made: list[Any], given: Any) -> None:
@@ -208,16 +229,48 @@ def peak(moments: Callable[[int], list[int]], rows: int) -> int:
     return max(a + (b - a) * (rows - 2) for a, b in zip(two, three, strict=True))
 
 
-class _Passes:
-    """What a run does with `count` rows of one example, as moments."""
+class Measured(Protocol):
+    """What is known of the passes of a run."""
 
-    def __init__(self, policy: Policy, conditioning: dict[str, Tensor], base: bool) -> None:
-        self.policy, self.conditioning, self.base = policy, conditioning, base
-        self.shape = policy.latent_shape(conditioning)
+    encoding: int
+    """The peak of encoding."""
+    decode_batch: int | None
+    latent_bytes: int
+    conditioning_bytes: int
+    """These two of one row."""
+
+    @property
+    def picture_bytes(self) -> int: ...
+    def decode(self, count: int, /) -> list[int]: ...
+    def forward(self, count: int, /) -> list[int]: ...
+    def learn(self, count: int, /) -> list[int]: ...
+
+
+class Passes:
+    """What a run does with `count` rows of one example, as moments.
+
+    Args:
+        policy: as it will train.
+        example: is encoded; if the policy knows it already, that takes nothing.
+        base: whether the base policy runs beside the trained one.
+    """
+
+    def __init__(self, policy: Policy, example: Example, base: bool = False) -> None:
+        self.policy, self.base = policy, base
+        with self._measured() as seen:
+            self.conditioning = dict(policy.encode([example]))
+        self.encoding = max(seen.bytes)
+        self.decode_batch = policy.decode_batch(self.conditioning)
+        self.shape = policy.latent_shape(self.conditioning)
         self.latent_bytes = 4 * self.shape[0] * self.shape[1]
-        self.conditioning_bytes = size_of(conditioning.values())
+        self.conditioning_bytes = size_of(self.conditioning.values())
         self.picture_bytes = 0
         self._velocity(*self._inputs(1))  # what libraries set up once is not of a pass
+
+    def _measured(self) -> Moments:
+        self.seen = Moments(self.policy.device)
+        """The last ones."""
+        return self.seen
 
     def _inputs(self, count: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         device = self.policy.device
@@ -233,35 +286,31 @@ class _Passes:
         inputs, parameters = self._inputs(count), self.policy.trainable_parameters()
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-        with Moments(self.policy.device) as seen:
+        with self._measured() as seen:
             if self.base:
                 with self.policy.base():
                     self._velocity(*inputs)
             velocity = self.policy.velocity(*inputs)
-            velocity.square().mean().backward()
+            loss = velocity.square().mean()
+            self.backward = len(seen.bytes)
+            """Where in the moments the backward pass begins."""
+            loss.backward()
         for parameter in parameters:
             parameter.grad = None
         return seen.bytes
 
     def forward(self, count: int) -> list[int]:
         inputs = self._inputs(count)
-        with Moments(self.policy.device) as seen:
+        with self._measured() as seen:
             self._velocity(*inputs)
         return seen.bytes
 
     def decode(self, count: int) -> list[int]:
         latents, _, conditioning = self._inputs(count)
-        with Moments(self.policy.device) as seen:
+        with self._measured() as seen:
             images = self.policy.decode(latents, conditioning)
         self.picture_bytes = size_of([images]) // count
         return seen.bytes
-
-
-def _encoded(policy: Policy, example: Example, base: bool) -> tuple[int, _Passes]:
-    """The peak of encoding the example, which is measured only if it is not encoded yet; and the other passes."""
-    with Moments(policy.device) as seen:
-        conditioning = dict(policy.encode([example]))
-    return max(seen.bytes), _Passes(policy, conditioning, base)
 
 
 # ---- what is counted

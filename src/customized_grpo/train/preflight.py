@@ -153,11 +153,18 @@ def summarize(job: Job, run: RunFolder) -> Summary:
 
 def expected_memory(job: Job) -> MemoryEstimate:
     """Of the device, at the fullest moment of encoding, sampling, decoding and updating."""
+    others = [*job.rewards.values(), *job.metrics.values()]
+    return estimate_memory(job.policy, job.optimizer, job.example, workload(job), others)
+
+
+def workload(job: Job) -> Workload:
+    """What decides the memory of one process."""
     mine, chunk, size = _batches(job)
     config, held_out = job.config, job.config.evaluation
     frozen = config.method.needs_base and job.policy.keep_base()
-    work = Workload(
+    return Workload(
         rows=mine,
+        chunk=chunk,
         micro_batch=size,
         sampled=max(chunk, min(held_out.batch, job.held_out * held_out.replicates)),
         kept=job.objective.kept(job.trained),
@@ -166,8 +173,6 @@ def expected_memory(job: Job) -> MemoryEstimate:
         copies=(config.training.ema_decay > 0) + job.objective.copies() + frozen,
         swapped=bool(job.objective.state()),
     )
-    others = [*job.rewards.values(), *job.metrics.values()]
-    return estimate_memory(job.policy, job.optimizer, job.example, work, others)
 
 
 def expected_seconds(job: Job) -> float:

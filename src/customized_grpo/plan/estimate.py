@@ -1,0 +1,344 @@
+"""The plan of a run: does it fit, how long does it take, and which setting is the fastest that fits."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import nn
+
+from customized_grpo.config import Config
+from customized_grpo.errors import UserError
+from customized_grpo.plan.fakes import FakeFamily, fake_reward, without_contents
+from customized_grpo.plan.hardware import Gpu
+from customized_grpo.plan.rows import RowCounts, count_rows
+from customized_grpo.plan.whole import CountOperations, Operations, WholeModel, combined
+from customized_grpo.policies.contract import Policy
+from customized_grpo.settings.build import construct
+from customized_grpo.structures import Example
+from customized_grpo.train.memory import LOWER, Moments, Passes, by_stage, kept_bytes, optimizer_bytes, size_of
+from customized_grpo.train.objectives import make_objective
+from customized_grpo.train.preflight import Job, check_sizes, workload
+
+SHARE = 0.4
+"""Of a GPU's peak rate that the operations reach on the whole."""
+HOST_BANDWIDTH = 10e9
+"""Bytes a second between host and GPU, from memory that is not pinned."""
+REFERENCE = (1024, 1024)
+"""Pixels of a reference."""
+REWARD_PIXELS = 224
+SHARDED = ("weights", "adapter", "optimizer", "average", "gradients", "optimizer step")
+"""Parts of memory that are divided among the GPUs where the transformer is sharded."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings that decide whether a run fits, and hardly change its result."""
+
+    micro_batch: int
+    checkpointing: bool
+    offload: str
+    quantize: str
+
+    def settings(self, other: "Choice") -> str:
+        """What to set where it differs from another."""
+        named = {
+            "training.micro_batch": (self.micro_batch, other.micro_batch),
+            "policy.gradient_checkpointing": (str(self.checkpointing).lower(), str(other.checkpointing).lower()),
+            "policy.offload": (self.offload, other.offload),
+            "policy.quantize": (self.quantize, other.quantize),
+        }
+        return " ".join(f"{name}={mine}" for name, (mine, its) in named.items() if mine != its)
+
+
+class Sizes(NamedTuple):
+    """Parameters by part."""
+
+    transformer: int
+    trained: int
+    encoders: int
+    vae: int
+
+
+class RewardCost(NamedTuple):
+    """Of one reward or metric on the GPU."""
+
+    weights: int
+    scoring: int
+    """Bytes while a batch is scored, besides the weights."""
+    operations: Operations
+    """Of one image."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU."""
+
+    resident: Mapping[str, int]
+    """By part, for the whole run."""
+    stages: Mapping[str, Mapping[str, int]]
+    """By stage and part, besides those."""
+
+    def of(self, stage: str) -> int:
+        """All of it in one stage."""
+        return sum(self.resident.values()) + sum(self.stages[stage].values())
+
+    @property
+    def fullest(self) -> str:
+        """The stage."""
+        return max(self.stages, key=self.of)
+
+    @property
+    def peak(self) -> int:
+        return self.of(self.fullest)
+
+
+class Planner:
+    """Counts one configuration once, and says what any GPU and any choice make of it.
+
+    Args:
+        config: of the run.
+        gpus: processes, one for each GPU; prompts are divided among them.
+        references: of each example.
+
+    Raises:
+        UserError: for a policy whose sizes are not known, or prompts that the GPUs do not divide.
+    """
+
+    def __init__(self, config: Config, gpus: int = 1, references: int = 1) -> None:
+        check_sizes(config, 1, gpus)
+        self.config, self.gpus = config, gpus
+        self.example = Example("plan", "a picture", tuple(Image.new("RGB", REFERENCE) for _ in range(references)))
+        self.rows: RowCounts = count_rows(config, gpus)
+        self.rewards: dict[str, RewardCost] = {}
+        self.uncounted: list[str] = []
+        self.shards = gpus if getattr(config.training, "sharding", "none") != "none" else 1
+        with without_contents():
+            self._count_rewards()
+        self._models: dict[tuple[bool, str], _Model] = {}
+
+    @property
+    def given(self) -> Choice:
+        """As configured."""
+        arguments, model = self.config.policy.arguments, self.model(None)
+        return Choice(
+            model.work.micro_batch,
+            bool(arguments.get("gradient_checkpointing", False)),
+            arguments.get("offload", "none"),
+            arguments.get("quantize", "none"),
+        )
+
+    def model(self, choice: Choice | None) -> "_Model":
+        """The counts of a choice; None is the configuration as it is."""
+        arguments = self.config.policy.arguments
+        checkpointing = bool(arguments.get("gradient_checkpointing", False)) if choice is None else choice.checkpointing
+        quantize = arguments.get("quantize", "none") if choice is None else choice.quantize
+        key = checkpointing, quantize
+        if key not in self._models:
+            changes = {"gradient_checkpointing": checkpointing, "quantize": quantize, "offload": "none"}
+            with without_contents():
+                self._models[key] = _Model(self.config, self.example, self.gpus, changes)
+        return self._models[key]
+
+    def memory(self, choice: Choice) -> Memory:
+        """What one GPU needs."""
+        model = self.model(choice)
+        work = replace(model.work, micro_batch=choice.micro_batch)
+        with without_contents():
+            stages = by_stage(model.whole, work, model.trained, step=model.trained)
+            kept = kept_bytes(model.whole, work)
+        asleep = {"encoders": model.encoders, "VAE": model.vae}
+        resident = {
+            "weights": model.frozen,
+            "adapter" if model.frozen else "weights": model.trained,
+            "optimizer": model.optimizer,
+            "average": model.trained * work.copies,
+            **({} if choice.offload == "cpu" else asleep),
+            "rewards": sum(cost.weights for cost in self.rewards.values()),
+            "rollouts": kept,
+        }
+        if choice.offload == "cpu":
+            stages["encode"] |= asleep
+            stages["decode"] |= {"VAE": model.vae}
+        stages["rewards"] = {"scoring": max((cost.scoring for cost in self.rewards.values()), default=0)}
+        return Memory(self._divided(resident), {name: self._divided(parts) for name, parts in stages.items()})
+
+    def _divided(self, parts: Mapping[str, int]) -> dict[str, int]:
+        """The share of one GPU."""
+        return {name: math.ceil(n / self.shards) if name in SHARDED else n for name, n in parts.items() if n}
+
+    def operations(self, choice: Choice) -> dict[str, Operations]:
+        """By stage, of one GPU in the mean iteration."""
+        model, rows = self.model(choice), self.rows
+        prompts = self.config.training.prompts_per_iteration / self.gpus
+        forward, learn = model.whole.operations("forward"), model.whole.operations("learn")
+        beside = -rows.trained if model.whole.small.base else 0  # base passes, which `learn` counts and `frozen` too
+        scored = [(rows.decoded, self.rewards[name].operations) for name in self.config.rewards if name in self.rewards]
+        return {
+            "encode": combined((prompts, model.encoding)),
+            "rollout": combined((rows.sampled, forward)),
+            "decode": combined((rows.decoded, model.decoding)),
+            "rewards": combined(*scored),
+            "update": combined((rows.trained, learn), (rows.frozen + beside, forward)),
+        }
+
+    def seconds(self, choice: Choice, gpu: Gpu, share: float = SHARE) -> dict[str, float]:
+        """Expected, by stage of the mean iteration; "moves" are encoders and VAE on their way to the GPU and back."""
+        found = {name: _seconds(counts, gpu, share) for name, counts in self.operations(choice).items()}
+        if choice.offload == "cpu":
+            model, training = self.model(choice), self.config.training
+            mine = training.prompts_per_iteration / self.gpus
+            chunks = math.ceil(mine / (self.config.rollout.chunk_prompts or mine))
+            found["moves"] = 2 * chunks * (model.encoders + 2 * model.vae) / HOST_BANDWIDTH
+        return found
+
+    def evaluation_seconds(self, choice: Choice, gpu: Gpu, share: float = SHARE) -> float:
+        """Of one evaluation."""
+        model, held_out = self.model(choice), self.config.evaluation
+        images = held_out.examples * held_out.replicates / self.gpus
+        steps = self.config.evaluation_steps * (2 if held_out.solver == "heun" else 1)
+        scored = [(1, cost.operations) for cost in self.rewards.values()]
+        each = combined((steps, model.whole.operations("forward")), (1, model.decoding), *scored)
+        return images * _seconds(each, gpu, share)
+
+    def hours(self, choice: Choice, gpu: Gpu, share: float = SHARE) -> float:
+        """Of the whole run with its evaluations."""
+        length, every = self.config.training.iterations, self.config.evaluation.every
+        times = 1 + (length // every if every else 1)
+        iterations = length * sum(self.seconds(choice, gpu, share).values())
+        return (iterations + times * self.evaluation_seconds(choice, gpu, share)) / 3600
+
+    # ---- what to set
+
+    def fastest(self, gpu: Gpu, share: float = SHARE) -> Choice | None:
+        """The fastest choice that fits; with quantised weights only where nothing else fits, None if that does not."""
+        schemes = [self.given.quantize]
+        if self.config.policy.arguments.get("trainable", "lora") == "lora":
+            schemes += [scheme for scheme in ("int8", "nf4") if scheme not in schemes]
+        for scheme in schemes:
+            fitting = [choice for choice in self._choices(scheme) if self.memory(choice).peak <= gpu.usable]
+            if fitting:
+                return min(fitting, key=lambda c: (sum(self.seconds(c, gpu, share).values()), -c.micro_batch))
+        return None
+
+    def _choices(self, scheme: str) -> Iterator[Choice]:
+        """Micro-batches that divide the rows, as far as the log-probs allow it."""
+        work, training = self.model(None).work, self.config.training
+        sizes = [n for n in range(1, work.chunk + 1) if work.chunk % n == 0]
+        if training.old_log_probs == "rollout" and training.micro_batch is None:
+            sizes = [work.chunk]
+        for checkpointing in (False, True):
+            for offload in ("none", "cpu"):
+                yield from (Choice(size, checkpointing, offload, scheme) for size in sizes)
+
+    def advice(self, choice: Choice, gpu: Gpu) -> str:
+        """What to lower first where a choice does not fit."""
+        memory = self.memory(choice)
+        if sum(memory.resident.values()) > gpu.usable:
+            largest = max(memory.resident, key=lambda part: memory.resident[part])
+            return RESIDENT.get(largest, RESIDENT["weights"])
+        return LOWER[
+            {"encode": "rollout", "decode": "rollout", "optimizer": "update"}.get(memory.fullest, memory.fullest)
+        ]
+
+    # ---- rewards
+
+    def _count_rewards(self) -> None:
+        slots = {"reward": self.config.rewards, "metric": self.config.metrics}
+        for slot, specs in slots.items():
+            for name, spec in specs.items():
+                model = fake_reward(spec, slot)
+                if model is None:
+                    self.uncounted.append(f"{name} ({spec.use.rpartition(':')[2]})")
+                elif spec.arguments.get("device") != "cpu":
+                    self.rewards[name] = _reward_cost(model, int(spec.arguments.get("batch_size", 64)))
+
+
+RESIDENT = {
+    "weights": "set policy.quantize=int8 or nf4 (LoRA), or take a GPU with more memory",
+    "encoders": "set policy.offload=cpu",
+    "VAE": "set policy.offload=cpu",
+    "adapter": "lower policy.lora.rank",
+    "optimizer": "lower policy.lora.rank, or train a LoRA",
+    "average": "set training.ema_decay=0",
+    "rewards": "set device=cpu for rewards and metrics",
+    "rollouts": "lower training.prompts_per_iteration",
+}
+"""What to do where the parts that are always there do not fit, by the largest of them."""
+
+
+class _Model:
+    """The counts of one fake policy."""
+
+    def __init__(self, config: Config, example: Example, gpus: int, changes: Mapping[str, Any]) -> None:
+        family = FakeFamily(config.policy, **changes)
+        few = {kind: min(2, count) for kind, count in family.blocks.items()}
+        missing = {kind: count - few[kind] for kind, count in family.blocks.items() if count > few[kind]}
+        small = family.policy(few)
+        larger = {kind: family.policy({**few, kind: few[kind] + 1}) for kind in missing}
+        with CountOperations() as encoded:
+            small.encode([example])
+        self.encoding, base = encoded.counts, config.method.needs_base
+        passes = {kind: Passes(policy, example, base) for kind, policy in larger.items()}
+        self.whole = WholeModel(Passes(small, example, base), passes, missing)
+        whole = self.whole.extrapolated([_sizes(policy, config) for policy in (small, *larger.values())])
+        self.frozen, self.trained, self.optimizer = (int(whole[name]) for name in ("frozen", "trained", "optimizer"))
+        pipeline = small.pipeline
+        encoders = [getattr(pipeline, name) for name in family.kind.TEXT_ENCODERS]
+        self.encoders, self.vae = sum(map(_bytes, encoders)), _bytes(pipeline.vae)
+        self.sizes = Sizes(
+            int(whole["parameters"]),
+            int(whole["trained parameters"]),
+            sum(_count(encoder) for encoder in encoders),
+            _count(pipeline.vae),
+        )
+        with CountOperations() as decoded:
+            self.whole.small.decode(2)
+        self.decoding = combined((1 / 2, decoded.counts))
+        objective = make_objective(small, config)
+        optimizer = construct(config.training.optimizer, "optimizer", params=small.trainable_parameters())
+        job = Job(
+            config, objective, optimizer, example, {}, {}, config.evaluation.examples, processes=gpus, iteration=0
+        )
+        self.work = workload(job)
+
+
+def _sizes(policy: Policy, config: Config) -> dict[str, int]:
+    """Bytes and parameters of a policy, all of them linear in its blocks."""
+    trained = policy.trainable_parameters()
+    optimizer = construct(config.training.optimizer, "optimizer", params=trained)
+    return {
+        "frozen": _bytes(policy.module) - size_of(trained),
+        "trained": size_of(trained),
+        "optimizer": optimizer_bytes(optimizer),
+        "trained parameters": sum(p.numel() for p in trained),
+        "parameters": _count(policy.module),
+    }
+
+
+def _bytes(module: nn.Module) -> int:
+    return size_of([*module.parameters(), *module.buffers()])
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _reward_cost(model: Any, batch: int) -> RewardCost:
+    pixels = torch.zeros(2, 3, REWARD_PIXELS, REWARD_PIXELS)
+    see = getattr(model, "get_image_features", model)
+    with torch.no_grad(), Moments(torch.device("cpu")) as seen, CountOperations() as counted:
+        see(pixel_values=pixels)
+    return RewardCost(_bytes(model), max(seen.bytes) * batch // 2, combined((1 / 2, counted.counts)))
+
+
+def _seconds(counts: Operations, gpu: Gpu, share: float) -> float:
+    return sum(count / (gpu.rate(dtype) * share) for dtype, count in counts.items())
+
+
+def check_share(share: float) -> None:
+    """Raise UserError unless it is a share."""
+    if not 0 < share <= 1:
+        raise UserError(f"--share is {share:g}; it must be more than 0 and at most 1.")

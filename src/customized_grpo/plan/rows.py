@@ -1,0 +1,99 @@
+"""How many rows pass through the models in one iteration: the objective runs on a policy of one number."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from customized_grpo.functional.schedule import shifted_sigmas
+from customized_grpo.policies.contract import Policy
+from customized_grpo.structures import Conditioning, Example
+from customized_grpo.train.meters import Meter
+from customized_grpo.train.objectives import make_objective
+from customized_grpo.train.rollout import RowNoise
+from customized_grpo.train.settings import TrainerConfig
+from customized_grpo.train.update import micro_batches
+
+TRIED = 10
+"""Iterations that are counted, because what is trained may move during a run."""
+
+
+class RowCounts(NamedTuple):
+    """Of one process, in the mean iteration."""
+
+    sampled: float
+    """Transformer passes of the rollout, one for each row."""
+    decoded: float
+    """Images."""
+    trained: float
+    """Passes of the update with a backward pass."""
+    frozen: float
+    """Passes of the update without one: of the base policy or an old one, or to compute log-probs again."""
+
+
+class _OneNumber(Policy):
+    """A policy whose latents are one number, which counts the rows that it is asked for."""
+
+    def __init__(self) -> None:
+        self.module: nn.Module = nn.Linear(1, 1, bias=False)
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.rows: Counter[str] = Counter()
+
+    def encode(self, examples: Sequence[Example]) -> Conditioning:
+        return {"one": torch.zeros(len(examples), 1)}
+
+    def latent_shape(self, conditioning: Conditioning) -> tuple[int, int]:
+        return 1, 1
+
+    def sigmas(self, num_inference_steps: int, conditioning: Conditioning) -> Tensor:
+        return shifted_sigmas(num_inference_steps, 3.0)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        self.rows["trained" if torch.is_grad_enabled() else "frozen"] += len(latents)
+        return self.module(latents)
+
+    def decode(self, latents: Tensor, conditioning: Conditioning) -> Tensor:
+        self.rows["decoded"] += len(latents)
+        return torch.zeros(len(latents), 3, 1, 1)
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        yield
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.module.named_parameters()}
+
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        pass
+
+    def save(self, folder: Path) -> None:
+        pass
+
+
+def count_rows(config: TrainerConfig, processes: int) -> RowCounts:
+    """The rows of a configuration whose prompts are divided among processes."""
+    training = config.training.model_copy(update={"micro_batch": None})  # in as few passes as there can be
+    policy = _OneNumber()
+    objective = make_objective(policy, config.model_copy(update={"training": training}))
+    prompts, groups = training.prompts_per_iteration // processes, config.rollout.num_generations
+    tried = sorted({1 + n * training.iterations // TRIED for n in range(TRIED)})
+    tried = [n for n in tried if n <= training.iterations]
+    total: Counter[str] = Counter()
+    for iteration in tried:
+        plan, noise = objective.plan(iteration), RowNoise(0, iteration, list(range(prompts)), groups)
+        conditioning = {"one": torch.zeros(prompts, 1)}
+        policy.rows.clear()
+        rollout = objective.collect(conditioning, plan, noise, lambda name: nullcontext())
+        total["sampled"] += policy.rows.pop("frozen")
+        rollouts = objective.prepare([rollout])
+        columns = list(range(len(plan.progress)))
+        for _ in range(training.inner_epochs):
+            advantage = torch.zeros(len(rollout), len(columns))
+            for batch in micro_batches(rollouts, advantage, columns, None, first=True):
+                objective.loss(batch, Meter())
+        total += policy.rows
+    return RowCounts(**{name: total[name] / len(tried) for name in RowCounts._fields})
