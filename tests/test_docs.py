@@ -63,6 +63,7 @@ def test_the_lines_of_the_readme_train(tmp_path: Path, monkeypatch: pytest.Monke
     }
     exec(compile(small, "README.md", "exec"), {"SMALL": quick})
     assert list((tmp_path / "runs").glob("*/checkpoints/iteration-000001/adapter/**/*.safetensors"))
+    assert list((tmp_path / "runs").glob("*/report.html"))
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:

@@ -1,4 +1,5 @@
 from ._version import __version__ as __version__
+from .cli.display import Display as Display
 from .config import Config as Config
 from .config import load_config as load_config
 from .data import JsonlDataset as JsonlDataset

@@ -1,10 +1,12 @@
 """Libraries that do not work together fail while they are imported, which is no fault of a setting."""
 
+import os
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from types import FrameType, ModuleType
 
@@ -13,6 +15,23 @@ from customized_grpo.shell import program
 
 KEPT = ("torch", "customized-grpo")
 """Distributions that no advice replaces: the build of torch depends on the machine."""
+
+
+@contextmanager
+def quiet_loading(*names: str) -> Iterator[None]:
+    """Inside it diffusers or transformers, as named, show no loading bars and no advice. CGRPO_DEBUG leaves them."""
+    logs = [] if os.environ.get("CGRPO_DEBUG") else [import_module(f"{name}.utils.logging") for name in names]
+    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    try:
+        for log in logs:
+            log.set_verbosity_error()
+            log.disable_progress_bar()
+        yield
+    finally:
+        for log, (verbosity, bars) in zip(logs, before, strict=True):
+            log.set_verbosity(verbosity)
+            if bars:
+                log.enable_progress_bar()
 
 
 def library_problem(error: BaseException) -> UserError | None:

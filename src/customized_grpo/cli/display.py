@@ -28,10 +28,14 @@ STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
 
 
 class Display(Observer):
-    """One live progress display."""
+    """A summary, live progress and evaluations in the terminal, and at the end the report with its plots.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    Args:
+        console: to print on; None is the terminal.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.rewards: tuple[str, ...] = ()
@@ -95,7 +99,7 @@ class Display(Observer):
         except (UserError, OSError) as error:  # the run is complete without its report
             self.console.print(f"The report could not be written: {error}", highlight=False)
 
-    def stop(self) -> None:
+    def on_stop(self) -> None:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None

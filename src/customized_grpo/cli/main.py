@@ -102,10 +102,7 @@ def train(
     trainer = build_trainer(config, new=resume is None)
     main = trainer.accelerator.is_main_process
     display = Display(console if main else Console(quiet=True))
-    try:
-        result = trainer.train(display, resume=run, config_yaml=to_yaml(config))
-    finally:
-        display.stop()
+    result = trainer.train(display, resume=run, config_yaml=to_yaml(config))
     if main:
         show_result(console, result, display.report)
     if result.interrupted:

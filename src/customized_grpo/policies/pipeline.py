@@ -19,6 +19,7 @@ from torch import Tensor
 from customized_grpo.data.images import to_tensor
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.functional.schedule import shifted_sigmas
+from customized_grpo.libraries import quiet_loading
 from customized_grpo.policies import lora as _lora
 from customized_grpo.policies.contract import Policy, weights_replaced
 from customized_grpo.policies.encodings import EncodingCache, Row, digest
@@ -210,8 +211,9 @@ class PipelinePolicy(Policy):
         try:
             index: Any = diffusers.DiffusionPipeline.load_config(source, **pinned)
             cls._check_index(path, index)
-            kind = getattr(diffusers, cls.PIPELINE)
-            return kind.from_pretrained(source, dtype=dtypes, **pinned, **components)
+            with quiet_loading("diffusers", "transformers"):
+                kind = getattr(diffusers, cls.PIPELINE)
+                return kind.from_pretrained(source, dtype=dtypes, **pinned, **components)
         except UserError:
             raise
         except (OSError, ValueError, TypeError, AttributeError, ImportError, SafetensorError) as error:

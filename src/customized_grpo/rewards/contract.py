@@ -15,6 +15,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from customized_grpo.errors import UserError
+from customized_grpo.libraries import quiet_loading
 from customized_grpo.sources import explain, locate, pin
 from customized_grpo.structures import Example
 
@@ -138,7 +139,8 @@ def load(what: str, path: str | Path, read: Callable[..., T], revision: str | No
     source = locate(path)
     pinned = pin(source, revision)
     try:
-        return read(source, **pinned)
+        with quiet_loading("transformers"):
+            return read(source, **pinned)
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in as many ways as there are readers

@@ -87,6 +87,9 @@ class Observer:
     def on_end(self, run: Path, status: str) -> None:
         """Everything is in the run folder but the status, finished or interrupted, which run.json gets after this."""
 
+    def on_stop(self) -> None:
+        """The last call, also after an error."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -216,6 +219,9 @@ class Trainer:
                         f"{command('train', '--resume', run.path)}"
                     )
                 raise
+            finally:
+                if self.accelerator.is_main_process:
+                    self._tell(self.observer.on_stop)
 
     def _iterate(self, run: RunFolder) -> dict[str, float]:
         """One iteration: prompts, groups, scores, advantages, update."""
