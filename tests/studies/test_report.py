@@ -509,6 +509,26 @@ def test_what_is_undefined_is_a_gap_and_no_zero(tmp_path: Path) -> None:
         plots.save(figure, tmp_path, str(n))
 
 
+@pytest.mark.parametrize(("values", "seen", "marked"), [
+    ([0.2, 0.3], (0.195, 0.305), []), ([0.4, 0.7], (0.385, 0.5), [0.7]), ([0.8, 0.9], (0.489, 0.5), [0.8, 0.9]),
+])  # fmt: skip
+def test_the_healthy_band_is_drawn_and_what_is_outside_is_marked(
+    values: list[float], seen: tuple[float, float], marked: list[float]
+) -> None:
+    (axes,) = plots.vital_sign(np.arange(2), np.array(values), band=(-math.inf, 0.5)).axes
+    (band,) = axes.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx(seen)
+    assert list(axes.lines[1].get_ydata()) == marked
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_captions_name_the_healthy_band(run: Path) -> None:
+    write_rows(run, [row(i, update__velocity_norm=1 + i / 100, nft__r_std=i / 10) for i in (1, 2, 3)])
+    html = write_report(run).read_text()
+    assert "healthy up to 1.100 (green)" in html
+    assert "healthy from 0.050 to 0.500 (green)" in html
+
+
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_plots_of_few_points(tmp_path: Path, count: int) -> None:
     x, y = np.arange(count), np.linspace(0.1, 0.4, count)
@@ -518,7 +538,7 @@ def test_plots_of_few_points(tmp_path: Path, count: int) -> None:
         "curve": plots.training_curve(x, y, y, list(x), estimates),
         "shares": plots.conflict_shares(x, shares),
         "correlation": plots.correlation(x, y, window=3),
-        "vital": plots.vital_sign(x, y, limit=0.2, logarithmic=True),
+        "vital": plots.vital_sign(x, y, band=(0.05, 0.2), logarithmic=True),
     }
     for name, figure in figures.items():
         assert "<svg" in plots.save(figure, tmp_path, name).read_text()

@@ -293,20 +293,23 @@ def correlation(iterations: np.ndarray, values: np.ndarray, *, window: int = 1) 
 
 
 def vital_sign(
-    iterations: np.ndarray, values: np.ndarray, *, limit: float | None = None, logarithmic: bool = False
+    iterations: np.ndarray, values: np.ndarray, *, band: tuple[float, float] | None = None, logarithmic: bool = False
 ) -> Figure:
-    """A small curve of one diagnostic; points above `limit` are marked. Shapes (rows,)."""
+    """A small curve of one diagnostic, its healthy band in green; points outside it are marked. Shapes (rows,)."""
     figure, axes = canvas(3.4, 2.1)
     marker = "o" if np.isfinite(values).sum() <= 2 else None
     axes.plot(iterations, values, color=BLUE, lw=1.3, marker=marker, ms=3)
     positive = values[values > 0]
     if logarithmic and len(positive) and positive.max() > 30 * positive.min():
         axes.set_yscale("log")
-    if limit is not None:
-        over = values > limit
-        axes.plot(iterations[over], values[over], "x", color=VERMILLION, ms=6, mew=1.8)
-        if over.any():
-            axes.axhline(limit, color=VERMILLION, lw=1, ls=(0, (4, 3)))
+    if band is not None:
+        outside = (values < band[0]) | (values > band[1])
+        axes.plot(iterations[outside], values[outside], "x", color=VERMILLION, ms=6, mew=1.8)
+        low, high = axes.get_ylim()
+        margin = 0.1 * (high - low)
+        low, high = min(low, band[1] - margin), max(high, band[0] + margin)  # some of the band is always seen
+        axes.axhspan(max(low, band[0]), min(high, band[1]), color=GREEN, alpha=0.12, lw=0, zorder=0)
+        axes.set_ylim(low, high)
     iteration_axis(axes, iterations)
     axes.set_xlabel("")
     return figure

@@ -19,6 +19,8 @@ NORM_LIMIT = 1.1
 """Mean norm of the velocity over the last quarter of training, relative to that of the base policy."""
 CLAMP_LIMIT = 0.05
 """Mean share of clamped advantages."""
+R_LIMIT = 0.05
+"""Standard deviation of r, of nft; with less, r hardly leaves one half."""
 
 
 def remarks(record: RunRecord, verdict: Verdict | None, problems: Iterable[str] = ()) -> list[Remark]:

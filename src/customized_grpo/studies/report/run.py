@@ -13,7 +13,14 @@ from customized_grpo.page.formats import count, duration, number, summary, words
 from customized_grpo.store.run import RunRecord, iteration_files, read_run
 from customized_grpo.store.scores import Change, since_first
 from customized_grpo.studies.report.groups import group_blocks
-from customized_grpo.studies.report.remarks import CLAMP_LIMIT, CLIP_LIMIT, NORM_LIMIT, RATIO_TOLERANCE, remarks
+from customized_grpo.studies.report.remarks import (
+    CLAMP_LIMIT,
+    CLIP_LIMIT,
+    NORM_LIMIT,
+    R_LIMIT,
+    RATIO_TOLERANCE,
+    remarks,
+)
 from customized_grpo.studies.report.verdict import Verdict, kind_name
 
 STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
@@ -34,32 +41,32 @@ class Stage:
 
 @dataclass(frozen=True)
 class Vital:
-    """One diagnostic of the update: metric key, title, what to look for, and the value above which it is alarming."""
+    """One diagnostic of the update: metric key, title, what to look for, and its healthy band if there is one."""
 
     key: str
     title: str
     hint: str
-    limit: float | None = None
+    band: tuple[float, float] | None = None
     logarithmic: bool = False
 
 
 VITALS = (
-    Vital("update/clip_share", "Clip share", "share of steps whose gradient the clip stops", CLIP_LIMIT),
+    Vital("update/clip_share", "Clip share", "share of steps whose gradient the clip stops", (-np.inf, CLIP_LIMIT)),
     Vital("update/ratio_max", "Largest ratio", "new / old probability; leaves 1 slowly"),
-    Vital("update/first_ratio_error", "First ratio error", "must be about 0", RATIO_TOLERANCE),
+    Vital("update/first_ratio_error", "First ratio error", "must be about 0", (-np.inf, RATIO_TOLERANCE)),
     Vital("update/kl", "KL to the base policy", "nats per latent element, or of velocities", logarithmic=True),
     Vital(
         "update/velocity_norm",
         "Velocity norm",
         "over the base policy's or the first; stays near 1",
-        NORM_LIMIT,
+        (-np.inf, NORM_LIMIT),
     ),
-    Vital("nft/r_std", "Spread of r", "0.5 at most; near 0 teaches little"),
+    Vital("nft/r_std", "Spread of r", "0.5 at most; near 0 teaches little", (R_LIMIT, 0.5)),
     Vital("update/grad_norm", "Gradient norm", "before clipping", logarithmic=True),
     Vital("update/learning_rate", "Learning rate", ""),
     Vital("update/loss", "Loss", "a lower one is no progress"),
     Vital("advantage/std", "Advantage spread", "standard scores; about 1"),
-    Vital("advantage/clamped", "Advantages clamped", "share", CLAMP_LIMIT),
+    Vital("advantage/clamped", "Advantages clamped", "share", (-np.inf, CLAMP_LIMIT)),
     Vital("memory/peak_gib", "Peak memory", "GiB; should be flat"),
 )
 
@@ -344,10 +351,18 @@ def update_plots(record: RunRecord) -> list[page.Figure]:
         values = record.series(vital.key)
         if not _moves(values):
             continue
-        figure = page.plots.vital_sign(record.iterations, values, limit=vital.limit, logarithmic=vital.logarithmic)
+        figure = page.plots.vital_sign(record.iterations, values, band=vital.band, logarithmic=vital.logarithmic)
         name = f"update-{vital.key.split('/')[1]}"
-        found.append(page.embed_plot(figure, record.folder, name, title=vital.title, caption=vital.hint))
+        found.append(page.embed_plot(figure, record.folder, name, title=vital.title, caption=_hint(vital)))
     return found
+
+
+def _hint(vital: Vital) -> str:
+    """What to look for, and the healthy band."""
+    if vital.band is None:
+        return vital.hint
+    low, high = vital.band
+    return f"{vital.hint}; healthy {f'from {number(low)} to' if np.isfinite(low) else 'up to'} {number(high)} (green)"
 
 
 def constant_vitals(record: RunRecord) -> list[tuple[str, float]]:
