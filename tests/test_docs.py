@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,7 +15,9 @@ from customized_grpo.policies.lora import LoraSettings
 from customized_grpo.settings import Settings, Spec
 from customized_grpo.settings.parse import describe_settings, parse_config
 from customized_grpo.store.run import RunFolder
+from customized_grpo.store.scores import Scores, worst_gain
 from customized_grpo.studies.bench.plan import BenchSettings
+from customized_grpo.studies.compare import analysis
 from customized_grpo.studies.compare.grid import Grid
 from customized_grpo.studies.probe.measure import ProbeSettings
 from customized_grpo.train.settings import OBJECTIVES, EvaluationSettings, RolloutSettings, TrainerConfig
@@ -64,6 +67,43 @@ def test_the_lines_of_the_readme_train(tmp_path: Path, monkeypatch: pytest.Monke
     exec(compile(small, "README.md", "exec"), {"SMALL": quick})
     assert list((tmp_path / "runs").glob("*/checkpoints/iteration-000001/adapter/**/*.safetensors"))
     assert list((tmp_path / "runs").glob("*/report.html"))
+
+
+def rows_of(document: str, heading: str) -> list[list[str]]:
+    """The cells of the first table below some text, without its head."""
+    text = (ROOT / document).read_text(encoding="utf-8").split(heading)[1].replace("\N{MINUS SIGN}", "-")
+    table = re.search(r"^\|.*?(?=^$)", text, re.M | re.S)
+    assert table is not None
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[0].splitlines()[2:]]
+
+
+def test_the_example_of_a_worst_reward_gain_is_computed() -> None:
+    rows = rows_of("docs/metrics.md", "### Worst-reward gain, by example")
+    before, after = (
+        np.array([[float(cell.split("→")[n]) for cell in row[1:]] for row in rows])[None] for n in (0, 1)
+    )  # fmt: skip
+    names, blank = ("prompt", "identity"), ("",) * len(rows)
+    base, tuned = (Scores(v, names, names, tuple(r[0] for r in rows), blank, blank, blank) for v in (before, after))
+    deviations, changes = before[0].std(axis=0), (after - before)[0].mean(axis=0)
+    gains = changes / deviations
+    assert worst_gain(base, tuned) == pytest.approx(gains.min())
+    page = (ROOT / "docs/metrics.md").read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-").replace("\n", " ")
+    for told in (
+        f"{changes[0]:+.2f} in prompt, {changes[1]:+.2f} in identity", f"{deviations[0]:.2f} in prompt",
+        f"{deviations[1]:.3f} in identity", f"{gains[0]:+.2f}    and {gains[1]:+.2f}.",
+        f"is the smaller one: {gains.min():.2f}.", f"The sum of the rewards rose by {changes.sum():.2f}",
+    ):  # fmt: skip
+        assert told in page
+
+
+def test_the_example_of_a_comparison_is_computed() -> None:
+    rows = rows_of("docs/compare.md", "**By example.**")
+    told = torch.tensor([[float(cell) for cell in row[1:]] for row in rows])
+    gains = told[:, None, :2]
+    torch.testing.assert_close(analysis._worst(gains), told[:, 2])
+    for point, beyond in zip(gains, told[:, 3], strict=True):
+        found = analysis._across(torch.stack([*gains[:2], point, gains[0]]))
+        torch.testing.assert_close(found, beyond, rtol=0, atol=5e-3)
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:
