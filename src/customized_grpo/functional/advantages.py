@@ -360,7 +360,8 @@ def raw_sum(rewards: Tensor, weights: Tensor) -> Tensor:
 def log_tamed(rewards: Tensor, weights: Tensor) -> Tensor:
     """As `raw_sum`, with sign(r) log(1 + |r|) in place of r, so that one outlier does not rule its group.
 
-    Shapes as in `raw_sum`, which drops the same images.
+    Shapes as in `raw_sum`, which drops the same images. Not PaCo-GRPO's rule, which tames only the rewards whose
+    coefficient of variation exceeds the mean of those of all rewards.
     """
     raw = rewards.double()
     return _standardize(weighted_sum(raw.sign() * raw.abs().log1p(), weights.double()), rewards.dtype)
@@ -380,6 +381,9 @@ def identity_gate(
     Identity is a constraint to satisfy, not a reward to raise. The weights give only the number of steps; `prompt` and
     `identity` are columns, `threshold` is in raw units of the identity reward. Shapes as in `raw_sum`; an image with
     NaN in one of the two columns is dropped as there, and other columns do not matter.
+
+    The defaults are DivRL's, in units of its own identity reward (arXiv 2606.23950). Give those of yours: the cosine of
+    a DINO encoder is on another scale.
     """
     raw = rewards.double()
     short = (threshold - raw[..., identity]).clamp(min=0)
