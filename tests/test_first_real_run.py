@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image, ImageOps
 
 from customized_grpo.config import load_config
 from customized_grpo.settings.recipes import recipe_names
+from customized_grpo.studies.bench import read_bench
 from customized_grpo.toyworld import weights_path
 from policies import tiny
 from policies.runs import from_the_command_line
@@ -86,3 +88,40 @@ def test_what_the_page_names_exists() -> None:
     assert len(changes) > 5
     for change in changes:
         load_config("kontext-nft" if change.startswith("objective.") else "kontext", [change])
+
+
+DREAMBENCH = ROOT.parent / "shared" / "dreambench"
+
+
+@pytest.mark.skipif(not DREAMBENCH.is_dir(), reason="the photos of DreamBench are not beside the repository")
+def test_the_tutorial_on_the_photos_of_dreambench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two photos each of five subjects, one of them live, and fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    finds_dark(monkeypatch)
+    monkeypatch.setattr("customized_grpo.studies.report.write_report", lambda run, status: None)
+    theirs, mine = DREAMBENCH / "dataset", tmp_path / "dreambooth" / "dataset"
+    subjects = ("backpack", "can", "clock", "dog", "vase")
+    for name in subjects:
+        (mine / name).mkdir(parents=True)
+        for photo in sorted((theirs / name).glob("*.jpg"))[:2]:
+            shutil.copy(photo, mine / name)
+    listing = (theirs / "prompts_and_classes.txt").read_text()
+    others = {path.name for path in theirs.iterdir() if path.is_dir()} - set(subjects)
+    kept = [line for line in listing.splitlines() if line.partition(",")[0] not in others]
+    (mine / "prompts_and_classes.txt").write_text("\n".join(kept))
+    less = {
+        "train": ["rollout.num_generations=2", "rollout.num_inference_steps=3", "evaluation.replicates=1"],
+        "bench": ["subjects=2", "num_inference_steps=2"],
+    }
+    said = {
+        " ".join(words[:2]): from_the_command_line(*words, *less.get(words[0], ()))
+        for words in commands("docs/data.md")
+    }
+    assert "10 masks" in said["data masks"]
+    assert "125 examples of 5 subjects" in said["data import"]
+    assert "4 subjects for training, 1 held out" in said["data split"]
+    assert "usable" in said["data check"]
+    assert "background copied" in said["bench dreambooth"]
+    measured = read_bench(tmp_path / "benches" / "tutorial")
+    assert measured.scores.values.shape == (1, 50, 4)
+    assert bool(np.isfinite(measured.scores.values).all())
