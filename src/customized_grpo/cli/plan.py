@@ -17,7 +17,7 @@ def show_plan(
     gpu = find_gpu(name)
     check_share(share)
     planner = Planner(config, gpus, references)
-    given, sizes = planner.given, planner.model(None).sizes
+    given, sizes = planner.given, planner.first.sizes
     console.print(
         f"Parameters: transformer {_billions(sizes.transformer)}, of them trained {_billions(sizes.trained)}; text "
         f"encoders {_billions(sizes.encoders)}; VAE {_billions(sizes.vae)}.",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -115,55 +116,57 @@ class Planner:
         self.rewards: dict[str, RewardCost] = {}
         self.uncounted: list[str] = []
         self.shards = gpus if getattr(config.training, "sharding", "none") != "none" else 1
-        with without_contents():
-            self._count_rewards()
-        self._models: dict[tuple[bool, str], _Model] = {}
-
-    @property
-    def given(self) -> Choice:
-        """As configured."""
-        arguments, model = self.config.policy.arguments, self.model(None)
-        return Choice(
-            model.work.micro_batch,
+        arguments = config.policy.arguments
+        checkpointing, quantize = (
             bool(arguments.get("gradient_checkpointing", False)),
-            arguments.get("offload", "none"),
             arguments.get("quantize", "none"),
         )
+        self.models: dict[tuple[bool, str], _Model] = {}
+        with without_contents():
+            self._count_rewards()
+            self.family = FakeFamily(config.policy)
+            self.first = self._model(checkpointing, quantize)
+        self.given = Choice(self.first.work.micro_batch, checkpointing, arguments.get("offload", "none"), quantize)
+        """As configured."""
 
-    def model(self, choice: Choice | None) -> "_Model":
-        """The counts of a choice; None is the configuration as it is."""
-        arguments = self.config.policy.arguments
-        checkpointing = bool(arguments.get("gradient_checkpointing", False)) if choice is None else choice.checkpointing
-        quantize = arguments.get("quantize", "none") if choice is None else choice.quantize
+    def model(self, choice: Choice) -> "_Model":
+        """The counts of a choice."""
+        return self._model(choice.checkpointing, choice.quantize)
+
+    def _model(self, checkpointing: bool, quantize: str) -> "_Model":
         key = checkpointing, quantize
-        if key not in self._models:
-            changes = {"gradient_checkpointing": checkpointing, "quantize": quantize, "offload": "none"}
+        if key not in self.models:
             with without_contents():
-                self._models[key] = _Model(self.config, self.example, self.gpus, changes)
-        return self._models[key]
+                self.models[key] = _Model(self, *key)
+        return self.models[key]
 
     def memory(self, choice: Choice) -> Memory:
         """What one GPU needs."""
         model = self.model(choice)
-        work = replace(model.work, micro_batch=choice.micro_batch)
         with without_contents():
-            stages = by_stage(model.whole, work, model.trained, step=model.trained)
-            kept = kept_bytes(model.whole, work)
-        asleep = {"encoders": model.encoders, "VAE": model.vae}
-        resident = {
+            stages = by_stage(
+                model.whole, replace(model.work, micro_batch=choice.micro_batch), model.trained, model.trained
+            )
+        if choice.offload == "cpu":
+            stages["encode"] |= {"encoders": model.encoders, "VAE": model.vae}
+            stages["decode"] |= {"VAE": model.vae}
+        stages["rewards"] = {"scoring": max((cost.scoring for cost in self.rewards.values()), default=0)}
+        return Memory(self.resident(choice), {name: self._divided(parts) for name, parts in stages.items()})
+
+    def resident(self, choice: Choice) -> dict[str, int]:
+        """What is in the memory of one GPU for the whole run, by part."""
+        model = self.model(choice)
+        asleep = {} if choice.offload == "cpu" else {"encoders": model.encoders, "VAE": model.vae}
+        parts = {
             "weights": model.frozen,
             "adapter" if model.frozen else "weights": model.trained,
             "optimizer": model.optimizer,
-            "average": model.trained * work.copies,
-            **({} if choice.offload == "cpu" else asleep),
+            "average": model.trained * model.work.copies,
+            **asleep,
             "rewards": sum(cost.weights for cost in self.rewards.values()),
-            "rollouts": kept,
+            "rollouts": kept_bytes(model.whole, model.work),
         }
-        if choice.offload == "cpu":
-            stages["encode"] |= asleep
-            stages["decode"] |= {"VAE": model.vae}
-        stages["rewards"] = {"scoring": max((cost.scoring for cost in self.rewards.values()), default=0)}
-        return Memory(self._divided(resident), {name: self._divided(parts) for name, parts in stages.items()})
+        return self._divided(parts)
 
     def _divided(self, parts: Mapping[str, int]) -> dict[str, int]:
         """The share of one GPU."""
@@ -218,20 +221,23 @@ class Planner:
         if self.config.policy.arguments.get("trainable", "lora") == "lora":
             schemes += [scheme for scheme in ("int8", "nf4") if scheme not in schemes]
         for scheme in schemes:
-            fitting = [choice for choice in self._choices(scheme) if self.memory(choice).peak <= gpu.usable]
-            if fitting:
+            fitting = [choice for choice in self._choices(scheme, True) if self._fits(choice, gpu)]
+            if fitting:  # what fits without checkpointing fits with it
+                fitting += [choice for choice in self._choices(scheme, False) if self._fits(choice, gpu)]
                 return min(fitting, key=lambda c: (sum(self.seconds(c, gpu, share).values()), -c.micro_batch))
         return None
 
-    def _choices(self, scheme: str) -> Iterator[Choice]:
+    def _fits(self, choice: Choice, gpu: Gpu) -> bool:
+        """The parts that are always there are compared first, because they are counted at once."""
+        return sum(self.resident(choice).values()) <= gpu.usable and self.memory(choice).peak <= gpu.usable
+
+    def _choices(self, scheme: str, checkpointing: bool) -> Iterator[Choice]:
         """Micro-batches that divide the rows, as far as the log-probs allow it."""
-        work, training = self.model(None).work, self.config.training
+        work, training = self.first.work, self.config.training
         sizes = [n for n in range(1, work.chunk + 1) if work.chunk % n == 0]
         if training.old_log_probs == "rollout" and training.micro_batch is None:
             sizes = [work.chunk]
-        for checkpointing in (False, True):
-            for offload in ("none", "cpu"):
-                yield from (Choice(size, checkpointing, offload, scheme) for size in sizes)
+        yield from (Choice(size, checkpointing, offload, scheme) for offload in ("none", "cpu") for size in sizes)
 
     def advice(self, choice: Choice, gpu: Gpu) -> str:
         """What to lower first where a choice does not fit."""
@@ -272,37 +278,37 @@ RESIDENT = {
 class _Model:
     """The counts of one fake policy."""
 
-    def __init__(self, config: Config, example: Example, gpus: int, changes: Mapping[str, Any]) -> None:
-        family = FakeFamily(config.policy, **changes)
+    def __init__(self, planner: Planner, checkpointing: bool, quantize: str) -> None:
+        config, family, example = planner.config, planner.family, planner.example
         few = {kind: min(2, count) for kind, count in family.blocks.items()}
         missing = {kind: count - few[kind] for kind, count in family.blocks.items() if count > few[kind]}
-        small = family.policy(few)
-        larger = {kind: family.policy({**few, kind: few[kind] + 1}) for kind in missing}
-        with CountOperations() as encoded:
+        make = partial(family.policy, checkpointing=checkpointing, quantize=quantize)
+        small, larger = make(few), {kind: make({**few, kind: few[kind] + 1}) for kind in missing}
+        with Moments(small.device) as seen, CountOperations() as encoded:
             small.encode([example])
-        self.encoding, base = encoded.counts, config.method.needs_base
+        base = config.method.needs_base
         passes = {kind: Passes(policy, example, base) for kind, policy in larger.items()}
         self.whole = WholeModel(Passes(small, example, base), passes, missing)
         whole = self.whole.extrapolated([_sizes(policy, config) for policy in (small, *larger.values())])
         self.frozen, self.trained, self.optimizer = (int(whole[name]) for name in ("frozen", "trained", "optimizer"))
-        pipeline = small.pipeline
-        encoders = [getattr(pipeline, name) for name in family.kind.TEXT_ENCODERS]
-        self.encoders, self.vae = sum(map(_bytes, encoders)), _bytes(pipeline.vae)
-        self.sizes = Sizes(
-            int(whole["parameters"]),
-            int(whole["trained parameters"]),
-            sum(_count(encoder) for encoder in encoders),
-            _count(pipeline.vae),
-        )
+        if planner.models:  # the others share what the first one encoded
+            first = planner.first
+            self.encoding, self.whole.encoding = first.encoding, first.whole.encoding
+        else:
+            self.encoding, self.whole.encoding = encoded.counts, max(seen.bytes)
         with CountOperations() as decoded:
-            self.whole.small.decode(2)
+            self.whole.decode(2)
         self.decoding = combined((1 / 2, decoded.counts))
+        encoders = [getattr(small.pipeline, name) for name in family.kind.TEXT_ENCODERS]
+        self.encoders, self.vae = sum(map(_bytes, encoders)), _bytes(small.pipeline.vae)
+        self.sizes = Sizes(
+            int(whole["parameters"]), int(whole["trained parameters"]), sum(map(_count, encoders)),
+            _count(small.pipeline.vae),
+        )  # fmt: skip
         objective = make_objective(small, config)
         optimizer = construct(config.training.optimizer, "optimizer", params=small.trainable_parameters())
-        job = Job(
-            config, objective, optimizer, example, {}, {}, config.evaluation.examples, processes=gpus, iteration=0
-        )
-        self.work = workload(job)
+        held_out = config.evaluation.examples
+        self.work = workload(Job(config, objective, optimizer, example, {}, {}, held_out, planner.gpus, iteration=0))
 
 
 def _sizes(policy: Policy, config: Config) -> dict[str, int]:

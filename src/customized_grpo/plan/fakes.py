@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies import lora as _lora
+from customized_grpo.policies.encodings import EncodingCache
 from customized_grpo.policies.mixed_precision import MixedPrecision
 from customized_grpo.policies.pipeline import PipelinePolicy, as_dtype, read_settings
 from customized_grpo.settings import Spec
@@ -36,6 +37,8 @@ IMAGE_TOKENS, TEMPLATE_TOKENS = 190, 100
 """Of Qwen-Image-Edit's text encoder: for each reference, and for the prompt with its template."""
 UNO_RANK, UNO_TARGETS = 512, (*_lora.ATTENTION, "proj_out")
 """Of UNO's own adapter, where it is not fused."""
+NOT_HERE = ("path", "revision", "adapter", "adapter_revision", "transformer", "quantize")
+"""Settings of what is loaded."""
 BITS = {"int8": (1.0, 0), "nf4": (0.5, 64)}
 """Bytes for each weight, and weights that share a float32 scale; 0 is a row."""
 
@@ -99,19 +102,18 @@ class FakeFamily:
 
     Args:
         spec: of a family of this package. Sizes are those of config.json in a local folder, else the packaged ones.
-        changes: settings in place of those of the specification.
 
     Raises:
         UserError: for another policy, or settings that it cannot take.
     """
 
-    def __init__(self, spec: Spec, **changes: Any) -> None:
+    def __init__(self, spec: Spec) -> None:
         kind = exported(spec.use, "policy")
         self.kind: Any = kind
         self.configs, self.index = self._read(spec, getattr(kind, "PIPELINE", ""))
-        given = read_settings({**spec.arguments, **changes})
-        self.quantize, self.fuse = given.pop("quantize", "none"), given.pop("fuse", True)
-        for name in ("path", "revision", "adapter", "adapter_revision", "transformer", "device", "cache_mib"):
+        given = read_settings(spec.arguments)
+        self.fuse = given.pop("fuse", True)
+        for name in (*kind.RUNTIME, *NOT_HERE):
             given.pop(name, None)
         dtype = given.get("dtype", torch.float32)
         self.dtype = torch.bfloat16 if dtype == "auto" else as_dtype(dtype)
@@ -123,6 +125,7 @@ class FakeFamily:
             for name, config in self.configs.items()
             if name != "transformer"
         }
+        self._cache = EncodingCache(2**62)
 
     def _read(self, spec: Spec, pipeline: str) -> tuple[dict[str, Config], Mapping[str, Any]]:
         path = str(spec.arguments.get("path", "toyworld:pipeline"))
@@ -138,13 +141,13 @@ class FakeFamily:
             raise UserError(f"policy.use is {spec.use}, whose sizes are not known; a plan can be made for {choices}.")
         return known[name], {"is_distilled": "base" not in path.lower()}
 
-    def policy(self, blocks: Mapping[str, int]) -> PipelinePolicy:
-        """A policy with so many blocks of each kind, which encodes what it has encoded before again."""
+    def policy(self, blocks: Mapping[str, int], *, checkpointing: bool, quantize: str) -> PipelinePolicy:
+        """A policy with so many blocks of each kind. All share what they encoded."""
         import diffusers
 
         parts = {**self._parts, "transformer": fake_model(self.configs["transformer"], self.dtype, **blocks)}
-        if self.quantize != "none":
-            store_quantized(parts["transformer"], self.quantize)
+        if quantize != "none":
+            store_quantized(parts["transformer"], quantize)
         if not self.fuse:
             _add_adapter_beneath(parts["transformer"])
         make: Any = getattr(diffusers, self.kind.PIPELINE)
@@ -153,7 +156,8 @@ class FakeFamily:
                 parts[name] = None
         if "is_distilled" in inspect.signature(make).parameters:
             parts["is_distilled"] = bool(self.index.get("is_distilled"))
-        policy = self.kind(make(**parts), **self.settings, device="cpu", cache_mib=0)
+        policy = self.kind(make(**parts), **self.settings, gradient_checkpointing=checkpointing, device="cpu")
+        policy._cache = self._cache
         policy._encode_text = partial(self._encode_text, policy)
         return policy
 

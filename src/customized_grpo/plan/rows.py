@@ -79,13 +79,13 @@ def count_rows(config: TrainerConfig, processes: int) -> RowCounts:
     training = config.training.model_copy(update={"micro_batch": None})  # in as few passes as there can be
     policy = _OneNumber()
     objective = make_objective(policy, config.model_copy(update={"training": training}))
-    prompts, groups = training.prompts_per_iteration // processes, config.rollout.num_generations
+    prompts, groups = training.prompts_per_iteration // processes, config.rollout.num_generations  # all prompts alike
     tried = sorted({1 + n * training.iterations // TRIED for n in range(TRIED)})
     tried = [n for n in tried if n <= training.iterations]
     total: Counter[str] = Counter()
     for iteration in tried:
-        plan, noise = objective.plan(iteration), RowNoise(0, iteration, list(range(prompts)), groups)
-        conditioning = {"one": torch.zeros(prompts, 1)}
+        plan, noise = objective.plan(iteration), RowNoise(0, iteration, [0], groups)
+        conditioning = {"one": torch.zeros(1, 1)}
         policy.rows.clear()
         rollout = objective.collect(conditioning, plan, noise, lambda name: nullcontext())
         total["sampled"] += policy.rows.pop("frozen")
@@ -96,4 +96,4 @@ def count_rows(config: TrainerConfig, processes: int) -> RowCounts:
             for batch in micro_batches(rollouts, advantage, columns, None, first=True):
                 objective.loss(batch, Meter())
         total += policy.rows
-    return RowCounts(**{name: total[name] / len(tried) for name in RowCounts._fields})
+    return RowCounts(**{name: total[name] * prompts / len(tried) for name in RowCounts._fields})
