@@ -116,17 +116,14 @@ class Planner:
         self.rewards: dict[str, RewardCost] = {}
         self.uncounted: list[str] = []
         self.shards = gpus if getattr(config.training, "sharding", "none") != "none" else 1
-        arguments = config.policy.arguments
-        checkpointing, quantize = (
-            bool(arguments.get("gradient_checkpointing", False)),
-            arguments.get("quantize", "none"),
-        )
+        get = config.policy.arguments.get
+        checkpointing, quantize = bool(get("gradient_checkpointing", False)), get("quantize", "none")
         self.models: dict[tuple[bool, str], _Model] = {}
         with without_contents():
             self._count_rewards()
             self.family = FakeFamily(config.policy)
             self.first = self._model(checkpointing, quantize)
-        self.given = Choice(self.first.work.micro_batch, checkpointing, arguments.get("offload", "none"), quantize)
+        self.given = Choice(self.first.work.micro_batch, checkpointing, get("offload", "none"), quantize)
         """As configured."""
 
     def model(self, choice: Choice) -> "_Model":
@@ -143,10 +140,9 @@ class Planner:
     def memory(self, choice: Choice) -> Memory:
         """What one GPU needs."""
         model = self.model(choice)
+        work = replace(model.work, micro_batch=choice.micro_batch)
         with without_contents():
-            stages = by_stage(
-                model.whole, replace(model.work, micro_batch=choice.micro_batch), model.trained, model.trained
-            )
+            stages = by_stage(model.whole, work, model.trained, step=model.trained)
         if choice.offload == "cpu":
             stages["encode"] |= {"encoders": model.encoders, "VAE": model.vae}
             stages["decode"] |= {"VAE": model.vae}

@@ -108,12 +108,11 @@ class FakeFamily:
     """
 
     def __init__(self, spec: Spec) -> None:
-        kind = exported(spec.use, "policy")
-        self.kind: Any = kind
-        self.configs, self.index = self._read(spec, getattr(kind, "PIPELINE", ""))
+        self.kind: Any = exported(spec.use, "policy")
+        self.configs, self.index = self._read(spec, getattr(self.kind, "PIPELINE", ""))
         given = read_settings(spec.arguments)
         self.fuse = given.pop("fuse", True)
-        for name in (*kind.RUNTIME, *NOT_HERE):
+        for name in (*self.kind.RUNTIME, *NOT_HERE):
             given.pop(name, None)
         dtype = given.get("dtype", torch.float32)
         self.dtype = torch.bfloat16 if dtype == "auto" else as_dtype(dtype)

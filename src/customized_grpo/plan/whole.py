@@ -61,8 +61,8 @@ def extended(small: Trace, larger: Mapping[str, Trace], missing: Mapping[str, in
 
     Blocks of a kind are equal, so each operation of the small model is found again in one with a block more: counted
     from the beginning, in one of the first blocks, and counted from the end, in one of the last. What it holds grows by
-    the same for every further block. Of the two growths the larger one is the higher moment. What is equal for part of a
-    block only is not counted: the small model has two blocks of a kind, so it is found in the other one.
+    the same for every further block. Of the two growths the larger one is the higher moment. A block of which only a
+    part is found is left out: it may be of another kind, and the small model has two of each.
 
     Args:
         small: of the small model.
