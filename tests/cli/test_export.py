@@ -81,7 +81,7 @@ CASES = {
     "klein": (KLEIN, ((64, 64),), {}, {}),
     "klein with every setting": (
         KLEIN, ((100, 90), (64, 80)), {},
-        {"aspect": "reference", "resolution": 32, "reference_resolution": 72, "shift": 3.0, "offload": "cpu", **GUIDED},
+        {"aspect": "reference", "resolution": 32, "reference_resolution": 72, "shift": 3, "offload": "swap", **GUIDED},
     ),
     "klein, distilled": (DISTILLED, ((64, 64),), {}, {}),
     "qwen": (QWEN, ((64, 40),), {}, {}),
@@ -124,6 +124,7 @@ def draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawn:
 def test_the_script_draws_what_cgrpo_draws(case: str, draw: Drawn):
     text, drawn, wanted = draw(case)
     assert ("import customized_grpo" in text.replace("from", "import")) == (case in ("uno", "heun", "embedded"))
+    assert ("enable_model_cpu_offload" in text) == (case == "klein with every setting")
     torch.testing.assert_close(drawn, wanted, atol=1e-4, rtol=0)
 
 
@@ -186,7 +187,9 @@ def test_the_format_kohya_has_neither_script_nor_card(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["hat.safetensors"]
 
 
-@pytest.mark.parametrize("settings", [{"use": "Flux2KleinPolicy", "reference_resolution": 1040}, {"quantize": "int8"}])
+@pytest.mark.parametrize(
+    "settings", [{"use": "Flux2KleinPolicy", "reference_resolution": 1040}, {"quantize": "int8", "offload": "cpu"}]
+)
 def test_what_no_pipeline_does_needs_this_package(
     settings: dict[str, Any], kontext: tuple[Path, Any, Any], tmp_path: Path
 ) -> None:

@@ -140,7 +140,7 @@ def _usage(config: Config, target: Any) -> dict[str, Any]:
         "leading": -1 if target.__name__ == "QwenImageEditPolicy" else 0,
         "guidance_scale": target.GUIDANCE if guidance is None else guidance,
         "true_cfg_scale": true_cfg,
-        "policy": {"use": config.policy.use, **{k: v for k, v in given.items() if k not in target.RUNTIME}},
+        "policy": {"use": config.policy.use, **{name: value for name, value in given.items() if name != "device"}},
         "sampled": sampled,
     }
 
