@@ -1,6 +1,7 @@
-"""`cgrpo rewards check`."""
+"""`cgrpo rewards check` and `cgrpo rewards install`."""
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,13 +11,10 @@ from rich.text import Text
 from customized_grpo.cli.terminal import TrustCode, new_console, quiet_libraries, split_settings
 from customized_grpo.errors import printable
 
-app = typer.Typer(help="Test the configured rewards before a run.", no_args_is_help=True)
+app = typer.Typer(
+    help="Test rewards before a run, and install those that need their own environment.", no_args_is_help=True
+)
 console = new_console()
-
-
-@app.callback()
-def _rewards() -> None:
-    """A group, because Typer drops the name of a single command without one."""
 
 
 @app.command()
@@ -53,3 +51,29 @@ def check(
     console.print(table)
     if any(trial.violation for trial in trials):
         raise typer.Exit(1)
+
+
+@app.command()
+def install(
+    name: Annotated[str, typer.Argument(help="hpsv3, editreward, editscore, unifiedreward-edit or paco-reward.")],
+    folder: Annotated[Path | None, typer.Option(help="Where to; default: ~/envs/NAME.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be done.")] = False,
+) -> None:
+    """Make the environment of a reward: pinned packages, and how to use it. Weights are not downloaded."""
+    import shlex
+
+    from customized_grpo.rewards.environments import commands, environment_named
+    from customized_grpo.rewards.environments import install as make
+
+    environment = environment_named(name)
+    place = (folder or Path("~/envs") / name).expanduser().absolute()
+    console.print(f"licence: {environment.licence}; read the licence of the weights on their pages", soft_wrap=True)
+    console.print(f"weights, downloaded when first used: {environment.weights}", soft_wrap=True)
+    console.print(f"GPU memory: {environment.memory} (computed, not measured)", soft_wrap=True)
+    for command in commands(environment, place):
+        console.print(shlex.join(command), soft_wrap=True, highlight=False)
+    if dry_run:
+        return
+    make(environment, place)
+    console.print(f"ready in {place}. To use it:", soft_wrap=True)
+    console.print(environment.use.format(folder=place), soft_wrap=True, highlight=False)

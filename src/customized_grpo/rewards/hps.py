@@ -31,13 +31,13 @@ class _Inferencer:
         Raises:
             UserError: if it is not installed.
         """
-        use = type(self).__name__
+        use, package = type(self).__name__, self.PACKAGE
         try:
-            return import_module(self.PACKAGE)
+            return import_module(package)
         except ImportError as error:
             raise library_problem(error) or UserError(
-                f"{use} needs the {self.PACKAGE} package ({error}); install it in an environment of its own and use "
-                f"{{use: RemoteReward, reward: {{use: {use}}}, python: that/environment/bin/python}}."
+                f"{use} needs the {package} package ({error}); make an environment with `cgrpo rewards install "
+                f"{package.lower()}` and use {{use: RemoteReward, reward: {{use: {use}}}, python: its/bin/python}}."
             ) from error
 
     def _inputs(self, images: Tensor, examples: Sequence[Example]) -> dict[str, Any]:
