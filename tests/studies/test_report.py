@@ -407,11 +407,11 @@ def test_groups_show_what_the_update_prefers(run: Path) -> None:
     for g in range(3):
         Image.new("RGB", (8, 8), "red").save(folder / f"0-{g}.jpg")
     text = write_report(run).with_suffix(".md").read_text()
-    told = "1: ▲ +1.000 → +2.000, prompt 0.500 (z +1.500), x – (z –); 2: ▲ 0 → +1.000"
+    told = "1: ▲ +1.00 → +2.00, prompt 0.50 (z +1.50), x – (z –); 2: ▲ +0.00 → +1.00"
     assert [line.split(". ")[0] for line in text.splitlines() if told in line] == [
         "* a <b> (iteration 1, scene)", "* a <b> (iteration 3, scene)"
     ]  # fmt: skip
-    assert text.count("3: ▼ −1.000 → 0") == 2
+    assert text.count("3: ▼ −1.00 → +0.00") == 2
     (folder / "iteration-000003.json").write_text("{")
     (folder / "0-0.jpg").write_bytes(b"")
     html = write_report(run).read_text()

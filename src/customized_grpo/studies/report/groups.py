@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from customized_grpo import page
-from customized_grpo.page.formats import number, signed, words
+from customized_grpo.page.formats import DASH, MINUS, words
 from customized_grpo.store.run import RunRecord, iteration_files
 
 
@@ -44,13 +44,13 @@ def _preference(image: dict[str, Any]) -> float:
 
 def _marks(image: dict[str, Any], rewards: list[str]) -> list[str]:
     """The advantage, and each reward with its z."""
-    first, last = (signed(image["advantages"][n]) for n in (0, -1))
+    first, last = (_short(image["advantages"][n], "+") for n in (0, -1))
     told = first if first == last else f"{first} → {last}"
-    pairs = [(_known(value), _known(z)) for value, z in zip(image["rewards"], image["z"], strict=True)]
-    scores = [f"{words(name)} {number(value)} (z {signed(z)})" for name, (value, z) in zip(rewards, pairs, strict=True)]
+    columns = zip(rewards, image["rewards"], image["z"], strict=True)
+    scores = [f"{words(name)} {_short(value)} (z {_short(z, '+')})" for name, value, z in columns]
     return [f"{'▲' if _preference(image) > 0 else '▼'} {told}", *scores]
 
 
-def _known(value: float | None) -> float:
-    """NaN where a reward could not score."""
-    return float("nan") if value is None else value
+def _short(value: float | None, sign: str = "") -> str:
+    """Two digits after the point; a dash where a reward could not score."""
+    return DASH if value is None else f"{value:{sign}.2f}".replace("-", MINUS)
