@@ -37,6 +37,20 @@ def warn_of_missing_processes(running: int, environment: Mapping[str, str] = os.
     )
 
 
+def refuse_other_sharding(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError if `accelerate launch` was asked for sharding that would be ignored here."""
+    for flag in ("use_fsdp", "use_deepspeed", "use_megatron_lm", "use_parallelism_config"):
+        if environment.get(f"ACCELERATE_{flag.upper()}", "false").lower() == "true":
+            raise UserError(
+                f"`accelerate launch` was given --{flag}, or accelerate's configuration has it, but this trainer "
+                f"shards by training.sharding alone; remove it, and set training.sharding=fsdp2."
+            )
+
+
+class FailedElsewhere(Exception):
+    """Another process fails, and says why in `fail_together`."""
+
+
 @contextmanager
 def fail_together(accelerator: Accelerator | None) -> Iterator[None]:
     """What fails inside on one process fails on all at the end, so that none waits for a gather that never comes.
@@ -46,7 +60,8 @@ def fail_together(accelerator: Accelerator | None) -> Iterator[None]:
 
     Raises:
         UserError, TrainingError: the one raised inside, by the first process that did, with `shared` set where there
-            are several. Any other exception is raised as it is where it was, and as a TrainingError elsewhere.
+            are several. Any other exception is raised as it is where it was, and as a TrainingError elsewhere. One that
+            is marked `alone`, because the other processes cannot come here, is raised here only.
     """
     failure: Exception | None = None
     try:
@@ -57,6 +72,10 @@ def fail_together(accelerator: Accelerator | None) -> Iterator[None]:
         if failure is not None:
             raise failure
         return
+    if failure is not None and hasattr(failure, "alone"):
+        raise failure
+    if isinstance(failure, FailedElsewhere):
+        failure = None
     expected = isinstance(failure, UserError | TrainingError)
     said = str(failure) if expected or failure is None else f"{type(failure).__name__}: {failure}"
     mine = None if failure is None else (said, isinstance(failure, UserError))
@@ -82,7 +101,7 @@ def gather(accelerator: Accelerator, values: Tensor) -> Tensor:
     """Concatenate over processes along the first axis, on CPU."""
     if accelerator.num_processes == 1:
         return values
-    with _peers():
+    with peers():
         return cast(Tensor, accelerator.gather(values.to(accelerator.device))).cpu()
 
 
@@ -90,7 +109,7 @@ def gather_objects(accelerator: Accelerator, mine: T) -> list[T]:
     """What each process has, in their order."""
     if accelerator.num_processes == 1:
         return [mine]
-    with _peers():
+    with peers():
         return cast(list[T], gather_object([mine]))
 
 
@@ -98,7 +117,7 @@ def average(accelerator: Accelerator, tensors: Sequence[Tensor]) -> Sequence[Ten
     """The mean over processes of each tensor."""
     if accelerator.num_processes == 1:
         return tensors
-    with _peers():
+    with peers():
         return cast(Sequence[Tensor], accelerator.reduce(tensors, reduction="mean"))
 
 
@@ -116,13 +135,16 @@ def combine(
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
-    """A collective operation fails with the words of its transport when another process is gone."""
+def peers(sure: bool = True) -> Iterator[None]:
+    """A collective operation fails with the words of its transport when another process is gone. `sure`: whether there
+    is nothing else inside that could fail."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, TrainingError):
         raise
     except RuntimeError as error:
+        if not (sure or isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)):
+            raise
         raise TrainingError(
             "Another process of this run is gone, so this one stops too; the other one's own message, or the system's "
             "log if it was killed, says why."

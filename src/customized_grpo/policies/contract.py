@@ -100,6 +100,9 @@ class Policy(ABC):
     def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `trainable_state`. Raises UserError if names or shapes are those of another model."""
 
+    def settle(self) -> None:  # noqa: B027
+        """Called before its weights are replaced by others as a whole; a sharded policy waits for all processes."""
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write what a user takes away (a LoRA file, or a full module) in the format of the family's pipeline."""
@@ -130,9 +133,11 @@ def weights_replaced(policy: Policy, state: Mapping[str, Tensor] | None) -> Iter
         yield
         return
     own = {name: tensor.clone() for name, tensor in policy.trainable_state().items()}
+    policy.settle()
     policy.load_trainable_state(state)
     try:
         yield
+        policy.settle()
     finally:
         policy.load_trainable_state(own)
 

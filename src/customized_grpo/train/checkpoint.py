@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import METADATA, Policy
 from customized_grpo.store.files import DRAFT
+from customized_grpo.train.sharding import holding, is_sharded
 
 FORMAT = 1
 """Of state.json. Checkpoints of earlier versions have none, and no checksums."""
@@ -80,12 +82,8 @@ def _write(draft: Path, state: TrainingState, policy: Policy, config_yaml: str, 
         save_file(_portable(state.objective), draft / "objective.safetensors")
     if state.ema is not None:
         save_file(_portable(state.ema), draft / "ema.safetensors")
-        policy.load_trainable_state(state.ema)
-    try:
+    with _saved_weights(policy, state, draft):
         policy.save(draft / "adapter")
-    finally:
-        if state.ema is not None:
-            policy.load_trainable_state(load_file(draft / "trainable.safetensors"))
     facts = {"iteration": state.iteration, "worst_reward_gain": gain}
     (draft / "adapter" / METADATA).write_text(json.dumps(facts), encoding="utf-8")
     torch.save({"optimizer": state.optimizer, "scheduler": state.scheduler}, draft / "optimizer.pt")
@@ -100,6 +98,22 @@ def _write(draft: Path, state: TrainingState, policy: Policy, config_yaml: str, 
     (draft / "state.json").write_text(json.dumps({**content, "sha256": _seal(content)}, indent=1), encoding="utf-8")
     for path in [*draft.rglob("*"), draft]:
         _flush(path)
+
+
+@contextmanager
+def _saved_weights(policy: Policy, state: TrainingState, draft: Path) -> Iterator[None]:
+    """Inside it the policy has the averaged weights where there is an average, and of a sharded policy whole ones."""
+    if is_sharded(policy):
+        with holding(policy, state.ema or state.trainable):
+            yield
+        return
+    try:
+        if state.ema is not None:
+            policy.load_trainable_state(state.ema)
+        yield
+    finally:
+        if state.ema is not None:
+            policy.load_trainable_state(load_file(draft / "trainable.safetensors"))
 
 
 def load(checkpoint: Path) -> TrainingState:

@@ -23,6 +23,7 @@ from customized_grpo.structures import Example
 from customized_grpo.train.memory import explain_full_device
 from customized_grpo.train.rollout import sample_ode
 from customized_grpo.train.settings import EvaluationSettings
+from customized_grpo.train.sharding import in_step, is_sharded
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,10 @@ def evaluate(
     size = settings.batch // settings.replicates * settings.replicates or settings.batch  # metrics see whole groups
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     used = policy.sampled_with(**settings.of_policy())
-    with fail_together(accelerator), explain_full_device(policy.device, "evaluation"), used:
-        for batch in batches(policy, examples, tasks, size)[rank::world]:
+    every = batches(policy, examples, tasks, size)
+    mine = every[rank::world] or (every[:1] if is_sharded(policy) else [])  # which needs every process in its passes
+    with fail_together(accelerator), in_step(policy), explain_full_device(policy.device, "evaluation"), used:
+        for batch in mine:
             chosen = [examples[index] for _, index in batch]
             seed_global("evaluation", settings.seed, chosen[0].id, batch[0][0])
             conditioning = policy.encode(chosen)

@@ -123,7 +123,7 @@ class Summary:
     """What the recipe was run on."""
 
 
-def summarize(job: Job, run: RunFolder) -> Summary:
+def summarize(job: Job, run: RunFolder, *, write: bool = True) -> Summary:
     """What is about to run, measured with a few passes; written into the run folder too."""
     config, policy = job.config, job.policy
     with explain_full_device(policy.device):
@@ -145,6 +145,8 @@ def summarize(job: Job, run: RunFolder) -> Summary:
         memory=memory,
         verified=config.verified,
     )
+    if not write:
+        return summary
     fields = ("model", "trainable_parameters", "total_parameters", "rewards", "samples_per_iteration", "processes")
     shown = {name: getattr(summary, name) for name in fields}
     run.describe(name=run.path.name, summary={**shown, "memory_gib": round(memory.total / 2**30, 3)})

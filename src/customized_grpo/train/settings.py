@@ -121,6 +121,9 @@ class TrainingSettings(Settings):
     """For grpo, source of the ratio's denominator; null is `rollout`. `recompute` first runs a pass in the batches of
     the update. Use it in bfloat16 if the micro-batch differs from the rollout's, because rounding alone can then exceed
     the clip range."""
+    sharding: Annotated[Literal["none", "fsdp2", "fsdp2_offload"], Role.RUNTIME] = "none"
+    """fsdp2 gives each process a part of the transformer's weights, gradients and optimizer state instead of a copy of
+    all. fsdp2_offload also keeps them in the memory of the host while they are not used."""
     ema_decay: Annotated[float, Role.APPLIED] = Field(default=0.9, ge=0, lt=1)
     """Decay of the moving average of the trained weights, used in evaluation and the saved adapter; 0 disables it."""
 

@@ -25,6 +25,7 @@ from customized_grpo.distributed import (
     fail_together,
     gather,
     gather_objects,
+    refuse_other_sharding,
     warn_of_missing_processes,
 )
 from customized_grpo.errors import TrainingError, UserError
@@ -47,6 +48,7 @@ from customized_grpo.train.method import Method, SpreadGuard, describe_advantage
 from customized_grpo.train.objectives import Plan, make_objective
 from customized_grpo.train.preflight import Job, Summary, check_examples, check_plan, check_sizes, summarize
 from customized_grpo.train.rollout import RowNoise
+from customized_grpo.train.sharding import in_step, is_sharded, shard, whole
 from customized_grpo.train.trackers import (
     check_trackers,
     end_training,
@@ -137,8 +139,10 @@ class Trainer:
         self.train_dataset = train_dataset
         count = self.config.evaluation.examples
         self.eval_examples = [eval_dataset[i] for i in range(min(count, len(eval_dataset)))] if eval_dataset else []
+        refuse_other_sharding()
         self.accelerator = Accelerator(cpu=policy.device.type == "cpu")
         warn_of_missing_processes(self.accelerator.num_processes)
+        shard(policy, self.config.training.sharding, self.accelerator)
         self.method = Method(self.config.method, self.rewards, self.metrics)
         self.measured = {**self.rewards, **self.metrics}
         self.trained = {name: self.measured[name] for name in self.method.names}
@@ -190,10 +194,12 @@ class Trainer:
         with self._signals(), ExitStack() as held:
             run = self._open_run(resume, config_yaml, held)
             try:
-                with fail_together(self.accelerator):
+                with fail_together(self.accelerator), in_step(self.policy):
                     start_trackers(self.accelerator, self.config.tracking, run)
                     if self.accelerator.is_main_process:
                         self._tell(self.observer.on_start, summarize(self.job(), run))
+                    elif is_sharded(self.policy):  # whose passes need all processes
+                        summarize(self.job(), run, write=False)
                 last = self._evaluate(run) if self._is_missing_evaluation(run) else None
                 first = last if self.iteration == 0 else None
                 early = self._is_exhausted(run)
@@ -323,7 +329,8 @@ class Trainer:
         rollouts: list[Rollout] = []
         waiting: list[Future[Rewards]] = []
         with ThreadPoolExecutor(1) as beside:
-            with explain_full_device(self.policy.device, "rollout"), self.objective.sampling():
+            together = in_step(self.policy)
+            with together, explain_full_device(self.policy.device, "rollout"), self.objective.sampling():
                 for chunk in chunks:
                     rollouts.append(self._collect(iteration, chunk, plan))
                     if len(chunks) > 1:
@@ -433,6 +440,8 @@ class Trainer:
 
     def _save_finished(self, run: RunFolder) -> None:
         with fail_together(self.accelerator):
+            weights = {"trainable": self.policy.trainable_state(), "ema": self.update.ema, **self.update.state()}
+            weights = whole(weights, self.accelerator)
             if not self.accelerator.is_main_process:
                 return
             counters = {
@@ -442,10 +451,7 @@ class Trainer:
                 "streak": self._before,
                 "first_norm": self.update.first_norm,
             }
-            state = TrainingState(
-                self.iteration, counters, **self.update.state(), trainable=self.policy.trainable_state(),
-                ema=self.update.ema,
-            )  # fmt: skip
+            state = TrainingState(self.iteration, counters, **weights)
             gain = run.gains([self.iteration]).get(self.iteration)
             path = checkpoints.save(run.checkpoints, state, self.policy, run.config.read_text(encoding="utf-8"), gain)
             found = map(checkpoints.iteration_of, checkpoints.checkpoints(run.checkpoints))

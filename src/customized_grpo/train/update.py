@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from customized_grpo.distributed import average, combine, fail_together, gather
+from customized_grpo.distributed import any_process, average, combine, fail_together, gather
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.policies.contract import weights_replaced
 from customized_grpo.randomness import generator
@@ -20,6 +20,7 @@ from customized_grpo.train.memory import explain_full_device
 from customized_grpo.train.meters import Meter
 from customized_grpo.train.objectives import MicroBatch, Objective
 from customized_grpo.train.settings import TrainingSettings
+from customized_grpo.train.sharding import full, in_step, is_sharded, own, sharded_like
 
 
 def micro_batches(
@@ -99,7 +100,7 @@ class Updater:
         if not self.parameters:
             raise TrainingError("The policy has no trainable parameter: the adapter is bound to nothing.")
         self.optimizer: torch.optim.Optimizer = construct(settings.optimizer, "optimizer", params=self.parameters)
-        self.state_names = try_optimizer(settings.optimizer, self._smallest[1])
+        self.state_names = try_optimizer(settings.optimizer, own(self._smallest[1]))
         self.scheduler = self._make_scheduler(total)
         self.ema = {n: t.clone() for n, t in self.policy.trainable_state().items()} if settings.ema_decay else None
         self.updates, self.skipped, self.moved = 0, 0, False
@@ -175,16 +176,16 @@ class Updater:
         missing = [p for p in self.parameters if p.grad is None]
         for p in missing:
             p.grad = torch.zeros_like(p)
-        if self.accelerator.num_processes > 1:
+        if self.accelerator.num_processes > 1 and not is_sharded(self.policy):
             reduced = average(self.accelerator, [cast(Tensor, p.grad) for p in self.parameters])
             for p, gradient in zip(self.parameters, reduced, strict=True):
                 p.grad = gradient
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm)
+        norm = full(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         with fail_together(self.accelerator):
             self._guard_synchronised(norm)
         meter.mean("update/grad_norm", float(norm), 1.0)
         if bool(norm.isfinite()):
-            with self._memory(), self._guard_moved(norm, teaches):
+            with self._guard_moved(norm, teaches), self._memory():
                 self.optimizer.step()
             self.scheduler.step()
             self.updates += 1
@@ -200,7 +201,8 @@ class Updater:
     @contextmanager
     def _memory(self) -> Iterator[None]:
         """Memory that runs out on one process ends the update on all of them."""
-        with fail_together(self.accelerator), explain_full_device(self.policy.device, "update"):
+        together = in_step(self.policy)
+        with fail_together(self.accelerator), together, explain_full_device(self.policy.device, "update"):
             yield
 
     # ---- guards
@@ -216,11 +218,12 @@ class Updater:
                 f"The gradient of iteration {self.iteration} is exactly 0 although advantages are not: the trainable "
                 f"weights do not reach the velocity; check the policy (check_policy does) and its adapter."
             )
-        places = [int(p.grad.abs().argmax()) for p in self.parameters if p.grad is not None]
-        before = [p.detach().flatten()[place].clone() for p, place in zip(self.parameters, places, strict=True)]
+        pairs = [(own(p.detach()).flatten(), own(p.grad).abs()) for p in self.parameters if p.grad is not None]
+        places = [(weight, int(gradient.argmax())) for weight, gradient in pairs if weight.numel()]
+        before = [weight[place].clone() for weight, place in places]
         yield
-        after = [p.detach().flatten()[place] for p, place in zip(self.parameters, places, strict=True)]
-        self.moved = any(bool(old != new) for old, new in zip(before, after, strict=True))
+        moved = any(bool(old != weight[place]) for old, (weight, place) in zip(before, places, strict=True))
+        self.moved = any_process(self.accelerator, moved)
         if not self.moved:
             raise TrainingError(
                 f"The first optimizer step (iteration {self.iteration}) changed no weight: the gradient has norm "
@@ -275,17 +278,26 @@ class Updater:
         """
         fresh = [dict(group) for group in self.optimizer.param_groups]
         self._check_changed(state, changed)
-        self.policy.load_trainable_state(state.trainable)
+        mine = self.policy.trainable_state()
+        trainable, ema, objective = (
+            {name: sharded_like(tensor, mine.get(name)) for name, tensor in weights.items()}
+            for weights in (state.trainable, state.ema or state.trainable, state.objective)
+        )
+        kept = {
+            index: {name: sharded_like(tensor, self.parameters[index]) for name, tensor in kept.items()}
+            for index, kept in state.optimizer["state"].items()
+        }
+        self.policy.load_trainable_state(trainable)
         try:
-            self.optimizer.load_state_dict(dict(state.optimizer))
+            self.optimizer.load_state_dict({**state.optimizer, "state": kept})
         except ValueError as error:
             raise UserError(f"The optimizer state of the checkpoint is of another model: {error}") from error
         for group, new in zip(self.optimizer.param_groups, fresh, strict=True):
             group |= {name: new[name] for name in changed} | {"initial_lr": new["initial_lr"], "lr": new["initial_lr"]}
         self.scheduler = self._make_scheduler(total, done=state.scheduler["last_epoch"])
         if self.ema is not None:
-            self.ema = {n: t.to(self.ema[n]) for n, t in (state.ema or state.trainable).items()}
-        self.objective.restore(state.objective)
+            self.ema = {n: t.to(self.ema[n]) for n, t in ema.items()}
+        self.objective.restore(objective)
 
     def _check_changed(self, state: TrainingState, changed: Collection[str]) -> None:
         index, _ = self._smallest

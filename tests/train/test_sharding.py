@@ -1,0 +1,91 @@
+"""Sharded over two processes against one process with everything: the same weights, and half of them on each."""
+
+import json
+from pathlib import Path
+
+import invariants
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from customized_grpo.distributed import refuse_other_sharding
+from customized_grpo.errors import UserError
+from customized_grpo.store.run import RunFolder
+from customized_grpo.train.checkpoint import checkpoints, load
+from test_distributed import start
+
+from . import sharded
+
+pytestmark = pytest.mark.timeout(600)  # the first test trains all cases
+SCRIPT = """
+import sys
+from pathlib import Path
+from train.sharded import main
+
+main(Path(sys.argv[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All cases, trained by one process and by two."""
+    folder = tmp_path_factory.mktemp("sharding")
+    for processes, name in enumerate(("one", "two"), start=1):
+        start(SCRIPT, folder / name, processes, "")
+    return folder
+
+
+def drift(folder: Path, case: str, iteration: int) -> float:
+    """How far two processes are from one, of the step that training made."""
+    start = sharded.make(case, folder / "start", 1).policy.trainable_state()
+    one, two = (invariants.weights(folder / name / case, iteration) for name in ("one", "two"))
+    return invariants.difference(two, one, start)
+
+
+@pytest.mark.parametrize("case", sharded.CASES)
+def test_two_processes_train_what_one_does(folder: Path, case: str) -> None:
+    assert drift(folder, case, 1) <= (0.2 if case == "awm" else 2e-3)
+
+
+@pytest.mark.parametrize("case", sharded.CASES)
+def test_each_process_holds_its_part_of_the_trained_weights(folder: Path, case: str) -> None:
+    for rank in range(2):
+        assert json.loads((folder / "two" / f"shares{rank}.json").read_text())[case] <= 1.1 / 2
+
+
+def test_evaluations_and_metrics_are_those_of_one_process(folder: Path) -> None:
+    one, two = (RunFolder(folder / name / "full") for name in ("one", "two"))
+    for iteration in (0, 1):
+        torch.testing.assert_close(*(read(run, iteration) for run in (one, two)), rtol=1e-4, atol=1e-5)
+    assert (two.samples / "iteration-000001.png").is_file()
+    for alone, together in zip(one.records(), two.records(), strict=True):
+        assert alone.keys() == together.keys()
+        for key, value in alone.items():
+            if not key.startswith(("seconds/", "memory/")):
+                assert together[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key
+
+
+def read(run: RunFolder, iteration: int) -> torch.Tensor:
+    return torch.tensor(json.loads(run.evaluation(iteration).read_text())["values"])
+
+
+def test_a_run_goes_on_with_another_number_of_processes(folder: Path) -> None:
+    """Two have gone on with the run of one; now one goes on with that of two. `resume` compares every bit loaded."""
+    sharded.resume(RunFolder(folder / "two" / "nft"), processes=1)
+    assert drift(folder, "nft", 2) <= 2e-3
+
+
+def test_a_checkpoint_holds_a_model_to_load(folder: Path) -> None:
+    (last,) = checkpoints(folder / "two" / "full" / "checkpoints")
+    model = FluxTransformer2DModel.from_pretrained(last / "adapter" / "transformer")
+    averaged = load(last).ema
+    assert averaged is not None
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, averaged[name])
+
+
+@pytest.mark.parametrize("flag", ["fsdp", "deepspeed"])
+def test_another_way_to_shard_is_refused(flag: str) -> None:
+    with pytest.raises(UserError, match=f"--use_{flag}.* set training.sharding=fsdp2"):
+        refuse_other_sharding({f"ACCELERATE_USE_{flag.upper()}": "true"})
+    refuse_other_sharding({f"ACCELERATE_USE_{flag.upper()}": "false"})
