@@ -16,7 +16,7 @@ from customized_grpo._version import __version__
 from customized_grpo.assemble import find_checkpoint, open_run
 from customized_grpo.config import Config
 from customized_grpo.errors import UserError
-from customized_grpo.policies.export import Format, export_adapter
+from customized_grpo.policies.export import Format, check_output, export_adapter
 from customized_grpo.policies.settings import LoraSettings
 from customized_grpo.settings.build import resolve
 from customized_grpo.shell import program
@@ -61,7 +61,7 @@ def export_command(
     if push and not described:
         raise UserError("--push takes the adapter of a pipeline in the format diffusers; leave out --push or --format.")
     hub = _log_in() if push else None
-    place = output.expanduser()
+    place = check_output(output)
     prefix = _free_prefix(place) if described else ""
     texts = _documents(folder, config, target, found, place.name, prefix) if described else {}
     written = export_adapter(found / "adapter", output, format, pipeline=pipeline)

@@ -75,16 +75,26 @@ def metadata(adapter: Path) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value is not None}
 
 
-def _write(state: Mapping[str, Tensor], file: str | Path, **metadata: str) -> Path:
-    """Write a safetensors file that is not there yet."""
-    from safetensors.torch import save_file
+def check_output(file: str | Path) -> Path:
+    """The file to export to.
 
+    Raises:
+        UserError: if it has another ending, exists, or cannot be written.
+    """
     target = Path(file).expanduser()
     if target.suffix != ".safetensors":
         raise UserError(f"The export is a safetensors file; '{target}' should end in .safetensors.")
     check_place(target)
     if target.exists():
         raise UserError(f"'{target}' is already there; nothing was overwritten. Give another name.")
+    return target
+
+
+def _write(state: Mapping[str, Tensor], file: str | Path, **metadata: str) -> Path:
+    """Write a safetensors file that is not there yet."""
+    from safetensors.torch import save_file
+
+    target = check_output(file)
     with replacing(target, new=True) as draft:
         save_file(dict(state), draft, metadata={"format": "pt", **metadata})
     return target

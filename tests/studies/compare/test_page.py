@@ -56,7 +56,7 @@ def test_the_report_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     rows = [line.split(" | ") for line in tables.splitlines() if line.startswith("| ")]
     assert rows[0][:3] == ["| method", "prompt", "identity"]
     assert any(row[0] == "| Customized" and row[1].startswith("+0.1") and "[+0.0" in row[1] for row in rows)
-    assert text.count('class="cap"') == 6
+    assert text.count('class="task"') == 6
     assert "even steps from the worst to the best" in text
 
 
