@@ -73,7 +73,8 @@ def test_the_page_leads_from_weights_to_an_adapter(tmp_path: Path, monkeypatch: 
     assert "mine.yaml is valid" in said["config mine.yaml"]
     assert said["rewards check"].count("passed") == 5
     assert "verified" in said["train mine.yaml"]
-    assert (tmp_path / "mine.safetensors").is_file()
+    assert (tmp_path / "adapter" / "mine.safetensors").is_file()
+    assert (tmp_path / "adapter" / "use.py").is_file()
     assert list((tmp_path / "runs" / "first" / "generated").iterdir())
     assert (tmp_path / "photos.png").is_file()
     assert (tmp_path / "split.png").is_file()
@@ -110,8 +111,8 @@ def test_the_tutorial_on_the_photos_of_dreambench(tmp_path: Path, monkeypatch: p
     kept = [line for line in listing.splitlines() if line.partition(",")[0] not in others]
     (mine / "prompts_and_classes.txt").write_text("\n".join(kept))
     less = {
-        "train": ["rollout.num_generations=2", "rollout.num_inference_steps=3", "evaluation.replicates=1"],
-        "bench": ["subjects=2", "num_inference_steps=2"],
+        "train": ["rollout.num_generations=2", "rollout.num_inference_steps=3", "evaluation.examples=2"],
+        "bench": ["subjects=1", "num_inference_steps=2"],
     }
     said = {
         " ".join(words[:2]): from_the_command_line(*words, *less.get(words[0], ()))
@@ -123,5 +124,5 @@ def test_the_tutorial_on_the_photos_of_dreambench(tmp_path: Path, monkeypatch: p
     assert "usable" in said["data check"]
     assert "background copied" in said["bench dreambooth"]
     measured = read_bench(tmp_path / "benches" / "tutorial")
-    assert measured.scores.values.shape == (1, 50, 4)
+    assert measured.scores.values.shape == (1, 25, 4)
     assert bool(np.isfinite(measured.scores.values).all())
