@@ -13,6 +13,7 @@ import yaml
 import customized_grpo.rewards
 from customized_grpo.data.images import png
 from customized_grpo.rewards import check_reward
+from customized_grpo.rewards.check import check_rewards
 from customized_grpo.rewards.server import read_request
 from customized_grpo.settings import Spec
 from customized_grpo.settings.build import construct, resolve
@@ -29,7 +30,7 @@ def blocks(language):
 def saved(tmp_path, monkeypatch):
     """The Python examples, under the names that the text gives them."""
     names = re.findall(r"Save this as `(\w+\.py)`", TEXT)
-    assert len(names) == len(blocks("python")) == 2
+    assert len(names) == len(blocks("python")) == 3
     for name, code in zip(names, blocks("python"), strict=True):
         (tmp_path / name).write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
@@ -51,6 +52,18 @@ def test_the_class(saved, images):
     examples = [tiny.example(), tiny.example(references=2), tiny.Example("e", "p", ())]
     check_reward(palette, images, examples)
     assert palette(images, examples).isnan().tolist() == [False, False, True]
+
+
+def test_the_reward_that_compares_a_group(saved, images):
+    reward = construct(Spec(use="ranking:WinRate"), "reward")
+    one, other = tiny.example("one"), tiny.example("other")
+    flat, stripes = torch.full((3, 8, 8), 0.5), torch.tensor([0.0, 1.0]).repeat(4).expand(3, 8, 8)
+    rows, by_row = torch.stack([flat, flat, stripes, stripes / 2]), [one, other, one, one]
+    assert reward(rows, by_row).nan_to_num(-1).tolist() == [0, -1, 1, 0.5]
+    check_reward(reward, rows, by_row)
+    (trial,) = check_rewards({"win_rate": lambda: reward}, [one, other], torch.stack([flat, stripes]))
+    assert trial.scores == (0, 1)
+    assert not trial.violation
 
 
 def test_every_configuration_names_what_exists():

@@ -77,6 +77,12 @@ def test_obeys_the_contract_and_costs_no_more_than_eight_bits(remote, images, ex
     assert torch.allclose(reward(noise, examples), noise.mean((1, 2, 3)), atol=1 / 255 / 4)
 
 
+def test_whole_groups_are_not_split(remote, images, examples):
+    """The far reward counts the images of each example that it gets in one request."""
+    assert remote("rivals", batch_size=2)(images, examples).tolist() == [1, 1, 1]
+    assert remote("rivals", batch_size=2, whole_groups=True)(images, examples).tolist() == [2, 1, 2]
+
+
 def test_each_picture_and_example_travels_once(images, examples):
     body = to_wire(images, examples)
     assert len(body["examples"]) == 2

@@ -81,6 +81,8 @@ def references_as_images(examples: Sequence[Example], side: int) -> Tensor:
 
 
 def _try(name: str, reward: Reward, images: Tensor, examples: Sequence[Example]) -> RewardTrial:
+    if getattr(reward, "whole_groups", False):  # all images as those of one example, so that it can compare them
+        examples = [examples[0]] * len(examples)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     call_reward(reward, images, examples)

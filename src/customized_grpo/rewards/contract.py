@@ -29,7 +29,9 @@ T = TypeVar("T")
 class Reward(Protocol):
     """A plain function, or an object that holds a model. `call_reward` calls it.
 
-    An attribute `RUNTIME` names arguments that do not change the scores, so that a resumed run may change them.
+    An attribute `RUNTIME` names arguments that do not change the scores, so that a resumed run may change them. One
+    that compares the images of one example has an attribute `whole_groups = True`: training and evaluation give it all
+    images of an example in one call.
     """
 
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
@@ -86,6 +88,14 @@ def once_per_example(examples: Sequence[Example], compute: Callable[[list[Exampl
             firsts.append(example)
     computed = compute(firsts)
     return computed[torch.tensor([distinct[id(example)] for example in examples], device=computed.device)]
+
+
+def groups(examples: Sequence[Example]) -> list[list[int]]:
+    """The rows of each distinct example, in the order in which examples first appear."""
+    rows: dict[int, list[int]] = {}
+    for row, example in enumerate(examples):
+        rows.setdefault(id(example), []).append(row)
+    return list(rows.values())
 
 
 def in_batches(compute: Callable[[Tensor], Tensor], rows: Tensor, size: int) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from customized_grpo.data.images import png, to_pil
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.client import NoAnswer, attempts, request_json
-from customized_grpo.rewards.contract import RewardUnavailable
+from customized_grpo.rewards.contract import RewardUnavailable, groups
 from customized_grpo.settings import AtLeastOne
 from customized_grpo.structures import Example
 
@@ -49,6 +49,8 @@ class RemoteReward:
         environment: variables of the process, on top of ours. Each process of a distributed run shows its own GPU.
         log: file to which the process' messages are appended; None keeps them for error messages only.
         batch_size: images in one request.
+        whole_groups: send all images of an example in one request, whatever `batch_size` says, for a reward that
+            compares them.
         timeout: seconds one request may take.
         start_timeout: seconds to load the reward.
         retries: of a request, before the reward is called dead.
@@ -75,6 +77,7 @@ class RemoteReward:
         environment: Mapping[str, str] | None = None,
         log: str | Path | None = None,
         batch_size: AtLeastOne = 16,
+        whole_groups: bool = False,
         timeout: float = 300.0,
         start_timeout: float = 900.0,
         retries: int = 3,
@@ -82,6 +85,7 @@ class RemoteReward:
     ) -> None:
         self.check_arguments(reward, url=url, python=python)
         self.batch_size, self.timeout, self.retries, self.backoff = batch_size, timeout, retries, backoff
+        self.whole_groups = whole_groups
         self._one_caller = threading.Lock()  # it may be called from the thread that overlaps rewards with rollouts
         self.counters = {"retries": 0, "restarts": 0}
         """How often a request was repeated and the process started again."""
@@ -122,9 +126,20 @@ class RemoteReward:
 
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         """Shape (B,), on CPU."""
-        chunks = [slice(start, start + self.batch_size) for start in range(0, len(examples), self.batch_size)]
+        scores = torch.empty(len(examples))
         with self._one_caller:
-            return torch.tensor([score for at in chunks for score in self._score(images[at], examples[at])])
+            for rows in self._requests(examples):
+                scores[rows] = torch.tensor(self._score(images[rows], [examples[row] for row in rows]))
+        return scores
+
+    def _requests(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The rows of each request."""
+        requests: list[list[int]] = []
+        for rows in groups(examples) if self.whole_groups else [[row] for row in range(len(examples))]:
+            if not requests or len(requests[-1]) + len(rows) > self.batch_size:
+                requests.append([])
+            requests[-1] += rows
+        return requests
 
     def close(self) -> None:
         """End the process we started, and all it started."""

@@ -7,6 +7,11 @@ import time
 from pathlib import Path
 
 
+def rivals(images, examples):
+    """How many images of its example an image came with."""
+    return [sum(other is example for other in examples) for example in examples]
+
+
 def brightness(images, examples):
     return images.mean((1, 2, 3))
 
