@@ -47,7 +47,7 @@ def _remote(reward: str) -> str:
 ENVIRONMENTS = {
     "hpsv3": Environment(
         ("hpsv3==1.0.0", "numpy", "pillow"),
-        "MIT",
+        "not stated by the package; see github.com/MizzenAI/HPSv3",
         "MizzenAI/HPSv3 on Qwen2-VL-7B-Instruct, about 17 GB each",
         f"{_memory(8.3)}, and activations",
         _remote("use: Hpsv3Reward"),
