@@ -25,6 +25,46 @@ from train.sharded import main
 main(Path(sys.argv[1]))
 """
 
+FAILING = """
+import os, signal, sys, time
+from pathlib import Path
+import fakes, torch
+from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.settings.parse import parse_config
+from customized_grpo.train.settings import TrainerConfig
+from customized_grpo.train.trainer import Trainer
+
+torch.set_num_threads(1)
+folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+
+class Policy(fakes.LinearPolicy):
+    def encode(self, examples):
+        if when == "encoding" and rank == 1 and trainer.iteration == 1:
+            raise UserError("The picture is gone; put it back.")
+        return super().encode(examples)
+
+    def velocity(self, latents, sigma, conditioning):
+        if when == "killed" and rank == 1 and trainer.iteration == 1:
+            (folder / "when.txt").write_text(str(time.time()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().velocity(latents, sigma, conditioning)
+
+for when in ("encoding", "killed"):
+    config = parse_config({
+        "output": str(folder / when), "rollout": {"num_generations": 4, "num_inference_steps": 5},
+        "training": {"iterations": 3, "prompts_per_iteration": 4, "updates_per_epoch": 1, "sharding": "fsdp2"},
+        "tracking": {"log_with": []}, "checkpoint": {"every": 1},
+    }, TrainerConfig)
+    rewards = {"prompt": fakes.red, "identity": fakes.dark}
+    trainer = Trainer(Policy(), rewards, fakes.examples(), None, config)
+    try:
+        trainer.train()
+    except (UserError, TrainingError) as error:
+        took = time.time() - float((folder / "when.txt").read_text()) if when == "killed" else 0
+        (folder / f"{when}{rank}.txt").write_text(f"{error} {'late' if took > 30 else ''}")
+os._exit(0)  # see customized_grpo.cli.terminal.leave_at_once
+"""
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -82,6 +122,18 @@ def test_a_checkpoint_holds_a_model_to_load(folder: Path) -> None:
     assert averaged is not None
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, averaged[name])
+
+
+def test_a_process_that_fails_or_is_killed_ends_the_others_and_the_last_checkpoint_is_good(tmp_path: Path) -> None:
+    start(FAILING, tmp_path / "run", 2, "", expect=1)
+    said = {path.stem: path.read_text() for path in (tmp_path / "run").glob("*[01].txt")}
+    assert said.keys() == {"encoding0", "encoding1", "killed0"}
+    assert said["encoding0"] == said["encoding1"] == "Process 1: The picture is gone; put it back. "
+    assert said["killed0"].startswith("Another process of this run is gone")
+    assert not said["killed0"].endswith("late")
+    for when in ("encoding", "killed"):
+        (last,) = checkpoints(tmp_path / "run" / when / "checkpoints")
+        assert load(last).iteration == 1
 
 
 @pytest.mark.parametrize("flag", ["fsdp", "deepspeed"])
