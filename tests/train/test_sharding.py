@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import invariants
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+import fakes
 from customized_grpo.distributed import refuse_other_sharding
 from customized_grpo.errors import UserError
 from customized_grpo.store.run import RunFolder
 from customized_grpo.train.checkpoint import checkpoints, load
+from customized_grpo.train.sharding import shard
 from test_distributed import start
 
 from . import sharded
@@ -134,6 +137,17 @@ def test_a_process_that_fails_or_is_killed_ends_the_others_and_the_last_checkpoi
     for when in ("encoding", "killed"):
         (last,) = checkpoints(tmp_path / "run" / when / "checkpoints")
         assert load(last).iteration == 1
+
+
+@pytest.mark.parametrize(
+    ("offload", "dtype", "sentence"), [("swap", torch.float32, "offload"), ("none", torch.int8, "quant")]
+)
+def test_what_cannot_be_sharded_is_refused(offload: str, dtype: torch.dtype, sentence: str) -> None:
+    policy = fakes.LinearPolicy()
+    vars(policy)["offload"] = offload
+    policy.module.frozen = torch.nn.Parameter(torch.zeros(2, dtype=dtype), requires_grad=False)
+    with pytest.raises(UserError, match=f"training.sharding is fsdp2, .*set policy.{sentence}"):
+        shard(policy, "fsdp2", SimpleNamespace(num_processes=1))
 
 
 @pytest.mark.parametrize("flag", ["fsdp", "deepspeed"])

@@ -29,13 +29,18 @@ def shard(policy: Policy, sharding: str, accelerator: Accelerator) -> None:
         accelerator: of the run.
 
     Raises:
-        UserError: for quantised weights.
+        UserError: for quantised weights, or a transformer that `policy.offload` moves as a whole.
     """
     if sharding == "none" or is_sharded(policy):
         return
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
     from torch.distributed.tensor import Shard
 
+    if getattr(policy, "offload", "none") == "swap":
+        raise UserError(
+            f"training.sharding is {sharding}, and policy.offload=swap moves the whole transformer off the device; set "
+            f"policy.offload=cpu, or training.sharding=none."
+        )
     for name, parameter in policy.module.named_parameters():
         if type(parameter.data) is not Tensor or not parameter.is_floating_point():
             raise UserError(
