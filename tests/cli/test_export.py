@@ -80,8 +80,8 @@ CASES = {
     "kontext of a fixed size": (KONTEXT, ((24, 40),), {}, {"width": 24, "height": 12}),
     "klein": (KLEIN, ((64, 64),), {}, {}),
     "klein with every setting": (
-        KLEIN, ((100, 90), (64, 80)), {},
-        {"aspect": "reference", "resolution": 32, "reference_resolution": 72, "shift": 3, "offload": "swap", **GUIDED},
+        KLEIN, ((120, 80), (64, 80)), {},
+        {"aspect": "reference", "resolution": 32, "reference_resolution": 80, "shift": 3, "offload": "swap", **GUIDED},
     ),
     "klein, distilled": (DISTILLED, ((64, 64),), {}, {}),
     "qwen": (QWEN, ((64, 40),), {}, {}),
