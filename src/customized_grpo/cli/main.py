@@ -219,13 +219,19 @@ def plan(
     price: Annotated[float | None, typer.Option(min=0, help="Of one GPU for an hour.")] = None,
     share: Annotated[float, typer.Option(help="Of the GPU's peak rate that is reached.")] = 0.4,
     references: Annotated[int, typer.Option(min=1, help="References of each example.")] = 1,
+    table: Annotated[bool, typer.Option("--table", help="Print a row of docs/hardware.md instead.")] = False,
 ) -> None:
     """Tell whether a run fits on a GPU, how long it takes and what it costs. Needs no weights, data, GPU or network."""
-    from customized_grpo.cli.plan import show_plan
+    from customized_grpo.cli.plan import markdown_row, show_plan
     from customized_grpo.config import load_config
 
     quiet_libraries()
-    show_plan(console, load_config(*split_settings(settings)), gpu, gpus, price, share, references)
+    file, overrides = split_settings(settings)
+    config = load_config(file, overrides)
+    if table:
+        typer.echo(markdown_row(f"`{file or 'default'}`", config, share))
+    else:
+        show_plan(console, config, gpu, gpus, price, share, references)
 
 
 @app.command()

@@ -29,6 +29,30 @@ def show_plan(
         console.print(line, highlight=False, soft_wrap=True)
 
 
+SIZES = ("4090", "a6000", "h100-80", "h200")
+"""GPUs of 24, 48, 80 and 141 GB."""
+
+
+def markdown_row(name: str, config: Config, share: float) -> str:
+    """A row of docs/hardware.md: on each GPU, and on eight of them, the fastest setting that fits."""
+    one = Planner(config)
+    cells = []
+    for planner in (one, one.among(8)):
+        for gpu in map(find_gpu, SIZES):
+            best = planner.fastest(gpu, share)
+            cells.append("no" if best is None else _cell(planner, best, gpu, share))
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def _cell(planner: Planner, best: Choice, gpu: Gpu, share: float) -> str:
+    settings = [
+        f"micro-batch {best.micro_batch}", "checkpointing" * best.checkpointing, "offload" * (best.offload == "cpu"),
+        best.quantize * (best.quantize != "none"),
+    ]  # fmt: skip
+    seconds = sum(planner.seconds(best, gpu, share).values())
+    return f"{_gib(planner.memory(best).peak)} GiB, {seconds:,.0f} s: {', '.join(filter(None, settings))}"
+
+
 def _memory_table(planner: Planner, choice: Choice) -> Table:
     memory = planner.memory(choice)
     table = Table("stage", "GiB", "parts", title="Memory of one GPU, counted", title_justify="left")

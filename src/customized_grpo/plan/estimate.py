@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,12 +15,21 @@ from customized_grpo.config import Config
 from customized_grpo.errors import UserError
 from customized_grpo.plan.fakes import FakeFamily, fake_reward, without_contents
 from customized_grpo.plan.hardware import Gpu
-from customized_grpo.plan.rows import RowCounts, count_rows
+from customized_grpo.plan.rows import count_rows
 from customized_grpo.plan.whole import CountOperations, Operations, WholeModel, combined
 from customized_grpo.policies.contract import Policy
 from customized_grpo.settings.build import construct
 from customized_grpo.structures import Example
-from customized_grpo.train.memory import LOWER, Moments, Passes, by_stage, kept_bytes, optimizer_bytes, size_of
+from customized_grpo.train.memory import (
+    LOWER,
+    Moments,
+    Passes,
+    Workload,
+    by_stage,
+    kept_bytes,
+    optimizer_bytes,
+    size_of,
+)
 from customized_grpo.train.objectives import make_objective
 from customized_grpo.train.preflight import Job, check_sizes, workload
 
@@ -30,7 +40,8 @@ HOST_BANDWIDTH = 10e9
 REFERENCE = (1024, 1024)
 """Pixels of a reference."""
 REWARD_PIXELS = 224
-SHARDED = ("weights", "adapter", "optimizer", "average", "gradients", "optimizer step")
+"""What image processors of rewards make of any image, unless the model takes fewer."""
+SHARDED = ("weights", "adapter", "optimizer", "average", "gradients", "optimizer step", "transformer away")
 """Parts of memory that are divided among the GPUs where the transformer is sharded."""
 
 
@@ -109,13 +120,11 @@ class Planner:
     """
 
     def __init__(self, config: Config, gpus: int = 1, references: int = 1) -> None:
-        check_sizes(config, 1, gpus)
-        self.config, self.gpus = config, gpus
+        self.config = config
+        self._divide(gpus)
         self.example = Example("plan", "a picture", tuple(Image.new("RGB", REFERENCE) for _ in range(references)))
-        self.rows: RowCounts = count_rows(config, gpus)
         self.rewards: dict[str, RewardCost] = {}
         self.uncounted: list[str] = []
-        self.shards = gpus if getattr(config.training, "sharding", "none") != "none" else 1
         get = config.policy.arguments.get
         checkpointing, quantize = bool(get("gradient_checkpointing", False)), get("quantize", "none")
         self.models: dict[tuple[bool, str], _Model] = {}
@@ -123,8 +132,24 @@ class Planner:
             self._count_rewards()
             self.family = FakeFamily(config.policy)
             self.first = self._model(checkpointing, quantize)
-        self.given = Choice(self.first.work.micro_batch, checkpointing, get("offload", "none"), quantize)
+        self.given = Choice(self.work.micro_batch, checkpointing, get("offload", "none"), quantize)
         """As configured."""
+
+    def _divide(self, gpus: int) -> None:
+        check_sizes(self.config, 1, gpus)
+        self.gpus, self.rows = gpus, count_rows(self.config, gpus)
+        self.shards = gpus if getattr(self.config.training, "sharding", "none") != "none" else 1
+
+    def among(self, gpus: int) -> "Planner":
+        """The same with another number of GPUs, without counting again."""
+        other = copy(self)
+        other._divide(gpus)
+        return other
+
+    @property
+    def work(self) -> Workload:
+        """Of one GPU, as configured."""
+        return workload(replace(self.first.job, processes=self.gpus))
 
     def model(self, choice: Choice) -> "_Model":
         """The counts of a choice."""
@@ -140,27 +165,29 @@ class Planner:
     def memory(self, choice: Choice) -> Memory:
         """What one GPU needs."""
         model = self.model(choice)
-        work = replace(model.work, micro_batch=choice.micro_batch)
+        work = replace(self.work, micro_batch=choice.micro_batch)
         with without_contents():
             stages = by_stage(model.whole, work, model.trained, step=model.trained)
-        if choice.offload == "cpu":
+        if choice.offload != "none":
             stages["encode"] |= {"encoders": model.encoders, "VAE": model.vae}
             stages["decode"] |= {"VAE": model.vae}
+        if choice.offload == "swap":
+            stages["encode"]["transformer away"] = -model.frozen - model.trained
         stages["rewards"] = {"scoring": max((cost.scoring for cost in self.rewards.values()), default=0)}
         return Memory(self.resident(choice), {name: self._divided(parts) for name, parts in stages.items()})
 
     def resident(self, choice: Choice) -> dict[str, int]:
         """What is in the memory of one GPU for the whole run, by part."""
         model = self.model(choice)
-        asleep = {} if choice.offload == "cpu" else {"encoders": model.encoders, "VAE": model.vae}
+        asleep = {} if choice.offload != "none" else {"encoders": model.encoders, "VAE": model.vae}
         parts = {
             "weights": model.frozen,
             "adapter" if model.frozen else "weights": model.trained,
             "optimizer": model.optimizer,
-            "average": model.trained * model.work.copies,
+            "average": model.trained * self.work.copies,
             **asleep,
             "rewards": sum(cost.weights for cost in self.rewards.values()),
-            "rollouts": kept_bytes(model.whole, model.work),
+            "rollouts": kept_bytes(model.whole, self.work),
         }
         return self._divided(parts)
 
@@ -186,11 +213,12 @@ class Planner:
     def seconds(self, choice: Choice, gpu: Gpu, share: float = SHARE) -> dict[str, float]:
         """Expected, by stage of the mean iteration; "moves" are encoders and VAE on their way to the GPU and back."""
         found = {name: _seconds(counts, gpu, share) for name, counts in self.operations(choice).items()}
-        if choice.offload == "cpu":
+        if choice.offload != "none":
             model, training = self.model(choice), self.config.training
             mine = training.prompts_per_iteration / self.gpus
+            transformer = (model.frozen + model.trained) * (choice.offload == "swap")
             chunks = math.ceil(mine / (self.config.rollout.chunk_prompts or mine))
-            found["moves"] = 2 * chunks * (model.encoders + 2 * model.vae) / HOST_BANDWIDTH
+            found["moves"] = 2 * chunks * (model.encoders + 2 * model.vae + transformer) / HOST_BANDWIDTH
         return found
 
     def evaluation_seconds(self, choice: Choice, gpu: Gpu, share: float = SHARE) -> float:
@@ -229,11 +257,13 @@ class Planner:
 
     def _choices(self, scheme: str, checkpointing: bool) -> Iterator[Choice]:
         """Micro-batches that divide the rows, as far as the log-probs allow it."""
-        work, training = self.first.work, self.config.training
+        work, training = self.work, self.config.training
         sizes = [n for n in range(1, work.chunk + 1) if work.chunk % n == 0]
         if training.old_log_probs == "rollout" and training.micro_batch is None:
             sizes = [work.chunk]
-        yield from (Choice(size, checkpointing, offload, scheme) for offload in ("none", "cpu") for size in sizes)
+        yield from (
+            Choice(size, checkpointing, offload, scheme) for offload in ("none", "cpu", "swap") for size in sizes
+        )
 
     def advice(self, choice: Choice, gpu: Gpu) -> str:
         """What to lower first where a choice does not fit."""
@@ -260,7 +290,7 @@ class Planner:
 
 RESIDENT = {
     "weights": "set policy.quantize=int8 or nf4 (LoRA), or take a GPU with more memory",
-    "encoders": "set policy.offload=cpu",
+    "encoders": "set policy.offload=cpu or swap",
     "VAE": "set policy.offload=cpu",
     "adapter": "lower policy.lora.rank",
     "optimizer": "lower policy.lora.rank, or train a LoRA",
@@ -304,7 +334,7 @@ class _Model:
         objective = make_objective(small, config)
         optimizer = construct(config.training.optimizer, "optimizer", params=small.trainable_parameters())
         held_out = config.evaluation.examples
-        self.work = workload(Job(config, objective, optimizer, example, {}, {}, held_out, planner.gpus, iteration=0))
+        self.job = Job(config, objective, optimizer, example, {}, {}, held_out, planner.gpus, iteration=0)
 
 
 def _sizes(policy: Policy, config: Config) -> dict[str, int]:
@@ -329,7 +359,8 @@ def _count(module: nn.Module) -> int:
 
 
 def _reward_cost(model: Any, batch: int) -> RewardCost:
-    pixels = torch.zeros(2, 3, REWARD_PIXELS, REWARD_PIXELS)
+    side = min(REWARD_PIXELS, getattr(model.config, "vision_config", model.config).image_size)
+    pixels = torch.zeros(2, 3, side, side)
     see = getattr(model, "get_image_features", model)
     with torch.no_grad(), Moments(torch.device("cpu")) as seen, CountOperations() as counted:
         see(pixel_values=pixels)

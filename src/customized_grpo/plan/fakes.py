@@ -5,6 +5,7 @@ CPU would compute differently from a GPU (attention written out) is switched off
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -46,7 +47,8 @@ BITS = {"int8": (1.0, 0), "nf4": (0.5, 64)}
 @contextmanager
 def without_contents() -> Iterator[None]:
     """Inside it new tensors are fake, and modules of them can be moved and initialised."""
-    with ExitStack() as stack:
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Passing `image` as torch tensor with value range")  # which is not known
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_Answers())
         stack.enter_context(patch.object(nn.Module, "_apply", _apply))

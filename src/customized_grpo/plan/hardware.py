@@ -50,7 +50,8 @@ def find_gpu(name: str) -> Gpu:
         UserError: with the nearest name, if there is none.
     """
     if name.lower() not in GPUS:
+        alike = [known for known in GPUS if known.startswith(name.lower())] or GPUS
         raise UserError(
-            f"There is no GPU '{name[:40]}' in the table; give one of {', '.join(GPUS)}.{nearest(name, GPUS)}"
+            f"There is no GPU '{name[:40]}' in the table; give one of {', '.join(GPUS)}.{nearest(name, alike)}"
         )
     return GPUS[name.lower()]
