@@ -51,7 +51,7 @@ def test_its_weights_are_evaluated_to_the_same_scores(
     (measured,) = (tmp_path / "again").rglob("iteration-000002.json")
     found = np.array(json.loads(measured.read_text())["values"], dtype=float)
     before = np.array(json.loads((RUN / "evaluations/iteration-000002.json").read_text())["values"], dtype=float)
-    np.testing.assert_allclose(found, before, atol=5e-3)  # bfloat16, on another processor
+    np.testing.assert_allclose(found, before, atol=1e-2)  # bfloat16, where this processor may take float32
 
 
 def test_it_resumes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

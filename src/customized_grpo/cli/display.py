@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from customized_grpo import page
+from customized_grpo.cli.terminal import new_console
 from customized_grpo.errors import UserError
 from customized_grpo.page.formats import summary, words
 from customized_grpo.shell import command, program
@@ -35,7 +36,7 @@ class Display(Observer):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or new_console()
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.rewards: tuple[str, ...] = ()
