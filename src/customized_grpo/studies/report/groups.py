@@ -1,6 +1,7 @@
 """What the update prefers: training groups with all their images, rewards and advantages."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from customized_grpo import page
@@ -18,7 +19,7 @@ def group_blocks(record: RunRecord, problems: list[str]) -> list[page.Block]:
             content = json.loads(path.read_text(encoding="utf-8"))
             for group in content["groups"]:
                 images = sorted(group["images"], key=_preference, reverse=True)
-                files = [(folder / image["file"], _marks(image, content["rewards"])) for image in images]
+                files = [(folder / Path(image["file"]).name, _marks(image, content["rewards"])) for image in images]
                 for file, _ in files:
                     page.thumbnail(file, 8)  # whether it can be read
                 told = ", ".join(filter(None, [f"iteration {iteration}", group["kind"]]))
