@@ -397,8 +397,10 @@ def test_images_are_chosen_by_rule_worst_first(kinds: Path) -> None:
 def test_groups_show_what_the_update_prefers(run: Path) -> None:
     folder = run / "samples" / "groups"
     folder.mkdir()
-    for iteration, elsewhere in ((1, ""), (2, ""), (3, "../../")):  # a file names no image of another folder
-        images = [{"file": f"{elsewhere}0-{g}.jpg", "rewards": [0.5, None], "z": [1.5, None], "advantages": [g - 1.0, g]}
+    # What is named is looked for in this folder alone.
+    for iteration, elsewhere in ((1, ""), (2, ""), (3, "../../")):
+        scores = {"rewards": [0.5, None], "z": [1.5, None]}
+        images = [{"file": f"{elsewhere}0-{g}.jpg", **scores, "advantages": [g - 1.0, g]}
                   for g in range(3)]  # fmt: skip
         groups = [{"prompt": "a <b>", "kind": "scene", "images": images}]
         (folder / f"iteration-00000{iteration}.json").write_text(

@@ -85,11 +85,10 @@ def masks(
     """
     from customized_grpo.data.segment import add_masks, make_segmenter, mask_folder
 
-    if source.is_dir() == (output is not None):
-        found = (
-            "a folder, whose masks go beside its images; leave OUTPUT out" if output else "no folder; of a manifest, "
-        )
-        raise UserError(f"'{source}' is {found}{'' if output else 'name the new one as OUTPUT'}.")
+    if source.is_dir() and output is not None:
+        raise UserError(f"'{source}' is a folder, whose masks go beside its images; leave OUTPUT out.")
+    if not source.is_dir() and output is None:
+        raise UserError(f"'{source}' is no folder; of a manifest, name the new one as OUTPUT.")
     target = _new_sheet(sheet, (output or source).with_suffix(".png"))
     if output is None:
         segment = make_segmenter(model)

@@ -119,6 +119,11 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255).permute(2, 0, 1)
 
 
+def resized(image: Image.Image, height: int, width: int) -> Tensor:
+    """An image of any mode and size as a tensor (3, height, width), in [0, 1]."""
+    return to_tensor(image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+
+
 def grey(images: Tensor) -> Tensor:
     """Brightness in place of colours (ITU-R BT.601), (..., 3, H, W) to the same shape."""
     weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)

@@ -138,7 +138,7 @@ class Planner:
     def _divide(self, gpus: int) -> None:
         check_sizes(self.config, 1, gpus)
         self.gpus, self.rows = gpus, count_rows(self.config, gpus)
-        self.shards = gpus if getattr(self.config.training, "sharding", "none") != "none" else 1
+        self.shards = gpus if self.config.training.sharding != "none" else 1
 
     def among(self, gpus: int) -> "Planner":
         """The same with another number of GPUs, without counting again."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL.Image import Image, Resampling
 from torch import Tensor
 
-from customized_grpo.data.images import to_pil, to_tensor
+from customized_grpo.data.images import resized, to_pil, to_tensor
 from customized_grpo.data.masks import subject_mask
 from customized_grpo.rewards.contract import once_per_example
 from customized_grpo.structures import Example
@@ -129,7 +129,7 @@ def _most_alike(
 def _layers(reference: Image, mask: Image | None, size: torch.Size) -> Tensor:
     """(4, H, W): the reference's colours and mask at the image's size; a mask of NaN where there is none."""
     wide = (size[1], size[0])
-    colours = to_tensor(reference.convert("RGB").resize(wide, Resampling.LANCZOS))
+    colours = resized(reference, *size)
     if mask is None:
         return torch.cat([colours, torch.full((1, *size), torch.nan)])
     return torch.cat([colours, to_tensor(subject_mask(mask).resize(wide, Resampling.BILINEAR))[:1]])

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL.Image import Resampling
 from torch import Tensor
 
-from customized_grpo.data.images import to_tensor
+from customized_grpo.data.images import resized
 from customized_grpo.distributed import fail_together, gather_objects
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy
@@ -140,12 +139,11 @@ def evaluate(
 
 def _score_targets(examples: Sequence[Example], measured: Mapping[str, RewardFunction], images: Tensor) -> Tensor:
     """(B, metrics) what metrics of identity say of the targets at the size of `images`; NaN in other metrics."""
-    size = (images.shape[-1], images.shape[-2])
-    pictures = [e.target.convert("RGB").resize(size, Resampling.LANCZOS) for e in examples if e.target]
+    pictures = [resized(example.target, *images.shape[-2:]) for example in examples if example.target]
     found = torch.full((len(pictures), len(measured)), torch.nan)
     columns = {n: {name: measured[name]} for n, name in enumerate(measured) if IDENTITY.search(name)}
     for n, one in columns.items():
-        found[:, [n]] = score(torch.stack([to_tensor(picture) for picture in pictures]).to(images), examples, one)
+        found[:, [n]] = score(torch.stack(pictures).to(images), examples, one)
     return found
 
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from PIL.Image import Resampling
 from torch import Tensor
 
 from customized_grpo import trust
-from customized_grpo.data.images import to_tensor
+from customized_grpo.data.images import resized
 from customized_grpo.distributed import (
     any_process,
     combine,
@@ -346,9 +345,7 @@ class Trainer:
         with self.clock("rewards"):
             for example in examples:
                 if example.id not in self.copies:
-                    pictures = [
-                        to_tensor(picture.resize((width, height), Resampling.LANCZOS)) for picture in example.references
-                    ]
+                    pictures = [resized(picture, height, width) for picture in example.references]
                     scores = score(torch.stack(pictures), [example] * len(pictures), self.trained)
                     self.copies[example.id] = scores.nan_to_num(nan=-torch.inf).amax(dim=0)
         copies = torch.stack([self.copies[example.id] for example in examples])
