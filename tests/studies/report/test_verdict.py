@@ -109,6 +109,16 @@ def test_a_share_says_in_how_many_images_it_is_complete() -> None:
     )
 
 
+def test_the_lead_is_not_unsure_where_complete_images_clearly_fell() -> None:
+    """Nine of ten complete images are lost, and what they lose others gain: the mean hardly moves."""
+    first = np.where(ones(10, 26), 1, 0.25)
+    last = first - 0.5 * ones(9, 26) + 0.48 * ones(9, 26)[::-1]
+    before = by_kind(0, METRICS[:3], property=[0.5, 0.5, first], scene=[0.5, 0.5, first])
+    after = by_kind(1, METRICS[:3], property=[0.5, 0.5, last], scene=[0.5, 0.5, first])
+    lead = Verdict(before, after).headline()[1]
+    assert lead.startswith("Complete images clearly fell: −0.346 [−0.")
+
+
 def test_a_metric_that_only_one_evaluation_has_is_left_out() -> None:
     verdict = refusing()
     older = replace(verdict.before, metrics=METRICS[:3], values=verdict.before.values[:, :, :3])

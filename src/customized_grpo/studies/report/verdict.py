@@ -169,6 +169,8 @@ class Verdict:
         said = {"fell": "This is a clear fall", "rose": "Even this is a clear rise", "unclear": "This is not clear"}
         (whole,) = (c for c in self.changes if c.metric == worst.metric)
         lead = f"{said[worst.difference.verdict]}: {with_interval(worst.difference)}."
+        if self.fell(worst) and worst.difference.verdict != "fell":
+            lead = f"Complete images clearly fell: {with_interval(worst.completed)}."
         return answer, f"{lead} All kinds together: {self.told(whole, interval=False)}."
 
     def _no_kind(self) -> str:
