@@ -30,7 +30,18 @@ FLOORS = (
 )
 """The packages and modules of the library, lowest first. Each may import only those before it."""
 TRAIN = (
-    *("settings", "trajectory", "meters", "memory", "method", "rollout", "objectives", "sharding", "checkpoint"),
+    *(
+        "settings",
+        "prompts",
+        "trajectory",
+        "meters",
+        "memory",
+        "method",
+        "rollout",
+        "objectives",
+        "sharding",
+        "checkpoint",
+    ),
     *("trackers", "evaluation", "grids", "update", "preflight", "trainer", "fitted"),
 )
 """The modules of `train`, in the same order."""

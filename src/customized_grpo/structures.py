@@ -74,6 +74,10 @@ class LazyExamples(Sequence[E]):
     def example(self, index: int) -> E:
         """The example at an index, which may count from the end."""
 
+    def all_kinds(self) -> list[str]:
+        """The kind of each example; overridden where it is known without reading the images."""
+        return [example.kind for example in self]
+
     @overload
     def __getitem__(self, index: int) -> E: ...
     @overload

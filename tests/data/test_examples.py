@@ -49,6 +49,7 @@ def test_reads_everything_in_a_line(folder):
     )
     (example,) = list(JsonlDataset(path))
     assert (example.id, example.prompt, example.subject, example.kind) == ("a", "a dog", "dog", "a scene")
+    assert JsonlDataset(path).all_kinds() == ["a scene"]
     assert [picture.size for picture in example.references] == [(6, 4), (6, 4)]
     assert example.masks[0] is None
     assert (example.target.size, example.weights) == ((6, 4), {"identity": 0.25})

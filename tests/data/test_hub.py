@@ -19,6 +19,9 @@ from data.test_importers import row
 class Table(list):
     column_names = ("key", "text", "photo", "more", "kind")
 
+    def __getitem__(self, key):
+        return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+
     def unique(self, column):
         return list(dict.fromkeys(row[column] for row in self))
 
@@ -46,6 +49,8 @@ def test_columns_become_examples(table):
 def test_the_kind_of_prompt_is_a_column(table, monkeypatch):
     first, second = HubDataset("somewhere", prompt="text", references="photo", kind="kind")
     assert (first.kind, second.kind) == ("dog", "")
+    assert HubDataset("somewhere", prompt="text", references="photo", kind="kind").all_kinds() == ["dog", ""]
+    assert HubDataset("somewhere", prompt="text", references="photo").all_kinds() == ["", ""]
     assert HubDataset("somewhere", prompt="text", references="photo")[0].kind == ""
     table[0]["kind"] = "k" * 41
     with pytest.raises(UserError, match=r"Row 0 of 'somewhere', column 'kind': 'kkk.*' has 41 characters"):

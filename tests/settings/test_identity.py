@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from customized_grpo.rewards import DinoReward, RemoteReward, VlmJudge
 from customized_grpo.settings import Role, Settings
 from customized_grpo.settings.identity import declared_roles, differences, overrides, result_differences, role_of
 from customized_grpo.settings.parse import parse_config, to_yaml
+from customized_grpo.structures import Example
 from customized_grpo.train.settings import TrainerConfig
 from customized_grpo.train.trackers import RunFolder
 from customized_grpo.train.trainer import Trainer
@@ -85,6 +87,7 @@ NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "rollout.chunk_prompts": (1, of_config("rollout.chunk_prompts")),
     "training.iterations": (3, lambda t: t.iteration),
     "training.prompts_per_iteration": (4, None),
+    "training.balance_kinds": (True, None),
     "training.optimizer": (SLOWER, of_optimizer),
     "training.lr_schedule": ("linear", lambda t: "linear" if t.update.optimizer.param_groups[0]["lr"] == 0 else ""),
     "training.warmup_updates": (8, lambda t: round(8 * t.update.optimizer.param_groups[0]["lr"] / 1e-2) * 2),
@@ -125,6 +128,10 @@ WHOLE: dict[str, tuple[str, Any]] = {
 """The same for what only the command line knows."""
 
 
+def of_two_kinds() -> list[Example]:
+    return [replace(example, kind=f"kind {n % 2}") for n, example in enumerate(fakes.examples())]
+
+
 def make(output: Path, changes: dict[str, Any] | None = None) -> Trainer:
     tree = yaml.safe_load(yaml.safe_dump({**BASE, "output": str(output)}))
     for name, value in (changes or {}).items():
@@ -137,7 +144,7 @@ def make(output: Path, changes: dict[str, Any] | None = None) -> Trainer:
     config = parse_config(tree, TrainerConfig)
     policy = fakes.LinearPolicy()
     policy.sampled_with = lambda **settings: nullcontext()  # it takes them all
-    return Trainer(policy, rewards, fakes.examples(), fakes.examples(2), config)
+    return Trainer(policy, rewards, of_two_kinds(), fakes.examples(2), config)
 
 
 @pytest.fixture(scope="module")

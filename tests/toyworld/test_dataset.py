@@ -65,6 +65,8 @@ def test_an_example_says_its_kind() -> None:
     examples = ToyWorld("eval", 24)[:]
     assert [e.kind for e in examples] == [e.truth_scene.kind for e in examples]
     assert {e.kind for e in examples} == set(KINDS)
+    for world in (ToyWorld("eval", 12, per_subject=3), ToyWorld(count=12, kinds=("property", "companion"))):
+        assert world.all_kinds() == [example.kind for example in world]
 
 
 def test_intervals_tell_creatures_apart_and_keep_the_prompts_of_one_together():

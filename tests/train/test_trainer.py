@@ -312,6 +312,12 @@ def test_prompts_are_shuffled_in_every_epoch_and_chunks_keep_their_order(tmp_pat
     assert drawn(chunk_prompts=1) == drawn(chunk_prompts=2) == order
 
 
+def test_kinds_can_be_drawn_evenly(tmp_path: Path) -> None:
+    data = [replace(example, kind="ab"[n == 4]) for n, example in enumerate(fakes.examples(6))]
+    made = trainer(tmp_path, train=data, training={"balance_kinds": True})
+    assert [[example.kind for example in made._draw(iteration)[1]] for iteration in (1, 2, 3)] == [["a", "b"]] * 3
+
+
 def test_gradients_are_scaled_down_to_their_bound(tmp_path: Path) -> None:
     one = {"iterations": 1, "updates_per_epoch": 1}
     weights, lines = train_table(tmp_path / "free", {}, {}, {**one, "max_grad_norm": 100.0})

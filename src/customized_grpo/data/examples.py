@@ -180,6 +180,9 @@ class JsonlDataset(LazyExamples[Example]):
     def __len__(self) -> int:
         return len(self.records)
 
+    def all_kinds(self) -> list[str]:
+        return [record.kind for record in self.records]
+
     def example(self, index: int) -> Example:
         record = self.records[index]
         pictures = [read_picture(self.path.parent / name) for name in record.references]

@@ -94,6 +94,9 @@ class HubDataset(LazyExamples[Example]):
             kind=self._kind(row, where),
         )
 
+    def all_kinds(self) -> list[str]:
+        return [short_kind(str(name or "")) for name in self.rows[self.kind]] if self.kind else [""] * len(self)
+
     def _kind(self, row: Mapping[str, Any], where: str) -> str:
         try:
             return short_kind(str(row[self.kind] or "")) if self.kind else ""

@@ -64,18 +64,15 @@ class ToyWorld(LazyExamples[ToyExample]):
         return self._example(index % self.length)
 
     def _example(self, index: int) -> ToyExample:
-        subject, reference, mask = self._subject(index // self.per_subject)
-        rng = random.Random(f"{self.split} {self.seed} scene {index}")
-        while True:
-            scene = sample_scene(rng, subject.noun, self.split, rng.choice(self.kinds) if self.kinds != KINDS else None)
-            if scene.recolour != subject.colour:  # asking for the colour it has asks for nothing
-                break
+        subject, rng = self._subject(index // self.per_subject)
+        pixels, mask = render_with_mask(subject, REFERENCE, rng.getrandbits(32), self.size)
+        scene = self._scene(subject, index)
         return ToyExample(
             id=f"toy-{self.split}-{self.seed}-{index}",
             prompt=prompt(subject.noun, scene, an=self.size > SIZE),
-            references=(reference,),
+            references=(Image.fromarray(pixels),),
             subject=subject.noun,
-            masks=(mask,),
+            masks=(Image.fromarray(mask),),
             kind=scene.kind or "",
             truth_subject=subject,
             truth_scene=scene,
@@ -87,11 +84,21 @@ class ToyWorld(LazyExamples[ToyExample]):
         rng = random.Random(f"{self.split} {self.seed} target {index}")
         return Image.fromarray(render(subject, scene, rng.getrandbits(32), self.size))
 
-    def _subject(self, who: int) -> tuple[Subject, Image.Image, Image.Image]:
+    def all_kinds(self) -> list[str]:
+        subjects = (self._subject(index // self.per_subject)[0] for index in range(self.length))
+        return [self._scene(subject, index).kind or "" for index, subject in enumerate(subjects)]
+
+    def _scene(self, subject: Subject, index: int) -> Scene:
+        rng = random.Random(f"{self.split} {self.seed} scene {index}")
+        while True:
+            scene = sample_scene(rng, subject.noun, self.split, rng.choice(self.kinds) if self.kinds != KINDS else None)
+            if scene.recolour != subject.colour:  # asking for the colour it has asks for nothing
+                return scene
+
+    def _subject(self, who: int) -> tuple[Subject, random.Random]:
+        """The creature, and the randomness its reference is drawn with."""
         rng = random.Random(f"{self.split} {self.seed} subject {who}")
-        subject = sample_subject(rng, self.split)
-        pixels, mask = render_with_mask(subject, REFERENCE, rng.getrandbits(32), self.size)
-        return subject, Image.fromarray(pixels), Image.fromarray(mask)
+        return sample_subject(rng, self.split), rng
 
 
 def toy_examples(split: Split = "train", count: int = 1024, seed: int = 0) -> list[ToyExample]:

@@ -46,6 +46,7 @@ from customized_grpo.train.meters import Clock
 from customized_grpo.train.method import Method, SpreadGuard, describe_advantages, describe_rewards
 from customized_grpo.train.objectives import Plan, make_objective
 from customized_grpo.train.preflight import Job, Summary, check_examples, check_plan, check_sizes, summarize
+from customized_grpo.train.prompts import PromptStream
 from customized_grpo.train.rollout import RowNoise
 from customized_grpo.train.sharding import in_step, is_sharded, shard, whole
 from customized_grpo.train.trackers import (
@@ -151,6 +152,7 @@ class Trainer:
         if self.config.training.early_stop and not self.eval_examples:
             raise UserError("training.early_stop needs held-out evaluations; give data.eval, or set it to null.")
         check_sizes(self.config, len(train_dataset), self.accelerator.num_processes)
+        self.prompts = PromptStream(train_dataset, self.config.seed, self.config.training.balance_kinds)
         check_examples(policy, self.method, train_dataset, self.eval_examples)
         self.objective.check()
         with policy.sampled_with(**self.config.evaluation.of_policy()):
@@ -279,16 +281,11 @@ class Trainer:
     # ---- 1. prompts and groups
 
     def _draw(self, iteration: int) -> tuple[list[int], list[Example]]:
-        """This process's slots and examples. Slot i of iteration n is a place in a stream of shuffled epochs."""
-        count, length = self.config.training.prompts_per_iteration, len(self.train_dataset)
+        """This process's slots and examples."""
+        count = self.config.training.prompts_per_iteration
         share = count // self.accelerator.num_processes
         slots = list(range(share * self.accelerator.process_index, share * (self.accelerator.process_index + 1)))
-        places = [divmod((iteration - 1) * count + slot, length) for slot in slots]
-        orders = {
-            epoch: torch.randperm(length, generator=generator("order", self.config.seed, epoch))
-            for epoch in {epoch for epoch, _ in places}
-        }
-        return slots, [self.train_dataset[int(orders[epoch][place])] for epoch, place in places]
+        return slots, [self.train_dataset[self.prompts[(iteration - 1) * count + slot]] for slot in slots]
 
     def _updates_after(self, iteration: int) -> int:
         """Optimizer steps of the iterations after this one, no more per epoch than there are trained steps."""
