@@ -46,6 +46,14 @@ def test_columns_become_examples(table):
     assert HubDataset("somewhere", prompt="text", references="photo")[0:1][0].id == "0"
 
 
+def test_the_target_is_a_column_and_a_cell_may_be_empty(table):
+    first, second = HubDataset("somewhere", prompt="text", references="photo", target="more")
+    assert (first.target.mode, first.target.getpixel((0, 0)), second.target) == ("RGB", (255, 0, 0), None)
+    assert HubDataset("somewhere", prompt="text", references="photo")[0].target is None
+    with pytest.raises(UserError, match="has no column 'mor'"):
+        HubDataset("somewhere", prompt="text", references="photo", target="mor")
+
+
 def test_the_kind_of_prompt_is_a_column(table, monkeypatch):
     first, second = HubDataset("somewhere", prompt="text", references="photo", kind="kind")
     assert (first.kind, second.kind) == ("dog", "")

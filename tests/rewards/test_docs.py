@@ -90,3 +90,4 @@ def test_the_wire_format():
     assert images.shape == (2, 3, 40, 40)
     assert examples[0] is examples[1]
     assert (examples[0].prompt, len(examples[0].references), len(examples[0].masks)) == ("a dog in the snow", 1, 1)
+    assert (examples[0].kind, examples[0].target.size) == ("recontext", (40, 40))

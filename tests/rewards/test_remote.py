@@ -44,7 +44,8 @@ def remote():
 @pytest.fixture
 def examples():
     mask = Image.new("L", (40, 40), 3)
-    one = tiny.example("one", references=2, subject="dog", masks=(None, mask))
+    more = {"subject": "dog", "masks": (None, mask), "kind": "recontext", "target": tiny.picture(24, 16, seed=7)}
+    one = tiny.example("one", references=2, **more)
     return [one, tiny.example("three", "a hat"), one]
 
 
@@ -87,7 +88,7 @@ def test_each_picture_and_example_travels_once(images, examples):
     body = to_wire(images, examples)
     assert len(body["examples"]) == 2
     assert body["rows"] == [0, 1, 0]
-    assert len(body["pictures"]) == 3 + 2 + 1 + 1
+    assert len(body["pictures"]) == 3 + 2 + 1 + 1 + 1
     assert json.loads(json.dumps(body)) == body
 
 

@@ -29,6 +29,7 @@ class HubDataset(LazyExamples[Example]):
         subject_id: the column that tells subjects apart, because two dogs are two subjects; None takes rows with the
             same first image for one subject.
         kind: the column with the kind of prompt, if there is one.
+        target: the column with a real image of what the prompt asks for, if there is one; a cell may be empty.
 
     Raises:
         UserError: if `datasets` is not installed, cannot read the path, a column is missing, or there are more than 20
@@ -46,12 +47,14 @@ class HubDataset(LazyExamples[Example]):
         id: str | None = None,
         subject_id: str | None = None,
         kind: str | None = None,
+        target: str | None = None,
     ) -> None:
         self.rows, self.path = open_dataset(path, split), path
-        self.prompt, self.subject, self.id, self.subject_id, self.kind = prompt, subject, id, subject_id, kind
+        self.prompt, self.subject, self.id, self.subject_id = prompt, subject, id, subject_id
+        self.kind, self.target = kind, target
         self.references = [references] if isinstance(references, str) else list(references)
         known = list(self.rows.column_names)
-        for column in (prompt, *self.references, subject, id, subject_id, kind):
+        for column in (prompt, *self.references, subject, id, subject_id, kind, target):
             if column is not None and column not in known:
                 raise UserError(f"'{path}' has no column '{column}', only {', '.join(known)}.{nearest(column, known)}")
         if kind is not None:
@@ -76,10 +79,7 @@ class HubDataset(LazyExamples[Example]):
         prompt = row[self.prompt]
         if not isinstance(prompt, str) or not prompt.strip():
             raise UserError(f"{where}: column '{self.prompt}' has no prompt; leave the row out.")
-        read: list[tuple[Image.Image, Image.Image | None]] = []
-        for column in self.references:
-            values = row[column] if isinstance(row[column], list) else [row[column]]
-            read += [as_picture(value, f"{where}, column '{column}'") for value in values if value is not None]
+        read = [picture for column in self.references for picture in _pictures(row, column, where)]
         if not read:
             raise UserError(f"{where} has no image in {', '.join(self.references)}; leave it out.")
         pictures, masks = zip(*read, strict=True)
@@ -92,6 +92,7 @@ class HubDataset(LazyExamples[Example]):
             masks=masks if any(masks) else (),
             subject_id=who,
             kind=self._kind(row, where),
+            target=next((picture for picture, _ in _pictures(row, self.target, where)), None),
         )
 
     def all_kinds(self) -> list[str]:
@@ -102,6 +103,13 @@ class HubDataset(LazyExamples[Example]):
             return short_kind(str(row[self.kind] or "")) if self.kind else ""
         except ValueError as error:
             raise UserError(f"{where}, column '{self.kind}': {error}.") from None
+
+
+def _pictures(row: Mapping[str, Any], column: str | None, where: str) -> list[tuple[Image.Image, Image.Image | None]]:
+    """The pictures of a cell, which may hold none, one or a list."""
+    cell = row[column] if column else None
+    values = cell if isinstance(cell, list) else [cell]
+    return [as_picture(value, f"{where}, column '{column}'") for value in values if value is not None]
 
 
 def open_dataset(source: str | Path, split: str = "train") -> Any:

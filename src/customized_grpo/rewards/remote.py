@@ -34,7 +34,7 @@ TOKEN = "CGRPO_REWARD_TOKEN"
 
 
 class RemoteReward:
-    """Sends images, prompts, references and masks to a reward behind HTTP; in that reward's units.
+    """Sends images and examples (all but `weights`) to a reward behind HTTP; in that reward's units.
 
     Pictures travel as PNG, so images are rounded to 8 bits per channel: what a saved picture holds. What fails is
     tried again after `backoff` seconds, then twice that, and so on. A process of ours that crashed or hangs is started
@@ -180,7 +180,9 @@ def to_wire(images: Tensor, examples: Sequence[Example]) -> dict[str, Any]:
     pictures: list[Image] = []
     places: dict[int, int] = {}
 
-    def place(picture: Image) -> int:
+    def place(picture: Image | None) -> int | None:
+        if picture is None:
+            return None
         if id(picture) not in places:
             places[id(picture)] = len(pictures)
             pictures.append(picture)
@@ -197,7 +199,9 @@ def to_wire(images: Tensor, examples: Sequence[Example]) -> dict[str, Any]:
                 "prompt": example.prompt,
                 "subject": example.subject,
                 "references": [place(picture) for picture in example.references],
-                "masks": [None if mask is None else place(mask) for mask in example.masks],
+                "masks": [place(mask) for mask in example.masks],
+                "kind": example.kind,
+                "target": place(example.target),
             }
             for example in distinct.values()
         ],

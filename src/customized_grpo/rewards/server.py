@@ -63,6 +63,8 @@ class Example:
     references: tuple[Image.Image, ...]
     subject: str = ""
     masks: tuple[Image.Image | None, ...] = ()
+    kind: str = ""
+    target: Image.Image | None = None
 
 
 class BadRequest(Exception):
@@ -146,7 +148,9 @@ def read_request(request: Any) -> tuple[np.ndarray, Sequence[Example]]:
                 prompt=str(fields["prompt"]),
                 references=tuple(_pick(pictures, n) for n in fields["references"]),
                 subject=str(fields.get("subject", "")),
-                masks=tuple(None if n is None else _pick(pictures, n) for n in fields.get("masks", ())),
+                masks=tuple(_pick_or_none(pictures, n) for n in fields.get("masks", ())),
+                kind=str(fields.get("kind", "")),
+                target=_pick_or_none(pictures, fields.get("target")),
             )
             for fields in request["examples"]
         ]
@@ -174,6 +178,10 @@ def _pick(some: Sequence[Any], index: Any) -> Any:
     if type(index) is not int or not 0 <= index < len(some):
         raise IndexError(f"there is no number {index!r} among {len(some)}")
     return some[index]
+
+
+def _pick_or_none(some: Sequence[Any], index: Any) -> Any:
+    return None if index is None else _pick(some, index)
 
 
 def _check_pixels(pictures: Sequence[Image.Image], images: Sequence[Image.Image]) -> None:

@@ -17,12 +17,13 @@ def brightness(images, examples):
 
 
 def everything(images, examples):
-    """Depends on all that must arrive: pixels, prompt, subject, id, every reference and mask."""
+    """Depends on all that must arrive: pixels, prompt, subject, id, kind, every reference and mask, the target."""
     return [
         float(image[0, 0, 0]) * 255
-        + 1000 * len(example.prompt + example.subject + example.id)
+        + 1000 * len(example.prompt + example.subject + example.id + example.kind)
         + sum(reference.getpixel((0, 0))[2] for reference in example.references) * 1e-3
         + sum(-1 if mask is None else mask.getpixel((0, 0)) for mask in example.masks) * 1e5
+        + (example.target.getpixel((0, 0))[1] * 1e-1 if example.target else -7)
         for image, example in zip(images, examples, strict=True)
     ]
 
