@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +24,18 @@ from customized_grpo.settings.build import check_spec
 from customized_grpo.settings.identity import declared_roles
 from customized_grpo.settings.parse import describe_settings, parse_config
 from customized_grpo.studies.bench import PROTOCOLS, Bench, BenchFolder, BenchSettings, make_plan, read_bench
-from customized_grpo.studies.bench.findings import above_real, copying, kinds, levels, paired, published, real_levels
+from customized_grpo.studies.bench.findings import (
+    above_real,
+    compared,
+    copying,
+    kinds,
+    levels,
+    paired,
+    published,
+    real_levels,
+)
 from customized_grpo.studies.bench.record import write_table
-from customized_grpo.studies.bench.report import columns, publications, scores
+from customized_grpo.studies.bench.report import columns, differences, headline, publications, scores
 from studies.bench.tiny import COLOURS, METRICS, dreambench
 
 RECIPES = recipes.RECIPES / "bench"
@@ -161,6 +171,55 @@ def test_runs_pair_image_by_image(place: Path, plain: Bench) -> None:
     assert 0 < change.high - change.low < alone.high - alone.low  # pairing takes the subjects' own level out
     assert "task by task" in (place / "bright" / "report.html").read_text(encoding="utf-8")
     assert brighter.folder.against() == [(place / "plain").resolve()]
+
+
+def test_the_headline_is_the_verdict_against_the_baseline(place: Path, plain: Bench) -> None:
+    def shifted(**by: float) -> Bench:
+        values = plain.scores.values.copy()
+        for n, name in enumerate(plain.metrics):  # another amount for each subject, so that there is an interval
+            values[:, :, n] += [by.get(name, 0) * (1 + len(subject) / 10) for subject in plain.scores.subjects]
+        return replace(plain, scores=replace(plain.scores, values=values))
+
+    for by, answer in [
+        ({"clip_t": 0.1}, "better"),
+        ({"clip_t": 0.1, "dino": -0.1}, "undecided"),
+        ({"dino": -0.1}, "worse"),
+        ({"background_copied": -0.1}, "better"),
+        ({}, "undecided"),
+    ]:
+        assert compared(shifted(**by), plain).answer == answer
+    told = headline(shifted(clip_t=0.1), [plain])
+    value = levels(plain)["clip_t"].value + paired(shifted(clip_t=0.1), plain)["clip_t"].value
+    assert told.startswith(f"Better than plain base: CLIP-T {value:.3f} (+0.1")
+    assert "; no clear difference in DINO" in told
+
+
+def test_the_headline_without_a_baseline_is_held_against_real_images(place: Path, plain: Bench) -> None:
+    assert compared(plain).answer == "worse"  # noise is less like the subject than its photos
+    assert headline(plain).startswith("Worse than real images: DINO ")
+    assert "CLIP-T" not in headline(plain)  # nobody asked anything of a photo
+    pasted = plain.scores.values.copy()
+    pasted[:, :, 0] = [2 + len(subject) for subject in plain.scores.subjects]
+    pasted[:, :, 2] = np.nan
+    assert compared(replace(plain, scores=replace(plain.scores, values=pasted))).answer == "undecided"  # no gain
+    none = replace(plain, real=dict.fromkeys(plain.metrics, ()))
+    assert headline(none) == ", ".join(f"{plain.metrics[m].title} {levels(plain)[m].value:.3f}"
+                                       for m in ("dino", "clip_t"))  # fmt: skip
+
+
+def test_differences_are_shown_by_kind(place: Path, plain: Bench) -> None:
+    values = plain.scores.values.copy()
+    values[:, :3, 1] += 0.25  # the dog's
+    brighter = replace(plain, scores=replace(plain.scores, values=values))
+    rows: dict[str, Any] = {row.title: row.cells for row in differences(brighter, plain).rows}
+    assert list(rows) == ["all", "live", "object", "recontextualisation", "accessory", "property"]
+    assert [rows[kind][0] for kind in ("all", "live", "object")] == ["7", "3", "4"]
+    assert [rows[kind][2].value for kind in ("all", "live", "object")] == pytest.approx([0.25 * 3 / 7, 0.25, 0])
+
+
+def test_warnings_are_below_the_scores(plain: Bench) -> None:
+    report = (plain.folder.path / "report.md").read_text(encoding="utf-8")
+    assert 0 < report.index("## Scores") < report.index("departs from the protocol") < report.index("Published")
 
 
 def test_benches_that_do_not_pair_are_refused(place: Path, plain: Bench) -> None:
@@ -358,7 +417,7 @@ def test_published_numbers_are_held_against_their_own_protocol_alone(plain: Benc
     assert beside["UNO"] == ["uno", "UNO's authors", "no: other protocol", 0.760, 0.304, "–"]
     assert beside["Customized-GRPO"][:3] == ["customized-grpo", "its authors", "no: other protocol"]
 
-    def said(departures: list[str]) -> str:
+    def said(departures: list[str]) -> Any:
         bench = replace(plain, info={**plain.info, "protocol": "uno", "departures": departures})
         return {row.title: row.cells for row in publications(bench).rows}["UNO"][2]
 

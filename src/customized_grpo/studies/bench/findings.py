@@ -4,12 +4,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from customized_grpo.errors import UserError
-from customized_grpo.page import Plain, Remark, few_subjects
+from customized_grpo.page import Flipped, Plain, Remark, few_subjects
 from customized_grpo.settings.identity import same_result
 from customized_grpo.store.scores import Estimate, change, estimate, level
 from customized_grpo.studies.bench.record import Bench
@@ -85,8 +85,8 @@ def kinds(bench: Bench) -> list[tuple[str, list[bool]]]:
     return found
 
 
-def paired(bench: Bench, other: Bench) -> dict[str, Estimate]:
-    """`bench` less `other`, task by task, for the metrics that both have.
+def paired(bench: Bench, other: Bench, chosen: Sequence[bool] | None = None) -> dict[str, Estimate]:
+    """`bench` less `other`, task by task (or those chosen), for the metrics that both have.
 
     Raises:
         UserError: if they are not of the same protocol, tasks, noise and metrics.
@@ -103,7 +103,36 @@ def paired(bench: Bench, other: Bench) -> dict[str, Estimate]:
             why = why or f"it measures {name} with another metric"
     if why:
         raise UserError(f"'{other.folder.path}' does not pair with this bench: {why}.")
-    return {name: change(other.scores, bench.scores, name).difference for name in common}
+    before = other.scores if chosen is None else other.scores.select(chosen)
+    return _toned(bench, {name: change(before, bench.scores, name).difference for name in common})
+
+
+def _toned(bench: Bench, changes: Mapping[str, Estimate]) -> dict[str, Estimate]:
+    """The changes, with those of which less is better as such."""
+    return {name: Flipped(*some) if bench.metrics[name].role == "copy" else some for name, some in changes.items()}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The differences of a bench to its baseline, or to the real images, and what they say together."""
+
+    changes: Mapping[str, Estimate]
+    """By metric; of real images, only of those that they were scored by."""
+    answer: Literal["better", "worse", "undecided"]
+    """Better or worse if every clear difference says so, and undecided if there is none or they disagree."""
+
+
+def compared(bench: Bench, baseline: Bench | None = None) -> Verdict:
+    """A bench against another, or without one against the real images, of which identity above is no gain."""
+    if baseline is not None:
+        changes = paired(bench, baseline)
+    else:
+        found = {name: above_real(bench, name)[0] for name in bench.metrics}
+        changes = _toned(bench, {name: some for name, some in found.items() if np.isfinite(some.value)})
+    gains = [name for name in changes if baseline is not None or bench.metrics[name].role == "prompt"]
+    rose = any(changes[name].tone == "rose" for name in gains)
+    fell = any(some.tone == "fell" for some in changes.values())
+    return Verdict(changes, "undecided" if rose == fell else "better" if rose else "worse")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,17 @@ from typing import Any
 import numpy as np
 
 from customized_grpo import page
-from customized_grpo.page import Cell, Flipped, Shown
-from customized_grpo.page.formats import DASH, number
-from customized_grpo.studies.bench.findings import kinds, levels, paired, published, real_levels, remarks
+from customized_grpo.page import Cell, Shown
+from customized_grpo.page.formats import DASH, listed, number, with_interval
+from customized_grpo.studies.bench.findings import (
+    compared,
+    kinds,
+    levels,
+    paired,
+    published,
+    real_levels,
+    remarks,
+)
 from customized_grpo.studies.bench.record import Bench, read_bench
 
 REAL = (
@@ -44,9 +52,8 @@ def contents(bench: Bench, others: Sequence[Bench] = ()) -> page.Page:
         kind="Benchmark",
         title=bench.label,
         badges=[info["protocol"], f"{len(bench.tasks)} prompts × {bench.images} images"],
-        headline=headline(bench),
+        headline=headline(bench, others),
         lead=f"{info['about']} {info['source']}",
-        summary=[page.Remarks(remarks(bench))],
         sections=[
             page.Section("Scores", score_blocks(bench, others), brief=True),
             page.Section(
@@ -66,21 +73,29 @@ def contents(bench: Bench, others: Sequence[Bench] = ()) -> page.Page:
     )  # fmt: skip
 
 
-def headline(bench: Bench) -> str:
-    """The means in a line."""
-    found = levels(bench)
-    shown = {name: metric.title for name, metric in bench.metrics.items() if metric.role != "copy"}
-    return ", ".join(f"{title} {number(found[name].value)}" for name, title in shown.items())
+def headline(bench: Bench, others: Sequence[Bench] = ()) -> str:
+    """Whether it is better than the first of the others, or than the real images; the means where neither is known."""
+    found, verdict = levels(bench), compared(bench, others[0] if others else None)
+    told = {name: f"{metric.title} {number(found[name].value)}" for name, metric in bench.metrics.items()}
+    if not verdict.changes:
+        return ", ".join(text for name, text in told.items() if bench.metrics[name].role != "copy")
+    against = others[0].label if others else "real images"
+    clear = [f"{told[name]} ({with_interval(c)})" for name, c in verdict.changes.items() if c.verdict != "unclear"]
+    unclear = [told[name] for name, c in verdict.changes.items() if c.verdict == "unclear"]
+    evidence = [*clear, f"no clear difference in {listed(unclear)}"] if unclear else clear
+    beside = "than" if verdict.answer != "undecided" else "against"
+    return f"{verdict.answer.capitalize()} {beside} {against}: {'; '.join(evidence)}."
 
 
 # ---- tables
 
 
 def score_blocks(bench: Bench, others: Sequence[Bench]) -> list[page.Block]:
-    """The scores, the differences to other benches, and published numbers."""
+    """The scores, the differences to other benches, warnings, and published numbers."""
     note = page.Text(REAL.format(len(set(bench.scores.subjects))), "note")
     blocks: list[page.Block] = [scores(bench, others), note, *(differences(bench, other) for other in others)]
     blocks += [page.Text(PAIRED, "note")] if others else []
+    blocks += [page.Remarks(remarks(bench))]
     if (theirs := publications(bench)).rows:
         sources = dict.fromkeys(f"{entry.source} ({entry.about})" for entry in published(bench.metrics))
         blocks += [theirs, page.Text(PUBLISHED.format("; ".join(sources)), "note")]
@@ -107,13 +122,10 @@ def scores(bench: Bench, others: Sequence[Bench]) -> page.Table:
 
 
 def differences(bench: Bench, other: Bench) -> page.Table:
-    """This bench less another, task by task."""
-    found = {
-        name: Flipped(*change) if bench.metrics[name].role == "copy" else change
-        for name, change in paired(bench, other).items()
-    }
-    row = (f"{bench.label} minus {other.label}", cells(bench, found))
-    return page.table([row], first="difference", title=f"Minus {other.label}, task by task", strong=1)
+    """This bench less another, task by task: of all tasks, and by kind of subject and of prompt."""
+    parts = [("all", [True] * len(bench.tasks)), *kinds(bench)]
+    rows = [(title, {"prompts": str(sum(of)), **cells(bench, paired(bench, other, of))}) for title, of in parts]
+    return page.table(rows, first="kind", title=f"Minus {other.label}, task by task", strong=1)
 
 
 def breakdown(bench: Bench) -> page.Table:
