@@ -381,13 +381,24 @@ def test_what_a_home_exports_is_fine_by_any_path() -> None:
 
 HARMLESS = {
     *("path", "processor", "revision", "adapter", "adapter_revision", "transformer", "device", "dtype", "seed"),
-    *("batch_size", "segment", "reduce", "tolerance", "oracle", "images", "timeout", "start_timeout", "retries"),
+    *(
+        "batch_size",
+        "segment",
+        "segmenter",
+        "reduce",
+        "tolerance",
+        "oracle",
+        "images",
+        "timeout",
+        "start_timeout",
+        "retries",
+    ),
     *("backoff", "patience", "concurrency", "rubric", "model", "instructions", "longest_side", "prices"),
     *("aspect", "cache_mib", "fuse", "gradient_checkpointing", "guidance_scale", "true_cfg_scale", "height", "width"),
     *("lora", "max_text_tokens", "negative_prompt", "offload", "pipeline", "quantize", "reference_resolution"),
     *("resolution", "settings", "shift", "trainable", "count", "id", "kinds", "per_subject", "prompt", "references"),
     *("kind", "split", "subject", "subject_id", "max_tokens", "max_completion_tokens", "temperature", "extra_body"),
-    *("grey", "target_centre", "size", "passes", "graded", "whole_groups"),
+    *("grey", "target", "target_centre", "size", "passes", "graded", "whole_groups"),
 }
 """Arguments that were looked at: weights and data are read without running code, the rest are numbers and words."""
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from customized_grpo.data.images import to_tensor
 from customized_grpo.rewards.contract import check_reward
-from customized_grpo.rewards.copying import BackgroundCopied, Diversity, PoseCopied
+from customized_grpo.rewards.copying import BackgroundCopied, Diversity, PoseCopied, ReferenceCopied
 from customized_grpo.structures import Example
 from customized_grpo.toyworld.dataset import ToyExample, ToyWorld
 from customized_grpo.toyworld.draw import background, render
@@ -128,3 +129,16 @@ def test_diversity_by_an_encoder(tmp_path: Path) -> None:
 def test_measures_obey_the_contract(measure) -> None:
     examples = [task for task in ToyWorld("eval", 3)[:] for _ in range(2)]
     check_reward(measure, torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0)), examples)
+
+
+def test_reference_copied_tells_a_copy_from_a_new_image_of_the_subject() -> None:
+    examples, measure = ToyWorld("eval", 3)[:], ReferenceCopied("toyworld:dino")
+    copies = torch.stack([to_tensor(task.references[0]) for task in examples])
+    targets = torch.stack([to_tensor(task.target) for task in examples])
+    torch.testing.assert_close(measure(copies, examples), torch.ones(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(measure(targets, examples), -torch.ones(3), atol=1e-3, rtol=0)
+    second = replace(examples[0], references=(examples[1].references[0], examples[0].references[0]))
+    bare = replace(examples[0], target=None)
+    scores = measure(copies[[0, 0, 2]], [second, bare, examples[2]])
+    assert (float(scores[0]), bool(scores[1].isnan()), float(scores[2])) == pytest.approx((1.0, True, 1.0), abs=1e-3)
+    check_reward(measure, copies, examples)

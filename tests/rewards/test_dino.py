@@ -112,3 +112,21 @@ def test_identity_with_a_target_is_a_sigmoid_of_its_cosine(models, images):
     cosines = DinoReward(models["dino2"])(images, [tiny.Example("t", "p", (target,))] * 3)
     assert torch.allclose(scores[[0, 2]], torch.sigmoid(7 * (cosines[[0, 2]] - 0.5)), atol=1e-5)
     assert scores[1].isnan()
+
+
+def test_the_subject_of_the_image_is_cut_out(models, images, monkeypatch):
+    """The segmenter sees the image, and what lies outside its mask is white before it is embedded."""
+
+    def left_half(picture):
+        mask = Image.new("L", picture.size, 0)
+        mask.paste(255, (0, 0, picture.width // 2, picture.height))
+        return mask
+
+    monkeypatch.setattr("customized_grpo.data.segment.make_segmenter", lambda name: {"half": left_half}[name])
+    cut = images.clone()
+    cut[..., images.shape[-1] // 2 :] = 1
+    examples = [tiny.example()] * len(images)
+    whole = DinoReward(models["dino2"])
+    scores = DinoReward(models["dino2"], segmenter="half")(images, examples)
+    torch.testing.assert_close(scores, whole(cut, examples))
+    assert (scores - whole(images, examples)).abs().max() > 1e-3

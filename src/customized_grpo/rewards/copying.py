@@ -12,10 +12,11 @@ from torch import Tensor
 
 from customized_grpo.data.images import resized, to_pil, to_tensor
 from customized_grpo.data.masks import subject_mask
-from customized_grpo.rewards.contract import once_per_example
+from customized_grpo.functional.similarity import copying
+from customized_grpo.rewards.contract import groups, once_per_example
 from customized_grpo.structures import Example
 
-__all__ = ["BackgroundCopied", "Diversity", "PoseCopied"]
+__all__ = ["BackgroundCopied", "Diversity", "PoseCopied", "ReferenceCopied"]
 """What a configuration can name as a metric."""
 
 
@@ -61,6 +62,36 @@ class PoseCopied:
             return F.cosine_similarity(a - a.mean(), b - b.mean(), dim=0)
 
         return _most_alike(images, examples, correlation, lambda example: True)
+
+
+class ReferenceCopied:
+    """Copy-paste: whether an image is nearer to the reference (1) or to the target (-1), by DINO. Lower is better.
+
+    `functional.similarity.copying` of the embeddings, of the nearest of several references. NaN without a target.
+
+    Args:
+        path: the encoder, as in `DinoReward`.
+
+    Source: WithAnyone (arXiv 2510.14975).
+    """
+
+    name = "reference_copied"
+
+    def __init__(self, path: str = "facebook/dino-vits16") -> None:
+        from customized_grpo.rewards.dino import DinoReward
+
+        self.encoder = DinoReward(path, segment=False)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
+        scores = torch.full((len(images),), torch.nan)
+        for rows in groups(examples):
+            example = examples[rows[0]]
+            if example.target is not None:
+                image = self.encoder.embed(images[rows]).unsqueeze(1)
+                target, *references = self.encoder.embed_pictures([example.target, *example.references])
+                scores[rows] = copying(image, target, torch.stack(references)).amax(dim=1).cpu()
+        return scores
 
 
 class Diversity:

@@ -1,6 +1,6 @@
 """Identity by DINO: is it still my subject?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +10,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from customized_grpo.data.images import Preprocess, grey, segmented, to_tensor
+from customized_grpo.data.images import Preprocess, grey, segmented, to_pil, to_tensor
 from customized_grpo.errors import UserError
 from customized_grpo.functional.similarity import target_identity
 from customized_grpo.rewards.contract import (
@@ -41,6 +41,8 @@ class DinoReward:
         path: a DINO, DINOv2 or DINOv3 folder or hub id with its image processor; `toyworld:dino` is the packaged one,
             `facebook/dino-vits16` the benchmark's.
         segment: paint everything outside a reference's mask white before it is embedded, where there is a mask.
+        segmenter: paint everything outside the subject of the image white too, as this one finds it: `rembg`, or a
+            folder or hub id of a segmentation model of transformers. An image without a subject is white.
         grey: compare brightness alone, for prompts that change the colour of the subject.
         target_centre: compare with the example's target in place of its references: the score is the `target_identity`
             of the cosine, in [0, 1], and this the cosine that counts half, 0.65 in DyRef. The target shows the subject
@@ -60,6 +62,7 @@ class DinoReward:
         path: str | Path = "facebook/dinov2-base",
         *,
         segment: bool = True,
+        segmenter: str | None = None,
         grey: bool = False,
         target_centre: float | None = None,
         reduce: Reduce = "mean",
@@ -69,8 +72,11 @@ class DinoReward:
     ) -> None:
         from transformers import AutoConfig, AutoModel
 
+        from customized_grpo.data.segment import make_segmenter
+
         self.segment, self.grey, self.target_centre, self.batch_size = segment, grey, target_centre, batch_size
         self.reduce: Reduce = check_reduce(reduce)
+        self.find = None if segmenter is None else make_segmenter(segmenter)
         kind = load("a DINO model", path, partial(AutoConfig.from_pretrained, **NO_CODE), revision).model_type
         if kind not in FAMILIES:
             raise UserError(f"'{path}' is a {kind} model; DinoReward takes one of {', '.join(FAMILIES)}.")
@@ -82,6 +88,8 @@ class DinoReward:
     @torch.no_grad()
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
         """Shape (B,). Source: DINO score of DreamBooth, Ruiz et al. 2023, sec. 4.2."""
+        if self.find is not None:
+            images = torch.stack([self._cut_out(image, self.find) for image in images])
         if self.target_centre is not None:
             return self._of_targets(images, examples, self.target_centre)
         pictures = segmented if self.segment else lambda example: list(example.references)
@@ -97,6 +105,10 @@ class DinoReward:
             for row, cosine, example in zip(rows, cosines, known, strict=True):
                 scores[row] = target_identity(cosine.expand(len(example.references)), centre=centre)
         return scores
+
+    def _cut_out(self, image: Tensor, find: Callable[[Image], Image]) -> Tensor:
+        mask = to_tensor(find(to_pil(image)))[:1].to(image)
+        return image * mask + (1 - mask)
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] to (B, D), of length 1."""
