@@ -14,8 +14,12 @@ from customized_grpo.data.importers import import_folder
 TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 
 
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
 def block(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)[0]
+    return blocks(language)[0]
 
 
 def test_the_manifest(tmp_path):
@@ -44,5 +48,5 @@ def test_functions_and_settings_exist():
         assert list(inspect.signature(getattr(importers, name)).parameters)[: arguments.count(",") + 1] == (
             arguments.split(", ")
         )
-    for spec in yaml.safe_load(block("yaml"))["data"].values():
+    for spec in [spec for text in blocks("yaml") for spec in yaml.safe_load(text)["data"].values()]:
         assert set(spec) - {"use"} <= set(inspect.signature(HubDataset).parameters)

@@ -13,6 +13,8 @@ from customized_grpo.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "TGA", "HEIF")
 """What is decoded, where the installed Pillow can. The others start programs, such as Ghostscript, or are no photos."""
+PICTURES = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
+"""Endings of the files that are images."""
 MAX_PIXELS = 120_000_000
 """More than any camera with one sensor but the largest phones write. Decoding takes about 10 bytes for each."""
 NONZERO = "nonzero"

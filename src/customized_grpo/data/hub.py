@@ -1,4 +1,4 @@
-"""Data sets of the `datasets` package: a folder it saved, parquet files, or a hub id."""
+"""Data sets of the `datasets` package (a folder it saved, parquet files, a hub id), and WebDataset shards."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +9,7 @@ from PIL import Image
 
 from customized_grpo.data.decode import read_picture
 from customized_grpo.data.examples import PhotoExample, check_kinds, short_kind
+from customized_grpo.data.shards import Shards
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.libraries import library_problem
 from customized_grpo.shell import install
@@ -20,7 +21,8 @@ class HubDataset(LazyExamples[Example]):
     """Columns of a data set as examples, read when asked for.
 
     Args:
-        path: a folder that `datasets` saved, parquet files (or their folder), or a hub id.
+        path: a folder that `datasets` saved, parquet files (or their folder), or a hub id; or WebDataset shards (their
+            folder, or a pattern such as `shards/train-*.tar`), whose columns are the endings of the members.
         split: which of its splits.
         prompt: the column with the prompts.
         references: the columns with pictures, or lists of pictures, of the subject.
@@ -113,17 +115,19 @@ def _pictures(row: Mapping[str, Any], column: str | None, where: str) -> list[tu
 
 
 def open_dataset(source: str | Path, split: str = "train") -> Any:
-    """One split of a data set through the `datasets` package: a folder it saved, parquet files, or a hub id.
+    """WebDataset shards, or one split of a data set of `datasets`: a folder it saved, parquet files, or a hub id.
 
     Raises:
-        UserError: if the package is missing, or it cannot read the source.
+        UserError: if the package is missing, or the source cannot be read.
     """
+    place = Path(source).expanduser()
+    if shards := _shards(place):
+        return Shards(shards)
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         missing = UserError(f"Reading '{source}' needs the datasets package; {install('data')}.")
         raise library_problem(error) or missing from error
-    place = Path(source).expanduser()
     try:
         if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
             saved = datasets.load_from_disk(str(place))
@@ -137,6 +141,12 @@ def open_dataset(source: str | Path, split: str = "train") -> Any:
             raise UserError(f"Could not read '{source}': {problem}.") from error
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"Could not read split '{split}' of '{source}' ({type(error).__name__}: {reason}).") from error
+
+
+def _shards(place: Path) -> list[Path]:
+    if place.suffix == ".tar":
+        return sorted(place.parent.glob(place.name)) or [place]
+    return sorted(place.glob("*.tar"))
 
 
 def as_picture(value: Any, name: str) -> tuple[Image.Image, Image.Image | None]:

@@ -7,17 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from PIL import Image
-
-from customized_grpo.data.decode import FORMATS, NONZERO
+from customized_grpo.data.decode import NONZERO, PICTURES
 from customized_grpo.data.examples import Record, identities
 from customized_grpo.data.hub import as_picture, open_dataset
 from customized_grpo.data.images import png
 from customized_grpo.errors import UserError
 from customized_grpo.store import check_place, is_file, read_json, read_text, write
 
-PICTURES = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
-"""Endings of the files that are images."""
 T = TypeVar("T")
 References = Literal["first", "all", "each"]
 """Of a subject's images: the first is the reference; all are, together; or each is, in examples of its own."""
