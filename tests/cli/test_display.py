@@ -4,10 +4,10 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 import fakes
 from customized_grpo import DinoReward, Display, FluxKontextPolicy, Trainer, TrainerConfig, UserError
+from customized_grpo.cli.terminal import PlainConsole
 
 
 def trainer(folder: Path, reward=fakes.red) -> Trainer:
@@ -22,7 +22,7 @@ def trainer(folder: Path, reward=fakes.red) -> Trainer:
 
 def test_a_display_shows_progress_and_writes_the_report(tmp_path: Path) -> None:
     shown = io.StringIO()
-    display = Display(Console(file=shown, force_terminal=True, width=200))
+    display = Display(PlainConsole(file=shown, force_terminal=True, width=200))
     result = trainer(tmp_path / "run").train(display)
     assert display.report == result.run / "report.html"
     assert display.report.is_file()
@@ -33,7 +33,7 @@ def test_a_display_shows_progress_and_writes_the_report(tmp_path: Path) -> None:
 
 
 def test_a_display_lets_go_of_the_terminal_after_an_error(tmp_path: Path) -> None:
-    display = Display(Console(file=io.StringIO(), force_terminal=True))
+    display = Display(PlainConsole(file=io.StringIO(), force_terminal=True))
     with pytest.raises(UserError, match="failed"):
         trainer(tmp_path / "run", fakes.raising(ValueError("no"))).train(display)
     assert display.progress is None

@@ -66,8 +66,8 @@ def run_grid(
     started = time.monotonic()
 
     def say(text: str) -> None:
-        console.print(f"{duration(time.monotonic() - started):>6}", style="dim", highlight=False, end="  ")
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(f"{duration(time.monotonic() - started):>6}", style="dim", end="  ")
+        console.print(text, soft_wrap=True)
 
     try:
         run_cells([base], threads=threads, say=say)
@@ -76,7 +76,7 @@ def run_grid(
         ended = run_cells(made, workers=workers, threads=threads, say=say)
     except KeyboardInterrupt:
         console.print("Stopped; everything is saved. Resume with:", end=" ")
-        console.print(command("compare", "--resume", root), style="bold", highlight=False, soft_wrap=True)
+        console.print(command("compare", "--resume", root), style="bold", soft_wrap=True)
         raise
     _finish(console, root, ended)
     return root
@@ -96,16 +96,16 @@ def show_status(console: Console, folder: Path) -> dict[str, State]:
     page.show_block(console, page.Table([f"seed {seed}" for seed in grid.seeds], rows, title=str(folder)))
     counts = {status: sum(s.status == status for s in found.values()) for status in SIGNS}
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    console.print(f"base {state(base).status}; {told}", highlight=False)
+    console.print(f"base {state(base).status}; {told}")
     for cell in made:
         if (where := found[cell.name]).status in ("failed", "damaged"):
             why = where.note or last_line(cell.log)
-            console.print(f"{cell.name}: {where.status}, {why}", highlight=False, soft_wrap=True)
+            console.print(f"{cell.name}: {where.status}, {why}", soft_wrap=True)
     done = sum(s.iteration for s in found.values())
     left = sum(cell.config.training.iterations for cell in made) - done
     if done and left:
         seconds = left * sum(s.seconds for s in found.values()) / done
-        console.print(f"about {duration(seconds)} of one worker left", highlight=False)
+        console.print(f"about {duration(seconds)} of one worker left")
     return found
 
 

@@ -58,7 +58,7 @@ def import_(
         more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
         lines.append(f"left out, {reason}: {', '.join(names[:NAMED])}{more}")
     lines.append(f"next: {command('data', 'check', done.manifest)}")
-    console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def masks(
         segment = make_segmenter(model)
         with _counted("masks") as progress:
             examples, empty = mask_folder(source, segment, progress=progress)
-        console.print(f"{len(examples)} masks beside the images of {source}", highlight=False, soft_wrap=True)
+        console.print(f"{len(examples)} masks beside the images of {source}", soft_wrap=True)
     else:
         from customized_grpo.data import JsonlDataset
 
@@ -104,10 +104,10 @@ def masks(
             JsonlDataset(done.manifest).spread(),
             [name for names in done.left_out.values() for name in names],
         )
-        console.print(f"{done.manifest}: {done.examples} examples", highlight=False, soft_wrap=True)
+        console.print(f"{done.manifest}: {done.examples} examples", soft_wrap=True)
     if empty:
         more = f", and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
-        console.print(f"nothing found in {', '.join(empty[:NAMED])}{more}", highlight=False, soft_wrap=True)
+        console.print(f"nothing found in {', '.join(empty[:NAMED])}{more}", soft_wrap=True)
     _write_sheet(examples[:count], target)
 
 
@@ -123,14 +123,12 @@ def split(
     from customized_grpo.data.splits import ENOUGH, split_manifest
 
     trained, held = split_manifest(manifest, output, share=share, fold=fraction(fold, "--fold"), seed=seed)
-    console.print(f"{output}: {trained} subjects for training, {held} held out", highlight=False, soft_wrap=True)
+    console.print(f"{output}: {trained} subjects for training, {held} held out", soft_wrap=True)
     if held < ENOUGH:
         folds = command("data", "split", manifest, f"{output.stem}-1.jsonl", "--fold", "1/5")
         advice = "train on every fold and take their scores together" if fold else f"make five folds (`{folds}` to 5/5)"
         subjects = f"{held} held-out subject{'s are' if held > 1 else ' is'}"
-        console.print(
-            f"{subjects} too few to tell small changes from chance; {advice}.", highlight=False, soft_wrap=True
-        )
+        console.print(f"{subjects} too few to tell small changes from chance; {advice}.", soft_wrap=True)
 
 
 @app.command()
@@ -162,7 +160,7 @@ def _write_sheet(examples: "Sequence[Example]", path: Path) -> None:
     if examples:
         with replacing(path, new=True) as draft:
             contact_sheet(examples).save(draft, "PNG" if path.suffix.lower() == ".png" else "JPEG")
-        console.print(f"look at {path}", highlight=False, soft_wrap=True)
+        console.print(f"look at {path}", soft_wrap=True)
 
 
 @app.command()
@@ -179,7 +177,6 @@ def check(
     splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
     console.print(
         f"{report.examples} examples ({splits or 'none'}), {report.subjects} subjects, {report.pictures} images",
-        highlight=False,
     )
     if report.findings:
         table = Table("problem", "location", "message")
@@ -192,7 +189,7 @@ def check(
         console.print(table)
         for kind, count in counts.items():
             if count > shown:
-                console.print(f"... and {count - shown} more of: {kind}", highlight=False)
+                console.print(f"... and {count - shown} more of: {kind}")
     if report.usable:
         console.print("usable", style="bold green")
         return

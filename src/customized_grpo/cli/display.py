@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from customized_grpo import page
 from customized_grpo.cli.terminal import new_console
@@ -18,14 +17,12 @@ from customized_grpo.shell import command, program
 from customized_grpo.store.run import read_run
 from customized_grpo.store.scores import Scores
 from customized_grpo.studies.report.alarms import alarms
-from customized_grpo.studies.report.run import compared
+from customized_grpo.studies.report.run import STAGES, compared
 from customized_grpo.studies.report.verdict import Verdict, kind_name
 from customized_grpo.train.evaluation import Evaluation
 from customized_grpo.train.preflight import Summary
 from customized_grpo.train.settings import VERIFIED
 from customized_grpo.train.trainer import Observer, Result
-
-STAGES = ("rollout", "decode", "rewards", "update", "evaluation", "other")
 
 
 class Display(Observer):
@@ -44,10 +41,8 @@ class Display(Observer):
 
     def on_start(self, summary: Summary) -> None:
         self.rewards = summary.rewards
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="bold")
         share = summary.trainable_parameters / summary.total_parameters
-        rows = {
+        facts = {
             "run": str(summary.run),
             "model": f"{summary.model} on {summary.device}, {summary.trainable_parameters:,} of "
             f"{summary.total_parameters:,} parameters trainable ({share:.1%})",
@@ -56,14 +51,10 @@ class Display(Observer):
             f"images on {summary.processes} process{'es' if summary.processes > 1 else ''}, about "
             f"{duration(summary.expected_seconds)}",
             "memory": f"about {summary.memory}",
+            "verified": VERIFIED.get(summary.verified or "", summary.verified or ""),
+            "resumed": f"after iteration {summary.start_iteration}" * bool(summary.start_iteration),
         }
-        if summary.verified:
-            rows["verified"] = VERIFIED.get(summary.verified, summary.verified)
-        if summary.start_iteration:
-            rows["resumed"] = f"after iteration {summary.start_iteration}"
-        for name, value in rows.items():
-            table.add_row(name, value)
-        self.console.print(table)
+        page.show_block(self.console, page.Facts(list(facts.items())))
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
@@ -98,7 +89,7 @@ class Display(Observer):
         try:
             self.report = write_report(run, status)
         except (UserError, OSError) as error:  # the run is complete without its report
-            self.console.print(f"The report could not be written: {error}", highlight=False)
+            self.console.print(f"The report could not be written: {error}")
 
     def on_stop(self) -> None:
         if self.progress is not None:
@@ -108,11 +99,11 @@ class Display(Observer):
 
 def show_scores(console: Console, label: str, scores: Scores) -> None:
     """Print the means of one evaluation, and below them those of every kind of prompt."""
-    console.print(f"{label}: {summary(scores)}", highlight=False)
+    console.print(f"{label}: {summary(scores)}")
     kinds = scores.distinct_kinds()
     width = max((len(kind_name(kind)) for kind in kinds), default=0)
     for kind in kinds:
-        console.print(f"  {kind_name(kind):<{width}}  {summary(scores, kind)}", highlight=False)
+        console.print(f"  {kind_name(kind):<{width}}  {summary(scores, kind)}")
 
 
 def show_verdict(console: Console, verdict: Verdict) -> None:
@@ -120,7 +111,7 @@ def show_verdict(console: Console, verdict: Verdict) -> None:
     if not verdict.changes:
         return
     answer, _ = verdict.headline()
-    console.print(answer, style="bold", highlight=False)
+    console.print(answer, style="bold")
     title = "Held-out subjects, same prompts and noise: before → after, change [95 % interval]; * not trained on"
     page.show_block(console, replace(verdict.table(), title=title) if verdict.by_kind else changes_table(verdict))
     page.show_block(console, page.Remarks(alarms(verdict)))
@@ -146,20 +137,18 @@ def show_result(console: Console, result: Result, report: Path | None) -> None:
         console.print("Stopped early: the held-out worst-reward gain no longer improved (training.early_stop).")
     if result.interrupted:
         console.print("Stopped; everything is saved. Resume with:", end=" ")
-        console.print(command("train", "--resume", result.run), style="bold", highlight=False, soft_wrap=True)
+        console.print(command("train", "--resume", result.run), style="bold", soft_wrap=True)
     trained = adapter(result.run)
     kind = "weights" if trained and (trained / "transformer").is_dir() else "adapter"
-    lines = {"report": report, kind: trained, "images": result.run / "samples"}
-    for name, path in lines.items():
-        if path is not None and path.exists():
-            console.print(f"{name:<9} {path}", highlight=False, soft_wrap=True)
+    written = {"report": report, kind: trained, "images": result.run / "samples"}
+    facts = [(name, str(path)) for name, path in written.items() if path is not None and path.exists()]
     if not result.interrupted:
-        console.print(
-            f"took      {duration(result.seconds)}\n"
-            f"next      {command('generate', '--run', result.run)}      generate images\n"
-            f"          {program('tensorboard')} --logdir {shlex.quote(str(result.run))}      show the curves",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+        facts += [
+            ("took", duration(result.seconds)),
+            ("next", f"{command('generate', '--run', result.run)}      generate images"),
+            ("", f"{program('tensorboard')} --logdir {shlex.quote(str(result.run))}      show the curves"),
+        ]
+    page.show_block(console, page.Facts(facts))
 
 
 def adapter(run: Path) -> Path | None:

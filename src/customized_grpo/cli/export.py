@@ -65,22 +65,25 @@ def export_command(
     prefix = _free_prefix(place) if described else ""
     texts = _documents(folder, config, target, found, place.name, prefix) if described else {}
     written = export_adapter(found / "adapter", output, format, pipeline=pipeline)
-    _say(console, f"{written}  ({found.name})")
+    console.print(f"{written}  ({found.name})", soft_wrap=True)
     if not described:
-        _say(console, f"There is no {CARD} or {SCRIPT}: they are written for pipelines in the format diffusers alone.")
+        console.print(
+            f"There is no {CARD} or {SCRIPT}: they are written for pipelines in the format diffusers alone.",
+            soft_wrap=True,
+        )
         return
     for name, text in texts.items():
-        _say(console, str(write(place.with_name(prefix + name), text, new=True)))
+        console.print(str(write(place.with_name(prefix + name), text, new=True)), soft_wrap=True)
     if prefix:
-        _say(console, f"'{place.parent}' has a {CARD} or {SCRIPT} already, which was kept, hence the longer names.")
-    _say(console, f"Use {prefix}{SCRIPT}. {_differences(_template(config, target))}")
+        console.print(
+            f"'{place.parent}' has a {CARD} or {SCRIPT} already, which was kept, hence the longer names.",
+            soft_wrap=True,
+        )
+    console.print(f"Use {prefix}{SCRIPT}. {_differences(_template(config, target))}", soft_wrap=True)
     if push:
         texts = _documents(folder, config, target, found, place.name)
-        _say(console, _push(hub, push, {place.name: written, **{name: text.encode() for name, text in texts.items()}}))
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+        files = {place.name: written, **{name: text.encode() for name, text in texts.items()}}
+        console.print(_push(hub, push, files), soft_wrap=True)
 
 
 def _free_prefix(output: Path) -> str:

@@ -140,4 +140,4 @@ def evaluate_command(
         after = measure(load_trained(policy, source.run, source.iteration))
         show_verdict(console, Verdict(base, after))
     if output is not None:
-        console.print(f"scores and images: {output}", highlight=False, soft_wrap=True)
+        console.print(f"scores and images: {output}", soft_wrap=True)

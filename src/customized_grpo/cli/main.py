@@ -4,9 +4,8 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -65,7 +64,7 @@ def _root(
     debug: Annotated[bool, typer.Option(DEBUG, help="Show tracebacks and warnings; may be given anywhere.")] = False,
 ) -> None:
     if version:
-        console.print(__version__, highlight=False)
+        console.print(__version__)
         raise typer.Exit
 
 
@@ -93,8 +92,8 @@ def train(
             console.print(
                 f"'{resume}' has finished its {done} iterations. To continue training, increase their number: "
                 f"{command('train', '--resume', resume, f'training.iterations={2 * done}')}",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+                soft_wrap=True,
+            )
             return
     else:
         config = load_config(file, overrides)
@@ -140,14 +139,7 @@ def generate(
     sheet = draw(policy, example, lambda: load_trained(policy, folder, checkpoint), count, seed, config)
     with replacing(target, new=True) as draft:
         sheet.save(draft, Image.registered_extensions()[target.suffix.lower()])
-    console.print(f'"{example.prompt}"\n{target}', highlight=False, soft_wrap=True)
-
-
-class Format(str, Enum):
-    """Format of an exported adapter."""
-
-    diffusers = "diffusers"
-    kohya = "kohya"
+    console.print(f'"{example.prompt}"\n{target}', soft_wrap=True)
 
 
 @app.command()
@@ -155,7 +147,9 @@ def export(
     run: Run,
     output: Annotated[Path, typer.Option(help="New file to write, ending in .safetensors.")],
     checkpoint: Checkpoint = None,
-    format: Annotated[Format, typer.Option(help="diffusers, or kohya for ComfyUI (FLUX only).")] = Format.diffusers,
+    format: Annotated[
+        Literal["diffusers", "kohya"], typer.Option(help="diffusers, or kohya for ComfyUI (FLUX only).")
+    ] = "diffusers",
     push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload to this hub repository too.")] = None,
     trust_code: TrustCode = False,
 ) -> None:
@@ -163,7 +157,7 @@ def export(
     from customized_grpo.cli.export import export_command
 
     quiet_libraries()
-    export_command(console, run, output, checkpoint, format.value, push, trust_code)
+    export_command(console, run, output, checkpoint, format, push, trust_code)
 
 
 @app.command(name="eval")
@@ -201,12 +195,12 @@ def config(
 
         quiet_libraries()
         unchecked = check_config(resolved, foreign=False).unchecked
-        console.print(f"{file or 'The configuration'} is valid.", highlight=False)
+        console.print(f"{file or 'The configuration'} is valid.")
         if unchecked:
             console.print(
                 f"Not checked, because that would run code or download data: {', '.join(unchecked)}.",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+                soft_wrap=True,
+            )
     else:
         typer.echo(to_yaml(resolved), nl=False)
 
@@ -247,7 +241,7 @@ def report(
         from customized_grpo.studies.bench.report import write_report
     else:
         from customized_grpo.studies.report import write_report
-    console.print(str(write_report(folder)), highlight=False, soft_wrap=True)
+    console.print(str(write_report(folder)), soft_wrap=True)
 
 
 @app.command()
@@ -377,7 +371,7 @@ def _fail(sentence: str, debug: bool, status: int = 2, advice: str = "") -> None
     errors.print("error:", style="bold red", end=" ")
     for text in (sentence, advice):
         if text:
-            errors.print(" ".join(text.split()), highlight=False, soft_wrap=True)
+            errors.print(" ".join(text.split()), soft_wrap=True)
     sys.exit(status)
 
 

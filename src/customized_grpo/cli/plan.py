@@ -21,12 +21,12 @@ def show_plan(
     console.print(
         f"Parameters: transformer {_billions(sizes.transformer)}, of them trained {_billions(sizes.trained)}; text "
         f"encoders {_billions(sizes.encoders)}; VAE {_billions(sizes.vae)}.",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        soft_wrap=True,
+    )
     console.print(_memory_table(planner, given))
     console.print(_time_table(planner, given, gpu, share))
     for line in (*_cost(planner, given, gpu, share, price), *_verdict(planner, given, name, gpu, share)):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 SIZES = ("4090", "a6000", "h100-80", "h200")

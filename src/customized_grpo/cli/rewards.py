@@ -71,9 +71,9 @@ def install(
     console.print(f"weights, downloaded when first used: {environment.weights}", soft_wrap=True)
     console.print(f"GPU memory: {environment.memory} (computed, not measured)", soft_wrap=True)
     for command in commands(environment, place):
-        console.print(shlex.join(command), soft_wrap=True, highlight=False)
+        console.print(shlex.join(command), soft_wrap=True)
     if dry_run:
         return
     make(environment, place)
     console.print(f"ready in {place}. To use it:", soft_wrap=True)
-    console.print(environment.use.format(folder=place), soft_wrap=True, highlight=False)
+    console.print(environment.use.format(folder=place), soft_wrap=True)

@@ -48,11 +48,12 @@ def fraction(text: str | None, option: str) -> tuple[int, int] | None:
 class PlainConsole(Console):
     """Prints strings as they are: prompts, paths and names may hold brackets, emoji codes and control characters.
 
-    Style comes from arguments and `Text`, never from markup. What the output cannot show is written as an escape.
+    Style comes from arguments and `Text`, never from markup or the look of a word. What the output cannot show is
+    written as an escape.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, emoji=False, **options)
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text.expandtabs(), self.encoding), **options)
@@ -69,7 +70,7 @@ def show_trusted(console: Console, found: "Iterable[Item]") -> None:
     from customized_grpo.trust import describe
 
     if found and os.environ.get("RANK", "0") == "0":
-        console.print(f"trusted: {describe(found)}", highlight=False, soft_wrap=True)
+        console.print(f"trusted: {describe(found)}", soft_wrap=True)
 
 
 def quiet_libraries() -> None:
