@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from PIL import Image
+
 from customized_grpo.page.blocks import Figure, ImageCell, ImageGrid, ImageRow
+from customized_grpo.page.plots import save
+from customized_grpo.page.sheets import grid
 from customized_grpo.store import replacing
 
 if TYPE_CHECKING:
@@ -24,8 +29,6 @@ def embed_plot(
     figure: matplotlib.figure.Figure, folder: Path, name: str, *, title: str, caption: str = "", alt: str = ""
 ) -> Figure:
     """Write a plot as SVG and PNG into `folder`/plots and embed it."""
-    from customized_grpo.page.plots import save
-
     path = save(figure, folder / "plots", name)
     width = round(figure.get_figwidth() * 100)
     return Figure(_uri("image/svg+xml", path.read_bytes()), title, alt or title, width, caption, f"plots/{path.name}")
@@ -37,8 +40,6 @@ def embed(path: Path, *, base: Path, alt: str, title: str = "", caption: str = "
     Raises:
         OSError: if it cannot be read as an image.
     """
-    from PIL import Image
-
     content, kind = path.read_bytes(), "image/png"
     with Image.open(io.BytesIO(content)) as opened:
         opened.load()
@@ -51,8 +52,6 @@ def embed(path: Path, *, base: Path, alt: str, title: str = "", caption: str = "
 
 def thumbnail(path: Path, size: int = 320) -> str:
     """An image file of at most `size` pixels as a data URI."""
-    from PIL import Image
-
     with Image.open(path) as opened:
         return _uri("image/jpeg", jpeg(opened, (size, size), 88))
 
@@ -76,10 +75,6 @@ def image_grid(headers: Sequence[str], rows: Sequence[Shown], folder: Path, name
         folder: of the page.
         name: of the file.
     """
-    from PIL import Image
-
-    from customized_grpo.page.sheets import grid
-
     if not rows:
         return ImageGrid([], [])
     found, sheet = [], []
@@ -97,16 +92,11 @@ def image_grid(headers: Sequence[str], rows: Sequence[Shown], folder: Path, name
 
 def evenly(count: int, most: int) -> list[int]:
     """At most `most` of the indices below `count`, at even steps from the first to the last."""
-    import numpy as np
-
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most)).tolist()})
 
 
-def jpeg(image: object, size: tuple[int, int], quality: int) -> bytes:
+def jpeg(image: Image.Image, size: tuple[int, int], quality: int) -> bytes:
     """An image of at most `size` pixels as a JPEG file."""
-    from PIL import Image
-
-    assert isinstance(image, Image.Image)
     small = image.convert("RGB")
     small.thumbnail(size)
     buffer = io.BytesIO()

@@ -1,9 +1,14 @@
 """A page as HTML, as Markdown and in the terminal."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from customized_grpo.page import blocks as b
 from customized_grpo.page import formats
@@ -31,22 +36,14 @@ def anchor(text: str) -> str:
 
 def to_html(page: Page) -> str:
     """One self-contained file; every string is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     environment = Environment(
-        loader=PackageLoader("customized_grpo.page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=formats.number,
-        signed=formats.signed,
-        anchor=anchor,
-        parts=formats.parts,
-        kind=lambda x: type(x).__name__,
-    )
+        loader=PackageLoader("customized_grpo.page"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "number": formats.number, "signed": formats.signed, "anchor": anchor, "parts": formats.parts,
+        "kind": lambda x: type(x).__name__,
+    }  # fmt: skip
     return environment.get_template("page.html").render(page=page).lstrip()
 
 
@@ -145,8 +142,6 @@ def present(console: Any, page: Page, folder: Path, name: str = "report", **more
 
 def show_block(console: Any, block: Block) -> None:
     """One block on a rich console; images and plots are left out."""
-    from rich.text import Text
-
     match block:
         case b.Table():
             console.print(_grid(block))
@@ -166,37 +161,23 @@ def show_block(console: Any, block: Block) -> None:
         case b.Findings():
             for found in block.findings:
                 console.print(f"{found.question} {_answer(found)}", markup=False, highlight=False)
-        case _:
-            pass
 
 
-def _grid(block: b.Table) -> Any:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    bars = [
-        any(isinstance(cell, b.Bar) for cell in column) for column in zip(*(r.cells for r in block.rows), strict=True)
-    ]
-    shown = [n for n, is_bar in enumerate(bars or [False] * len(block.columns)) if not is_bar]
+def _grid(block: b.Table) -> Table:
+    bars = {n for row in block.rows for n, cell in enumerate(row.cells) if isinstance(cell, b.Bar)}
+    shown = [n for n in range(len(block.columns)) if n not in bars]
     grid = Table(title=block.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     grid.add_column(block.first, no_wrap=True)
     for n in shown:
         grid.add_column(Text(block.columns[n]), justify="right")
     for row in block.rows:
-        cells: Sequence[Any] = [_styled(row.cells[n]) for n in shown]
-        grid.add_row(Text(row.title, "bold" if row.strong else ""), *cells)
+        grid.add_row(Text(row.title, "bold" if row.strong else ""), *(_styled(row.cells[n]) for n in shown))
     return grid
 
 
-def _styled(cell: Any) -> Any:
-    from rich.text import Text
-
+def _styled(cell: Any) -> Text:
     value, interval = formats.parts(cell)
     change = cell.change if isinstance(cell, b.Shift) else cell
-    colour = (
-        ""
-        if not isinstance(change, b.Estimate) or change.plain
-        else {"rose": "green", "fell": "red"}.get(change.tone, "")
-    )
+    tone = change.tone if isinstance(change, b.Estimate) and not change.plain else ""
+    colour = {"rose": "green", "fell": "red"}.get(tone, "")
     return Text(value, colour) + Text(f"\n{interval}" if interval else "", "dim")
