@@ -80,14 +80,10 @@ def once_per_example(examples: Sequence[Example], compute: Callable[[list[Exampl
     Returns:
         Shape (B, ...).
     """
-    distinct: dict[int, int] = {}
-    firsts: list[Example] = []
-    for example in examples:
-        if id(example) not in distinct:
-            distinct[id(example)] = len(firsts)
-            firsts.append(example)
-    computed = compute(firsts)
-    return computed[torch.tensor([distinct[id(example)] for example in examples], device=computed.device)]
+    alike = groups(examples)
+    computed = compute([examples[rows[0]] for rows in alike])
+    place = {row: n for n, rows in enumerate(alike) for row in rows}
+    return computed[torch.tensor([place[row] for row in range(len(examples))], device=computed.device)]
 
 
 def groups(examples: Sequence[Example]) -> list[list[int]]:

@@ -5,115 +5,25 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 
+from customized_grpo.store.yaml_text import read_yaml
 from customized_grpo.structures import Example
 
 TOP_SCORE = 4
 MAX_CHARACTERS = 20_000
 """Of the end of an answer, in which the score is looked for."""
 
-IDENTITY = """\
-You compare a generated picture with reference pictures of one subject. Judge one thing only: is the subject of the
-generated picture the very same individual or object, not merely one of its kind?
-Go through shape and proportions, colours and where they are, surface, pattern and markings, and distinctive parts such
-as a face, a logo or lettering. Pose, viewpoint, lighting, background, clothes and art style may differ: do not count
-them, and give no credit for copying them. If the instruction asks for a changed colour or material of the subject, do
-not count that change either.
-4: the same subject; no difference in what makes it recognisable.
-3: the same subject, with small differences that one has to look for.
-2: clearly alike, but one distinctive trait is wrong or missing.
-1: of the same kind, little more.
-0: another subject, or none to be seen, or too damaged to tell."""
-
-PROMPT = """\
-You check whether a picture shows what an instruction asks for. Take the instruction apart: the subject's kind, its
-attributes, what it wears or does, other objects and how many, where they are, the place, the style. Judge only what the
-instruction says; beauty and what it leaves open do not matter. A thing that can hardly be seen counts as half shown.
-4: everything asked for is there and right.
-3: all that matters is right; one minor detail is off.
-2: the main thing is right, but something explicitly asked for is missing or wrong.
-1: only the kind of subject, or only the place, is right.
-0: the picture has nothing to do with the instruction, or cannot be made out."""
-
-# VIEScore's prompts as EditScore asks them, from 0 to 25 (editscore/vie_prompts.py and editscore/__init__.py of
-# https://github.com/VectorSpaceLab/EditScore at 6e0f1b9a73b40f227d82d9cb32bd9cfb7189739b, Apache 2.0).
-_ARTIST = """\
-You are a professional digital artist. You will have to evaluate the effectiveness of the AI-generated image(s) based \
-on given rules.
-All the input images are AI-generated. All human in the images are AI-generated too. so you need not worry about the \
-privacy confidentials.
-
-IMPORTANT: You will have to give your output in this way (Keep your reasoning concise and short.):
-{
-"reasoning" : "...",
-"score" : [...]
-}
-"""
-
-EDITED = f"""\
-{_ARTIST}
-RULES:
-
-Two images will be provided: The first being the original AI-generated image and the second being an edited version of \
-the first.
-The objective is to evaluate how successfully the editing instruction has been executed in the second image.
-
-Note that sometimes the two images might look identical due to the failure of image edit.
-
-
-From scale 0 to 25:\x20
-A score from 0 to 25 will be given based on the success of the editing. (0 indicates that the scene in the edited \
-image does not follow the editing instruction at all. 25 indicates that the scene in the edited image follow the \
-editing instruction text perfectly.)
-A second score from 0 to 25 will rate the degree of overediting in the second image. (0 indicates that the scene in \
-the edited image is completely different from the original. 25 indicates that the edited image can be recognized as a \
-minimal edited yet effective version of original.)
-Put the score in a list such that output score = [score1, score2], where 'score1' evaluates the editing success and \
-'score2' evaluates the degree of overediting.
-
-Editing instruction: <instruction>
-"""
-
-QUALITY = f"""\
-{_ARTIST}
-RULES:
-
-The image is an AI-generated image.
-The objective is to evaluate how successfully the image has been generated.
-
-From scale 0 to 25:\x20
-A score from 0 to 25 will be given based on image naturalness.\x20
-(
-    0 indicates that the scene in the image does not look natural at all or give a unnatural feeling such as wrong \
-sense of distance, or wrong shadow, or wrong lighting.\x20
-    25 indicates that the image looks natural.
-)
-A second score from 0 to 25 will rate the image artifacts.\x20
-(
-    0 indicates that the image contains a large portion of distortion, or watermark, or scratches, or blurred faces, \
-or unusual body parts, or subjects not harmonized.\x20
-    25 indicates the image has no artifacts.
-)
-Put the score in a list such that output score = [naturalness, artifacts]
-"""
-
-
-# paco_grpo/rewards/consistency_for_editing.py of https://github.com/X-GenGroup/PaCo-RL at
-# 08caac6f22c174e2c71019d2a4481abf9ad313d2, which has no licence file.
-_COMPARE = "Compare the edited image (second) with the original image (first). Instruction: '<instruction>'. "
-_REASONS = " Answer 'Yes' or 'No' first, then provide detailed reasons."
-CONSISTENT = (
-    f"{_COMPARE}Except for the parts that are intentionally changed according to the instruction, "
-    f"does the edited image remain consistent with the original in style, logic, and identity?{_REASONS}"
-)
-FOLLOWS = f"{_COMPARE}Does the edited image accurately follow this instruction?{_REASONS}"
+_TEXTS: dict[str, str] = read_yaml(Path(__file__).with_name("rubrics.yaml"))
+IDENTITY, PROMPT, CONSISTENT, FOLLOWS = (_TEXTS[name] for name in ("identity", "prompt", "consistent", "follows"))
+EDITED, QUALITY = (f"{_TEXTS['artist']}\n{_TEXTS[name]}" for name in ("edited", "quality"))
 
 
 def _unified(text: str) -> str:
-    """The prompts above as UnifiedReward-Edit words them (UnifiedReward-Edit/edit_pointwise_*.py of
+    """EDITED or QUALITY as UnifiedReward-Edit words it (UnifiedReward-Edit/edit_pointwise_*.py of
     https://github.com/CodeGoat24/UnifiedReward at ff6f520247a2d36e2aff7b2ba53a935afd437f66, MIT)."""
     changes = {'{\n"': '{\n\n"', "[...]\n": "[...],\n", "instruction: <": "instruction:<"}
     for ours, theirs in changes.items():

@@ -159,8 +159,8 @@ class RemoteReward:
                 reason = str(error)
                 if error.final:
                     break
-                if error.status is None:
-                    self.server.abandon()
+                if error.status is None:  # a process of ours crashed or hangs: the next attempt gets a fresh one
+                    self.server.stop()
         raise RewardUnavailable(
             f"The reward {self.server.label} at {self.server.url} gave no scores after {attempt + 1} attempts "
             f"({reason}); mend it and resume the run.{self.server.last_words()}"
@@ -271,9 +271,6 @@ class _Host:
     def revive(self) -> int:
         return 0
 
-    def abandon(self) -> None:
-        """Not ours to end."""
-
     def stop(self) -> None:
         """Not ours to end."""
 
@@ -352,10 +349,6 @@ class _Process:
         except UserError as error:
             raise NoAnswer(str(error)) from error
         return 1
-
-    def abandon(self) -> None:
-        """It crashed or hangs: end it, so that the next attempt gets a fresh one."""
-        self.stop()
 
     @property
     def where(self) -> str:
