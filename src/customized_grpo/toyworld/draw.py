@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from customized_grpo.toyworld.world import COLOURS, Scene, Subject
+from customized_grpo.toyworld.world import Scene, Subject
 
 SIZE = 64
 """Width and height of a picture of the packaged models, in pixels, and the unit of poses: a 64th of the picture."""
@@ -30,22 +30,17 @@ Fill: TypeAlias = Colour | int
 """A colour, or a grey on a stencil."""
 Point: TypeAlias = tuple[float, float]
 
-RGB: dict[str, Colour] = dict(
-    zip(
-        COLOURS,
-        (
-            (222, 66, 66),
-            (244, 148, 58),
-            (250, 214, 84),
-            (92, 182, 98),
-            (72, 128, 222),
-            (148, 92, 204),
-            (246, 150, 190),
-            (146, 98, 66),
-        ),
-        strict=True,
-    )
-)
+RGB: dict[str, Colour] = {
+    "red": (222, 66, 66),
+    "orange": (244, 148, 58),
+    "yellow": (250, 214, 84),
+    "green": (92, 182, 98),
+    "blue": (72, 128, 222),
+    "purple": (148, 92, 204),
+    "pink": (246, 150, 190),
+    "brown": (146, 98, 66),
+}
+"""Of the names in `COLOURS`."""
 INK: Colour = (38, 32, 46)
 WHITE: Colour = (255, 255, 255)
 CREAM: Colour = (252, 242, 218)
