@@ -32,18 +32,25 @@ config = {
     "tracking": {"log_with": []},
     "method": {"advantage": sys.argv[2]},
 }
-for objective in ({"use": "nft", "normalize": "batch", "centre": True}, {"use": "grpo"}):
-    output = sys.argv[1] + ("/run" if objective["use"] == "grpo" else "/nft")
-    settings = parse_config({**config, "output": output, "objective": objective}, TrainerConfig)
+OBJECTIVES = {
+    "nft": ({"use": "nft", "normalize": "batch", "centre": True}, {}),
+    "awm": ({"use": "awm", "old_beta": 1.0}, {"beta": 0.1}),
+    "dppo": ({"use": "grpo", "divergence_threshold": 1e-5}, {}),
+    "stepwise": ({"use": "grpo"}, {"credit": "stepwise"}),
+    "run": ({"use": "grpo"}, {}),
+}
+for name, (objective, method) in OBJECTIVES.items():
+    tree = {**config, "output": f"{sys.argv[1]}/{name}", "objective": objective, "method": {**config["method"], **method}}
+    settings = parse_config(tree, TrainerConfig)
     policy = fakes.LinearPolicy()
     rewards = {"prompt": fakes.red, "identity": fakes.dark}
     trainer = Trainer(policy, rewards, fakes.examples(), fakes.examples(3), settings)
-    if objective["use"] == "nft":  # the processes stay together for another run
+    if name != "run":  # the processes stay together for another run
         trainer.accelerator.end_training = lambda: None
     trainer.train()
     rank, state = trainer.accelerator.process_index, {**policy.trainable_state()}
     state |= {f"old {name}": tensor for name, tensor in trainer.objective.state().items()}
-    torch.save(state, f"{sys.argv[1]}/{objective['use']}{rank}.pt")
+    torch.save(state, f"{sys.argv[1]}/{name}{rank}.pt")
 os._exit(0)  # see customized_grpo.cli.terminal.leave_at_once
 """
 
@@ -113,10 +120,10 @@ def start(script: str, folder: Path, processes: int, argument: str, expect: int 
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
-    """With both objectives."""
+    """With every objective, rules of credit and clipping too."""
     for processes, name in enumerate(("one", "two"), start=1):
         start(SCRIPT, tmp_path / name, processes, "gdpo")
-    for objective, count in (("grpo", 2), ("nft", 4)):
+    for objective, count in (("run", 2), ("dppo", 2), ("stepwise", 2), ("nft", 4), ("awm", 4)):
         files = [tmp_path / name / f"{objective}{rank}.pt" for name, rank in (("one", 0), ("two", 0), ("two", 1))]
         alone, first, second = (torch.load(file, weights_only=True) for file in files)
         assert len(alone) == count
