@@ -110,7 +110,13 @@ def test_quantised_weights_take_their_room(planner: Planner) -> None:
 def test_packaged_sizes_are_those_of_the_models() -> None:
     """Parameters as their makers publish them, in billions."""
     known = read_json(PACKAGED / "models.json")
-    published = {"FluxPipeline": 11.90, "Flux2KleinPipeline": 3.88, "QwenImageEditPlusPipeline": 20.43}
+    published = {
+        "FluxPipeline": 11.90,
+        "Flux2KleinPipeline": 3.88,
+        "Flux2KleinPipeline 9B": 9.08,
+        "Flux2Pipeline": 32.2,
+        "QwenImageEditPlusPipeline": 20.43,
+    }
     for name, billions in published.items():
         with without_contents():
             count = sum(p.numel() for p in fake_model(known[name]["transformer"]).parameters())

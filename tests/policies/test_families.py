@@ -76,8 +76,8 @@ def test_the_saved_adapter_can_be_taken_up_again(family, tmp_path):
     assert torch.equal(sample(other, family), sample(policy, family))
     with pytest.raises(UserError, match=r"of shape \(2, .*, the model has \(3, "):
         larger.load(tmp_path)
-    kontext, _, klein, _ = tiny.FAMILIES
-    stranger = make(kontext if family is klein else klein)
+    kontext, _, klein, *_ = tiny.FAMILIES
+    stranger = make(klein if family is kontext else kontext)
     with pytest.raises(UserError, match="is of another model or adapter"):
         stranger.load(tmp_path)
 
@@ -166,12 +166,9 @@ def test_two_iterations_from_the_command_line_change_the_adapter(family, tmp_pat
 
 def test_it_is_used_with_other_guidance_and_another_size_and_then_as_before(family):
     policy = make(family)
-    before, guidance = sample(policy, family), {}
-    if family.policy in ("FluxKontextPolicy", "UnoPolicy"):
-        guidance = {"guidance_scale": 1.5}
-    else:
-        guidance = {"true_cfg_scale": 1.5}
-    with policy.sampled_with(**guidance):
+    before = sample(policy, family)
+    assert policy.GUIDED_BY
+    with policy.sampled_with(**{policy.GUIDED_BY: 1.5}):
         assert not torch.equal(sample(policy, family), before)
     side = 2 * policy.resolution
     with policy.sampled_with(resolution=side):
@@ -186,6 +183,6 @@ def test_guidance_and_sizes_that_it_cannot_take_name_their_setting(family):
     policy = make(family)
     with pytest.raises(UserError, match=r"evaluation.resolution is 17; it must be a multiple"):
         policy.sampled_with(resolution=17).__enter__()
-    if family.policy not in ("FluxKontextPolicy", "UnoPolicy"):
+    if policy.GUIDED_BY == "true_cfg_scale":
         with pytest.raises(UserError, match=r"evaluation.guidance_scale is 2, but this model has no embedded guidance"):
             policy.sampled_with(guidance_scale=2.0).__enter__()

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies import Flux2KleinPolicy
+from customized_grpo.policies import Flux2DevPolicy, Flux2KleinPolicy, PipelinePolicy
 from customized_grpo.policies.lora import LoraSettings
 from customized_grpo.train.rollout import sample_ode
 
@@ -16,26 +16,35 @@ def policy(pipeline=None, **settings) -> Flux2KleinPolicy:
     return made
 
 
-def theirs(ours: Flux2KleinPolicy, example, noise, steps=3):
+def dev(**settings) -> Flux2DevPolicy:
+    arguments = {"lora": LoraSettings(rank=2), "device": "cpu", "max_text_tokens": tiny.DEV_TOKENS, **settings}
+    made = Flux2DevPolicy(tiny.dev_pipeline(), **arguments)
+    tiny.disturb(made)
+    return made
+
+
+def theirs(ours: PipelinePolicy, example, noise, steps=3):
     width, height = ours.picture_size(example)
     rows, columns = ours.grid((width, height))
     return ours.pipeline(
         image=list(example.references), prompt=example.prompt, width=width, height=height, num_inference_steps=steps,
-        latents=noise.mT.unflatten(2, (rows, columns)), guidance_scale=ours.true_cfg_scale,
-        max_sequence_length=tiny.MAX_TOKENS, output_type="pt",
+        latents=noise.mT.unflatten(2, (rows, columns)), guidance_scale=getattr(ours, str(ours.GUIDED_BY)),
+        max_sequence_length=ours.text_limit, output_type="pt",
     ).images  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("settings", "sizes"),
+    ("make", "settings", "sizes"),
     [
-        ({}, ((64, 64),)),
-        ({"true_cfg_scale": 1.0, "resolution": 32}, ((64, 64),)),
-        ({"width": 24, "height": 12, "true_cfg_scale": 2.0}, ((64, 66), (75, 64), (64, 64))),
+        (policy, {}, ((64, 64),)),
+        (policy, {"true_cfg_scale": 1.0, "resolution": 32}, ((64, 64),)),
+        (policy, {"width": 24, "height": 12, "true_cfg_scale": 2.0}, ((64, 66), (75, 64), (64, 64))),
+        (dev, {}, ((64, 64),)),
+        (dev, {"width": 24, "height": 12, "guidance_scale": 2.5}, ((64, 66), (75, 64), (64, 64))),
     ],
 )
-def test_sampling_is_the_pipelines_own(settings, sizes):
-    ours, example = policy(**settings), tiny.example(sizes=sizes)
+def test_sampling_is_the_pipelines_own(make, settings, sizes):
+    ours, example = make(**settings), tiny.example(sizes=sizes)
     conditioning = ours.encode([example])
     noise = tiny.noise(ours, conditioning)
     torch.testing.assert_close(
@@ -53,8 +62,16 @@ def test_the_distilled_model_runs_without_guidance():
     torch.testing.assert_close(
         sample_ode(ours, conditioning, noise, 2), theirs(ours, example, noise, 2), atol=1e-5, rtol=0
     )
-    with pytest.raises(UserError, match="is distilled and runs without guidance"):
+    with pytest.raises(UserError, match="is distilled and runs without classifier-free guidance"):
         policy(tiny.klein_pipeline(is_distilled=True), true_cfg_scale=4.0)
+
+
+def test_dev_takes_no_classifier_free_guidance_and_counts_its_system_message():
+    assert not dev().step_distilled
+    with pytest.raises(UserError, match=r"evaluation.true_cfg_scale is 2, but"):
+        dev().sampled_with(true_cfg_scale=2.0).__enter__()
+    with pytest.warns(UserWarning, match=r"A prompt has 179 tokens and the encoder takes 175"):
+        dev(max_text_tokens=175).encode([tiny.example()])
 
 
 def test_a_large_reference_is_scaled_down_as_the_pipeline_does():

@@ -106,41 +106,69 @@ def uno_adapter(rank: int = 3, seed: int = 5) -> dict[str, torch.Tensor]:
     return state
 
 
-def klein_pipeline(seed: int = 0, *, is_distilled: bool = False) -> Any:
-    """28 layers of text encoder, because the pipeline reads the states after layers 9, 18 and 27."""
-    from diffusers import (
-        AutoencoderKLFlux2,
-        FlowMatchEulerDiscreteScheduler,
-        Flux2KleinPipeline,
-        Flux2Transformer2DModel,
-    )
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def flux2_parts(seed: int = 0, **transformer: Any) -> dict[str, Any]:
+    """What the pipelines of FLUX.2 share; the arguments are of the transformer."""
+    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2Transformer2DModel
 
     torch.manual_seed(seed)
-    letters = tokenizer()
-    letters.chat_template = "{% for message in messages %}<bos>{{ message['content'] }}{% endfor %}"
-    text = Qwen3Config(
-        vocab_size=len(letters), hidden_size=8, intermediate_size=8, num_hidden_layers=28, num_attention_heads=1,
-        num_key_value_heads=1, head_dim=8, max_position_embeddings=64, pad_token_id=0, eos_token_id=len(letters) - 1,
-    )  # fmt: skip
     vae = AutoencoderKLFlux2(
         block_out_channels=(8, 8), down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2,
         latent_channels=4, norm_num_groups=4, layers_per_block=1, sample_size=16, mid_block_add_attention=False,
     )  # fmt: skip
     vae.bn.running_mean.normal_(0, 0.3)
     vae.bn.running_var.uniform_(0.1, 1)
-    transformer = Flux2Transformer2DModel(
+    small = Flux2Transformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=24, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+        joint_attention_dim=24, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), **transformer,
     )  # fmt: skip
-    loud(transformer)
-    return quiet(
-        Flux2KleinPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
-            vae=vae, text_encoder=Qwen3ForCausalLM(text), tokenizer=letters, transformer=transformer,
-            is_distilled=is_distilled,
-        )
+    loud(small)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+    return {"scheduler": scheduler, "vae": vae, "transformer": small}
+
+
+def klein_pipeline(seed: int = 0, *, is_distilled: bool = False) -> Any:
+    """28 layers of text encoder, because the pipeline reads the states after layers 9, 18 and 27."""
+    from diffusers import Flux2KleinPipeline
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    parts, letters = flux2_parts(seed, guidance_embeds=False), tokenizer()
+    letters.chat_template = "{% for message in messages %}<bos>{{ message['content'] }}{% endfor %}"
+    text = Qwen3Config(
+        vocab_size=len(letters), hidden_size=8, intermediate_size=8, num_hidden_layers=28, num_attention_heads=1,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=64, pad_token_id=0, eos_token_id=len(letters) - 1,
     )  # fmt: skip
+    encoder = Qwen3ForCausalLM(text)
+    return quiet(Flux2KleinPipeline(**parts, text_encoder=encoder, tokenizer=letters, is_distilled=is_distilled))
+
+
+DEV_TOKENS = 200
+"""FLUX.2-dev's system message takes 169 of them."""
+
+
+def dev_pipeline(seed: int = 0) -> Any:
+    """The states are read after layers 10, 20 and 30. A tokenizer takes the place of PixtralProcessor, which asks it
+    for the same and requires torchvision."""
+    from diffusers import Flux2Pipeline
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    parts, letters = flux2_parts(seed), tokenizer(DEV_TOKENS)
+    letters.chat_template = (
+        "{% for message in messages %}<bos>{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
+        "{% endfor %}"
+    )
+    config = Mistral3Config(
+        text_config={
+            "model_type": "mistral", "vocab_size": len(letters), "hidden_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 30, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8,
+            "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": len(letters) - 1,
+        },
+        vision_config={
+            "model_type": "pixtral", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "image_size": 28, "patch_size": 14,
+        },
+    )  # fmt: skip
+    encoder = Mistral3ForConditionalGeneration(config)
+    return quiet(Flux2Pipeline(**parts, text_encoder=encoder, tokenizer=letters))
 
 
 class PictureProcessor:
@@ -287,4 +315,5 @@ FAMILIES = [
         ((16, 16), (12, 24)),
         on_disk=False,
     ),
+    Family("Flux2DevPolicy", dev_pipeline, {"max_text_tokens": DEV_TOKENS}, ((16, 16), (12, 8))),
 ]

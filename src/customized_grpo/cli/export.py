@@ -30,11 +30,15 @@ from customized_grpo.train.checkpoint import iteration_of, verify
 
 CARD, SCRIPT = "README.md", "use.py"
 TAGS = ["lora", "subject-driven-generation", "reinforcement-learning", "customized-grpo"]
+FLUX2 = (
+    "With its own defaults the pipeline draws in the size of the reference, shrinks references beyond 1024 x 1024 "
+    "pixels only, and takes 50 steps with guidance 4."
+)
 DIFFERENCES = {
     "FluxKontextPolicy": "With its own defaults the pipeline moves image and reference to about 1024 x 1024 pixels, "
     "and takes 28 steps.",
-    "Flux2KleinPolicy": "With its own defaults the pipeline draws in the size of the reference, shrinks references "
-    "beyond 1024 x 1024 pixels only, and takes 50 steps with guidance 4.",
+    "Flux2KleinPolicy": FLUX2,
+    "Flux2DevPolicy": FLUX2,
     "QwenImageEditPolicy": "With its own defaults the pipeline moves image and references to about 1024 x 1024 pixels, "
     "takes 50 steps, and has no guidance unless a negative prompt is given, even an empty one.",
 }
@@ -113,7 +117,7 @@ def _template(config: Config, target: Any) -> str:
     own = target.__name__ in DIFFERENCES and target is getattr(policies, target.__name__)
     plain = arguments.get("quantize", "none") == "none" and config.evaluation.solver == "euler"
     packaged = str(arguments.get("path", PACKAGED)).startswith(PACKAGED)
-    beyond = target.__name__ == "Flux2KleinPolicy" and (arguments.get("reference_resolution") or 0) > 1024
+    beyond = DIFFERENCES.get(target.__name__) == FLUX2 and (arguments.get("reference_resolution") or 0) > 1024
     return target.__name__ if own and plain and not packaged and not beyond else "package"
 
 

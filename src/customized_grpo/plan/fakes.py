@@ -171,14 +171,15 @@ class FakeFamily:
             seen = ids[:, : pipeline.text_encoder.config.max_position_embeddings]
             pooled = pipeline.text_encoder(seen).pooler_output
             return {"text": pipeline.text_encoder_2(ids)[0][0], "pooled": pooled[0]}
-        if hasattr(pipeline.text_encoder.model, "language_model"):
-            length = TEMPLATE_TOKENS + IMAGE_TOKENS * len(example.references)
-            inside = pipeline.text_encoder.model.language_model
-            seen = torch.zeros(1, length, inside.config.hidden_size, dtype=policy.dtype)
-            places = torch.zeros(3, 1, length, dtype=torch.long)
-            return {"text": inside(inputs_embeds=seen, position_ids=places, use_cache=False).last_hidden_state[0]}
-        states = pipeline.text_encoder(ids, output_hidden_states=True, use_cache=False).hidden_states
-        return {"text": torch.cat([states[layer] for layer in (9, 18, 27)], dim=-1)[0]}
+        layers = inspect.signature(pipeline.encode_prompt).parameters.get("text_encoder_out_layers")
+        if layers is not None:
+            states = pipeline.text_encoder(ids, output_hidden_states=True, use_cache=False).hidden_states
+            return {"text": torch.cat([states[layer] for layer in layers.default], dim=-1)[0]}
+        length = TEMPLATE_TOKENS + IMAGE_TOKENS * len(example.references)
+        inside = pipeline.text_encoder.model.language_model
+        seen = torch.zeros(1, length, inside.config.hidden_size, dtype=policy.dtype)
+        places = torch.zeros(3, 1, length, dtype=torch.long)
+        return {"text": inside(inputs_embeds=seen, position_ids=places, use_cache=False).last_hidden_state[0]}
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Config], dict[str, Any]]:

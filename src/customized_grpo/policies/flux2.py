@@ -1,5 +1,6 @@
-"""FLUX.2-klein: references follow the picture, each in its own plane of time."""
+"""FLUX.2: references follow the picture, each in its own plane of time. Families differ in their text encoders."""
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
@@ -13,15 +14,13 @@ from customized_grpo.policies.tokens import Size, floor_to
 from customized_grpo.structures import Conditioning, Example
 
 
-class Flux2KleinPolicy(PipelinePolicy):
-    """A diffusers `Flux2KleinPipeline` as a policy. One to four references per example.
+class Flux2Policy(PipelinePolicy):
+    """A pipeline with FLUX.2's transformer and VAE. One to four references per example.
 
     A reference keeps its size up to `reference_resolution`^2 pixels (None: 1024^2), cropped at the centre to whole
-    tokens. The base model runs with classifier-free guidance (`true_cfg_scale`, None: 4, against the empty prompt
-    unless `negative_prompt` says otherwise); the distilled one without.
+    tokens.
     """
 
-    PIPELINE: ClassVar[str] = "Flux2KleinPipeline"
     MAX_REFERENCES: ClassVar[int] = 4
     TARGETS: ClassVar[tuple[str, ...]] = (
         *_lora.ATTENTION, "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out",
@@ -30,17 +29,22 @@ class Flux2KleinPolicy(PipelinePolicy):
 
     @property
     def step_distilled(self) -> bool:
-        return bool(self.pipeline.config.is_distilled)
+        return bool(self.pipeline.config.get("is_distilled"))
+
+    @property
+    def _distilled(self) -> bool:
+        """Whether it was distilled, to few steps or with guidance, and runs without classifier-free guidance."""
+        return self.step_distilled or self.pipeline.transformer.config.guidance_embeds
 
     def _default_cfg_scale(self) -> float:
-        return 1.0 if self.pipeline.config.is_distilled else 4.0
+        return 1.0 if self._distilled else 4.0
 
     def _check_settings(self, guidance_scale: float | None, section: str = "policy") -> None:
         super()._check_settings(guidance_scale, section)
-        if self.true_cfg_scale > 1 and self.pipeline.config.is_distilled:
+        if self.true_cfg_scale > 1 and self._distilled:
             raise UserError(
-                f"{section}.true_cfg_scale is {self.true_cfg_scale:g}, but this FLUX.2-klein is distilled and runs "
-                f"without guidance; leave it out or use the base model."
+                f"{section}.true_cfg_scale is {self.true_cfg_scale:g}, but this FLUX.2 is distilled and runs without "
+                f"classifier-free guidance; leave it out or use a base model."
             )
 
     # ---- what it sees
@@ -64,14 +68,13 @@ class Flux2KleinPolicy(PipelinePolicy):
         return pixels
 
     def _encode_text(self, prompt: str, example: Example) -> Row:
-        messages = [{"role": "user", "content": prompt}]
-        tokenizer = self.pipeline.tokenizer
-        chat = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        self._count_truncated(len(tokenizer(chat).input_ids), prompt)
+        self._count_truncated(self._length(prompt), prompt)
         text, _ = self.pipeline.encode_prompt(prompt, device=self.device, max_sequence_length=self.text_limit)
         return {"text": text[0]}
+
+    @abstractmethod
+    def _length(self, prompt: str) -> int:
+        """Tokens of a prompt, with all that the pipeline adds to it."""
 
     def _encode_references(self, example: Example) -> Row:
         mean, std = self._statistics()
@@ -91,7 +94,7 @@ class Flux2KleinPolicy(PipelinePolicy):
     # ---- the flow
 
     def _mu(self, tokens: int, num_inference_steps: int) -> float:
-        from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+        from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
         return compute_empirical_mu(tokens, num_inference_steps)
 
@@ -103,7 +106,7 @@ class Flux2KleinPolicy(PipelinePolicy):
             hidden_states=torch.cat([latents, conditioning["reference"]], dim=1).to(self._input_dtype),
             encoder_hidden_states=text,
             timestep=sigma,
-            guidance=None,
+            guidance=self._embedded_guidance(sigma),
             img_ids=conditioning["ids"],
             txt_ids=text_ids.expand(batch, -1, -1),
             return_dict=False,
@@ -113,6 +116,37 @@ class Flux2KleinPolicy(PipelinePolicy):
         mean, std = self._statistics()
         patches = latents.mT.unflatten(2, (rows, columns)) * std + mean
         return self.pipeline.vae.decode(self.pipeline._unpatchify_latents(patches)).sample
+
+
+class Flux2KleinPolicy(Flux2Policy):
+    """A diffusers `Flux2KleinPipeline` as a policy, of 4B or 9B.
+
+    The base model runs with classifier-free guidance (`true_cfg_scale`, None: 4, against the empty prompt unless
+    `negative_prompt` says otherwise); the distilled one without.
+    """
+
+    PIPELINE: ClassVar[str] = "Flux2KleinPipeline"
+
+    def _length(self, prompt: str) -> int:
+        messages, tokenizer = [{"role": "user", "content": prompt}], self.pipeline.tokenizer
+        chat = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return len(tokenizer(chat).input_ids)
+
+
+class Flux2DevPolicy(Flux2Policy):
+    """A diffusers `Flux2Pipeline` as a policy: guidance is embedded (`guidance_scale`, None: 4)."""
+
+    PIPELINE: ClassVar[str] = "Flux2Pipeline"
+    GUIDANCE: ClassVar[float] = 4.0
+    GUIDED_BY = "guidance_scale"
+
+    def _length(self, prompt: str) -> int:
+        from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+
+        chat = format_input([prompt], self.pipeline.system_message)
+        return len(self.pipeline.tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0])
 
 
 def _positions(rows: int, columns: int, *, time: int) -> Tensor:

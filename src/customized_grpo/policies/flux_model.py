@@ -16,6 +16,7 @@ class FluxPolicy(PipelinePolicy):
     """A pipeline with FLUX.1's transformer, VAE and text encoders."""
 
     TEXT_ENCODERS: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2")
+    GUIDED_BY = "guidance_scale"
 
     @property
     def text_limit(self) -> int:
@@ -46,13 +47,12 @@ class FluxPolicy(PipelinePolicy):
 
     def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         text = conditioning["text"]
-        guidance = torch.full_like(sigma, self.guidance_scale) if self.transformer.config.guidance_embeds else None
         return self.module(
             hidden_states=torch.cat([latents, conditioning["reference"]], dim=1).to(self._input_dtype),
             encoder_hidden_states=text,
             pooled_projections=conditioning["pooled"],
             timestep=sigma,
-            guidance=guidance,
+            guidance=self._embedded_guidance(sigma),
             img_ids=conditioning["ids"][0],
             txt_ids=torch.zeros(text.shape[1], 3, device=text.device),
             return_dict=False,

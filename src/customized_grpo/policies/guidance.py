@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies.flux_model import FluxPolicy
 from customized_grpo.policies.pipeline import PipelinePolicy
 from customized_grpo.settings import Spec
 from customized_grpo.sources import locate
@@ -27,9 +26,9 @@ def guidance_setting(target: Any, spec: Spec) -> str | None:
     if not (inspect.isclass(target) and issubclass(target, PipelinePolicy)):
         return next((name for name in (EMBEDDED, CLASSIFIER_FREE) if takes(target, name)), None)
     path = str(spec.arguments.get("path", ""))
-    if _config(path, "model_index.json").get("is_distilled"):
+    if _config(path, "model_index.json").get("is_distilled", target.GUIDED_BY is None):
         return None
-    embeds = _config(path, "transformer/config.json").get("guidance_embeds", issubclass(target, FluxPolicy))
+    embeds = _config(path, "transformer/config.json").get("guidance_embeds", target.GUIDED_BY == EMBEDDED)
     return EMBEDDED if embeds else CLASSIFIER_FREE
 
 

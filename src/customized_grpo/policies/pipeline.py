@@ -74,6 +74,9 @@ class PipelinePolicy(Policy):
     TARGETS: ClassVar[tuple[str, ...]] = _lora.ATTENTION + _lora.FEED_FORWARD
     MAX_REFERENCES: ClassVar[int] = 1
     GUIDANCE: ClassVar[float] = 3.5
+    """The embedded guidance, where `guidance_scale` is None."""
+    GUIDED_BY: ClassVar[Literal["guidance_scale", "true_cfg_scale"] | None] = "true_cfg_scale"
+    """The setting of its guidance, unless the model's own configuration says otherwise; None if it takes none."""
     RUNTIME: ClassVar[tuple[str, ...]] = ("gradient_checkpointing", "offload", "cache_mib", "device")
     """Arguments that do not change the result, so that a resumed run may change them."""
     LOCATIONS: ClassVar[Mapping[str, Location]] = {"path": Location("revision", "model_index.json")}
@@ -422,6 +425,9 @@ class PipelinePolicy(Policy):
     @abstractmethod
     def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """One pass of `module` under autocast: the velocity of the picture's tokens, (B, N, C)."""
+
+    def _embedded_guidance(self, sigma: Tensor) -> Tensor | None:
+        return torch.full_like(sigma, self.guidance_scale) if self.transformer.config.guidance_embeds else None
 
     def _guide(self, velocity: Tensor, negative: Tensor) -> Tensor:
         return negative + self.true_cfg_scale * (velocity - negative)

@@ -372,6 +372,7 @@ FREE = "Guidance: true_cfg_scale 4, classifier-free, two passes a step."
     ("policy", "files", "setting", "said"),
     [
         ("FluxKontextPolicy", {}, "guidance_scale", "Guidance: guidance_scale 4, embedded in the model."),
+        ("Flux2DevPolicy", {}, "guidance_scale", "Guidance: guidance_scale 4, embedded in the model."),
         ("UnoPolicy", {}, "guidance_scale", "Guidance: guidance_scale 4, embedded in the model."),
         ("Flux2KleinPolicy", {}, "true_cfg_scale", FREE),
         ("QwenImageEditPolicy", {}, "true_cfg_scale", FREE),

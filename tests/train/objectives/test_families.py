@@ -12,7 +12,7 @@ from customized_grpo.config import load_config
 from policies import tiny
 from policies.runs import train, write_run
 
-KONTEXT, UNO, KLEIN, QWEN = tiny.FAMILIES
+KONTEXT, UNO, KLEIN, QWEN, DEV = tiny.FAMILIES
 LORA = {"dtype": "bfloat16", "gradient_checkpointing": True}
 NFT = "{use: nft, levels: 2}"
 CASES = [
@@ -23,6 +23,9 @@ CASES = [
     (KONTEXT, {"trainable": "full", **LORA}, "{use: awm, levels: 2}"),
     (UNO, {"dtype": "float32"}, NFT),
     (KLEIN, {"dtype": "float32", "true_cfg_scale": 1.0}, NFT),
+    (DEV, LORA, "{use: grpo, divergence_threshold: 1e-5}"),
+    (DEV, LORA, NFT),
+    (DEV, LORA, "{use: awm, levels: 2}"),
     (QWEN, {"dtype": "float32", "true_cfg_scale": 1.0}, NFT),
 ]
 
