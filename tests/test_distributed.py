@@ -40,8 +40,8 @@ OBJECTIVES = {
     "run": ({"use": "grpo"}, {}),
 }
 for name, (objective, method) in OBJECTIVES.items():
-    tree = {**config, "output": f"{sys.argv[1]}/{name}", "objective": objective, "method": {**config["method"], **method}}
-    settings = parse_config(tree, TrainerConfig)
+    settings = {"output": f"{sys.argv[1]}/{name}", "objective": objective, "method": {**config["method"], **method}}
+    settings = parse_config({**config, **settings}, TrainerConfig)
     policy = fakes.LinearPolicy()
     rewards = {"prompt": fakes.red, "identity": fakes.dark}
     trainer = Trainer(policy, rewards, fakes.examples(), fakes.examples(3), settings)
