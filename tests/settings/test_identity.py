@@ -87,7 +87,7 @@ NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "rollout.chunk_prompts": (1, of_config("rollout.chunk_prompts")),
     "training.iterations": (3, lambda t: t.iteration),
     "training.prompts_per_iteration": (4, None),
-    "training.balance_kinds": (True, None),
+    "training.kinds": ({"kind 0": 1, "kind 1": 2}, None),
     "training.optimizer": (SLOWER, of_optimizer),
     "training.lr_schedule": ("linear", lambda t: "linear" if t.update.optimizer.param_groups[0]["lr"] == 0 else ""),
     "training.warmup_updates": (8, lambda t: round(8 * t.update.optimizer.param_groups[0]["lr"] / 1e-2) * 2),

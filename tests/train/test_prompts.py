@@ -21,18 +21,30 @@ def test_epochs_are_shuffled_as_they_always_were() -> None:
 
 
 def test_kinds_in_turn_and_each_in_its_own_epochs() -> None:
-    stream = PromptStream(of_kinds("place", "place", "colour", "place", "", "place"), seed=0, balance_kinds=True)
-    drawn = [stream[index] for index in range(36)]
-    assert set(drawn[0::3]) == {2}  # colour, none, place: by name
-    assert set(drawn[1::3]) == {4}
-    places = drawn[2::3]
+    data, kinds = of_kinds("place", "place", "colour", "place", "", "place"), {"place": 2, "colour": 1, "none": 1}
+    stream = PromptStream(data, 0, kinds)
+    drawn = [stream[index] for index in range(24)]
+    assert [data[place].kind for place in drawn[:4]] == ["place", "colour", "", "place"]  # spread, then by name
+    assert {*drawn[1::4]} == {2}
+    assert {*drawn[2::4]} == {4}
+    places = [place for n, place in enumerate(drawn) if n % 4 in (0, 3)]
     epochs = [places[i : i + 4] for i in range(0, 12, 4)]
     assert [sorted(epoch) for epoch in epochs] == [[0, 1, 3, 5]] * 3
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    other = PromptStream(of_kinds("place", "place", "colour", "place", "", "place"), seed=1, balance_kinds=True)
-    assert [other[index] for index in range(2, 36, 3)] != places
+    other = PromptStream(data, 1, kinds)
+    assert [other[index] for index in range(24)] != drawn
+    without = PromptStream(data, 0, {**kinds, "none": 0})
+    assert [data[without[index]].kind for index in range(6)] == ["place", "colour", "place"] * 2
 
 
-def test_one_kind_cannot_be_balanced() -> None:
-    with pytest.raises(UserError, match=r"all 6 training examples are of the kind ''; give the examples at least two"):
-        PromptStream(fakes.examples(6), seed=0, balance_kinds=True)
+@pytest.mark.parametrize(
+    ("kinds", "problem"),
+    [
+        ({"place": 1, "colr": 1}, "no kind 'colr'; the kinds of the training examples are colour, place.*'colour'"),
+        ({"place": 1}, "does not say how often to draw colour; .* 0 draws none"),
+        ({"place": 0, "colour": 0}, "draws no kind of prompt; give at least one"),
+    ],
+)
+def test_other_kinds_are_refused(kinds: dict[str, int], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        PromptStream(of_kinds("place", "colour"), 0, kinds)

@@ -314,7 +314,7 @@ def test_prompts_are_shuffled_in_every_epoch_and_chunks_keep_their_order(tmp_pat
 
 def test_kinds_can_be_drawn_evenly(tmp_path: Path) -> None:
     data = [replace(example, kind="ab"[n == 4]) for n, example in enumerate(fakes.examples(6))]
-    made = trainer(tmp_path, train=data, training={"balance_kinds": True})
+    made = trainer(tmp_path, train=data, training={"kinds": {"a": 1, "b": 1}})
     assert [[example.kind for example in made._draw(iteration)[1]] for iteration in (1, 2, 3)] == [["a", "b"]] * 3
 
 

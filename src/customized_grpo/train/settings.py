@@ -100,9 +100,9 @@ class TrainingSettings(Settings):
     """Stop when the held-out worst-reward gain has not improved in this many evaluations; null never does."""
     prompts_per_iteration: Annotated[int, Role.KEPT] = Field(default=8, ge=1)
     """Prompts per iteration over all processes; must be divisible by their number."""
-    balance_kinds: Annotated[bool, Role.KEPT] = False
-    """Draw the prompts of an iteration from all kinds in turn, in place of their shares of the data. Give a multiple of
-    the number of kinds as prompts_per_iteration."""
+    kinds: Annotated[dict[str, Annotated[int, Field(ge=0)]], Role.KEPT] = Field(default={})
+    """Kind of prompt to how often it is drawn in a round of prompts, such as {recontext: 1, property: 2}; {} draws them
+    by their shares of the data. Rounds do not depend on prompts_per_iteration."""
     optimizer: Annotated[Spec, Role.ARGUMENTS] = Spec.model_validate(
         {"use": "AdamW", "lr": None, "betas": [0.9, 0.99], "weight_decay": 0.0}
     )

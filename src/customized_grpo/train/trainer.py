@@ -152,7 +152,7 @@ class Trainer:
         if self.config.training.early_stop and not self.eval_examples:
             raise UserError("training.early_stop needs held-out evaluations; give data.eval, or set it to null.")
         check_sizes(self.config, len(train_dataset), self.accelerator.num_processes)
-        self.prompts = PromptStream(train_dataset, self.config.seed, self.config.training.balance_kinds)
+        self.prompts = PromptStream(train_dataset, self.config.seed, self.config.training.kinds)
         check_examples(policy, self.method, train_dataset, self.eval_examples)
         self.objective.check()
         with policy.sampled_with(**self.config.evaluation.of_policy()):
