@@ -33,7 +33,7 @@ from customized_grpo.train.method import Method
 from customized_grpo.train.preflight import check_sizes
 from customized_grpo.train.rollout import sample_ode
 from customized_grpo.train.trackers import RunFolder
-from studies.bench.tiny import COLOURS, dreambench, dreambench_plus
+from studies.bench.tiny import COLOURS, OmniContext, dreambench, dreambench_plus
 
 from . import tiny
 from .runs import from_the_command_line, write_files
@@ -270,7 +270,7 @@ def stock_transformer(family: tiny.Family, run: RunFolder, spec: Spec) -> torch.
 
 
 @pytest.mark.parametrize("file", recipes("protocol"))
-def test_it_benches_a_run(file, trained, tmp_path):
+def test_it_benches_a_run(file, trained, tmp_path, monkeypatch):
     _, run = trained(RECIPES / "uno-syncd.yaml")
     plan = make_plan(read_settings([str(file)]), load_config())
     specs = {name: metric.spec for name, metric in plan.metrics.items()}
@@ -284,6 +284,8 @@ def test_it_benches_a_run(file, trained, tmp_path):
         changes["prompts"] = str(tmp_path / "prompts.json")
     elif plan.protocol.suite == "dreambench++":
         changes["data"] = str(dreambench_plus(tmp_path / "plus"))
+    elif plan.protocol.suite == "omnicontext":
+        monkeypatch.setattr("customized_grpo.studies.bench.suites.open_dataset", lambda path: OmniContext())
     with judge() as url:
         judged = [name for name, spec in specs.items() if spec.use == "VlmJudge"]
         changes |= {f"metrics.{name}.url": url for name in judged}

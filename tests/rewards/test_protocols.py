@@ -18,6 +18,7 @@ from customized_grpo.rewards.protocols import (
     expected_score,
     lowest_of_two,
     parse_score,
+    score_of_ten,
     yes_of_yes_or_no,
 )
 from customized_grpo.structures import Example
@@ -49,7 +50,9 @@ def seen(body, recorded):
         prompt = TURN.format("".join(VISION if part == "<image>" else part for part in parts))
     urls = [part["image_url"]["url"] for part in message["content"] if part["type"] == "image_url"]
     pictures = [Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) for url in urls]
-    assert all(picture.size == (900, 900) and message["role"] == "user" for picture in pictures)
+    sizes = [list(picture.size) for picture in pictures]
+    assert message["role"] == "user"
+    assert "sizes" in recorded or sizes == [[900, 900]] * len(pictures)
     nearest = [max(COLOURS, key=lambda name: dot(COLOURS[name], picture.getpixel((5, 5)))) for picture in pictures]
     fields = {name: value for name, value in body.items() if name not in ("model", "messages")}
     if recorded["fields"].get("do_sample") is False:  # no field of this interface; it means temperature 0
@@ -58,7 +61,8 @@ def seen(body, recorded):
     if "encoding" not in recorded:  # their pictures are not encoded at all
         return {"prompt": prompt, "images": nearest, "fields": fields}
     (encoding,) = {(picture.format, *picture.quantization[0][:4]) for picture in pictures}
-    return {"prompt": prompt, "images": nearest, "encoding": list(encoding), "fields": fields}
+    resized = {"sizes": sizes} if "sizes" in recorded else {}
+    return {"prompt": prompt, "images": nearest, **resized, "encoding": list(encoding), "fields": fields}
 
 
 def dot(one, other):
@@ -80,14 +84,27 @@ def test_it_asks_and_scores_as_the_authors_do(rubric, monkeypatch):
 
     monkeypatch.setattr(vlm, "request_json", answer)
     judge = VlmJudge(rubric, model="m", passes=record.get("passes", 1), concurrency=2)
-    pictures = {name: Image.new("RGB", (900, 900), colour) for name, colour in COLOURS.items()}
-    example = Example("e", record["instruction"], (pictures["source"], pictures["other"]), subject="dog")
+    size = tuple(record.get("references", (900, 900)))
+    pictures = tuple(Image.new("RGB", size, COLOURS[name]) for name in ("source", "other"))
     image = torch.zeros(1, 3, 900, 900)
     image[:, 2] = 1
     for case in record["cases"]:
         judge.cache.scores.clear()
+        example = Example("e", record["instruction"], pictures, subject="dog", kind=case.get("kind", ""))
         assert judge(image, [example]).item() == pytest.approx(case["score"], rel=1e-6), case
     assert judge.counters["unparseable"] == 0
+
+
+@pytest.mark.parametrize(("rubric", "score"), [("omnicontext-prompt", "pf"), ("omnicontext-subjects", "sc")])
+def test_omnicontexts_two_scores_are_rubrics_too(rubric, score, monkeypatch):
+    record = RECORDS["omnicontext"]
+    monkeypatch.setitem(RECORDS, rubric, {**record, "cases": [{**c, "score": c[score]} for c in record["cases"][:2]]})
+    test_it_asks_and_scores_as_the_authors_do(rubric, monkeypatch)
+
+
+@pytest.mark.parametrize(("content", "score"), RECORDS["omnicontext"]["parsed"])
+def test_omnicontexts_answers_are_read_as_its_authors_read_them(content, score):
+    assert score_of_ten(completion(content)) == score
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,20 @@ TOP_SCORE = 4
 MAX_CHARACTERS = 20_000
 """Of the end of an answer, in which the score is looked for."""
 
-_TEXTS: dict[str, str] = read_yaml(Path(__file__).with_name("rubrics.yaml"))
+_TEXTS: dict[str, Any] = read_yaml(Path(__file__).with_name("rubrics.yaml"))
 IDENTITY, PROMPT, CONSISTENT, FOLLOWS = (_TEXTS[name] for name in ("identity", "prompt", "consistent", "follows"))
 EDITED, QUALITY = (f"{_TEXTS['artist']}\n{_TEXTS[name]}" for name in ("edited", "quality"))
+FULFILS, SAME_SUBJECTS = (f"{_TEXTS['grader']}\n{_TEXTS[name]}" for name in ("fulfils", "same_subjects"))
+
+# UnifiedReward-Edit/edit_pointwise_*.py of https://github.com/CodeGoat24/UnifiedReward at
+# ff6f520247a2d36e2aff7b2ba53a935afd437f66, MIT.
+_UNIFIED = {'{\n"': '{\n\n"', "[...]\n": "[...],\n", "instruction: <": "instruction:<"}
+"""What UnifiedReward-Edit words otherwise than EDITED and QUALITY."""
 
 
-def _unified(text: str) -> str:
-    """EDITED or QUALITY as UnifiedReward-Edit words it (UnifiedReward-Edit/edit_pointwise_*.py of
-    https://github.com/CodeGoat24/UnifiedReward at ff6f520247a2d36e2aff7b2ba53a935afd437f66, MIT)."""
-    changes = {'{\n"': '{\n\n"', "[...]\n": "[...],\n", "instruction: <": "instruction:<"}
-    for ours, theirs in changes.items():
-        text = text.replace(ours, theirs)
+def _reworded(text: str, changes: Mapping[str, str]) -> str:
+    for before, after in changes.items():
+        text = text.replace(before, after)
     return text
 
 
@@ -66,6 +69,8 @@ class Question:
     """In published ones, <instruction> stands for the prompt."""
     references: int | None = 1
     """How many of the example's references are shown before the image; None shows all."""
+    by_kind: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Other texts, for examples of these kinds."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,10 @@ class Protocol:
     """Of pictures as they are sent; None sends them without loss, as PNG."""
     longest_side: int | None = None
     """Pixels to which pictures are scaled down; None sends them as they are."""
+    text_first: bool = False
+    """Whether the text is sent before all pictures."""
+    fit: Callable[[Image], Image] = lambda picture: picture
+    """How references are resized."""
 
     def messages(
         self, question: Question, image: Image, example: Example, references: Sequence[Image],
@@ -96,10 +105,11 @@ class Protocol:
         references = references[: question.references]
         if self.published:
             parts: list[dict[str, Any]] = []
-            for number, picture in enumerate([*references, image], start=1):
+            for number, picture in enumerate([*map(self.fit, references), image], start=1):
                 parts += [_text(self.label.format(number)), show(picture)] if self.label else [show(picture)]
-            asked = question.text.replace("<instruction>", example.prompt)
-            return [{"role": "user", "content": [*parts, _text(asked)]}]
+            text = question.by_kind.get(example.kind, question.text)
+            asked = _text(text.replace("<instruction>", example.prompt))
+            return [{"role": "user", "content": [asked, *parts] if self.text_first else [*parts, asked]}]
         content: list[dict[str, Any]] = []
         if references:
             content.append(_text(f"The subject{f', a {example.subject}' if example.subject else ''}, in reference:"))
@@ -206,6 +216,26 @@ def lowest_of_two(answer: Any) -> float | None:
     return min(numbers) / 2.5
 
 
+def score_of_ten(answer: Any) -> float | None:
+    """The score from 0 to 10 in the one JSON object of an answer that may hold line breaks, or an answer that is only a
+    whole number; None without. It is read before any thinking is told apart, as OmniContext reads it."""
+    text = content_of(answer)
+    start, end = text.find("{"), text.rfind("}") + 1
+    try:
+        found = json.loads(text[start:end].replace("\n", "")) if start >= 0 and end else {"score": int(text)}
+        score = found["score"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return float(score) if isinstance(score, (int, float)) and 0 <= score <= 10 else None
+
+
+def _sixteenths(picture: Image) -> Image:
+    """At most 1024 x 1024 pixels, with sides that are multiples of 16, as OmniContext shows references."""
+    width, height = picture.size
+    scale = min(1.0, math.sqrt(1024 * 1024 / (width * height)))
+    return picture.resize((int(width * scale) // 16 * 16, int(height * scale) // 16 * 16))
+
+
 def yes_of_yes_or_no(answer: Any) -> float | None:
     """The probability of Yes among Yes and No as the first token, from its log-probabilities; None without either."""
     likely = next(iter(likely_tokens(answer)), ("", {}))[1]
@@ -231,6 +261,13 @@ _EDITSCORE = Protocol(
     {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "seed": 42, "max_tokens": 512},
 )  # fmt: skip
 
+_FULFILS = Question(FULFILS, None)
+_SAME_SUBJECTS = Question(SAME_SUBJECTS, None, {"scene": _reworded(SAME_SUBJECTS, _TEXTS["in_scene"])})
+_OMNICONTEXT = Protocol(
+    (_FULFILS, _SAME_SUBJECTS), score_of_ten, "JSON object with a score from 0 to 10", {"max_tokens": 1400},
+    jpeg_quality=75, text_first=True, fit=_sixteenths,
+)  # fmt: skip
+
 RUBRICS = {
     "identity": _rubric(Question(IDENTITY, None)),
     "prompt": _rubric(Question(PROMPT, 0)),
@@ -239,7 +276,7 @@ RUBRICS = {
     "editscore-qwen2.5-vl": replace(_EDITSCORE, label="<img{}>: "),
     "unifiedreward-edit": replace(
         _EDITSCORE,
-        questions=(Question(_unified(EDITED)), Question(_unified(QUALITY), 0)),
+        questions=(Question(_reworded(EDITED, _UNIFIED)), Question(_reworded(QUALITY, _UNIFIED), 0)),
         fields={"temperature": 0, "max_tokens": 4096},
         jpeg_quality=95,
     ),
@@ -247,5 +284,8 @@ RUBRICS = {
         (Question(CONSISTENT), Question(FOLLOWS)), yes_of_yes_or_no, "probability of Yes or No",
         {"temperature": 0, "max_completion_tokens": 1, "logprobs": True, "top_logprobs": 20}, jpeg_quality=75,
     ),
+    "omnicontext": _OMNICONTEXT,
+    "omnicontext-prompt": replace(_OMNICONTEXT, questions=(_FULFILS,)),
+    "omnicontext-subjects": replace(_OMNICONTEXT, questions=(_SAME_SUBJECTS,)),
 }  # fmt: skip
 """Protocols by name."""

@@ -46,7 +46,8 @@ class VlmJudge:
             each asked by itself. Published, for the model that was trained for it; these see the first reference, the
             prompt and the image: "editscore", from 0 to 10, for the models built on Qwen3-VL, and
             "editscore-qwen2.5-vl" for those on Qwen2.5-VL; "unifiedreward-edit", from 0 to 10; "paco-reward", from 0
-            to 1.
+            to 1. OmniContext's, which see all references and the prompt, from 0 to 10: "omnicontext-prompt",
+            "omnicontext-subjects", and "omnicontext", the geometric mean of the two, each asked by itself.
         model: the name under which the endpoint serves it.
         url: of the endpoint, up to and including /v1.
         api_key_variable: the environment variable that holds the key, if one is needed.
@@ -259,8 +260,9 @@ class VlmJudge:
         if self.longest_side is not None and max(picture.size) > self.longest_side:
             picture = picture.copy()
             picture.thumbnail((self.longest_side, self.longest_side))
-        kind, data = "png", png(picture)
-        if (quality := self.protocol.jpeg_quality) is not None:
+        if (quality := self.protocol.jpeg_quality) is None:
+            kind, data = "png", png(picture)
+        else:
             kind, buffer = "jpeg", io.BytesIO()
             picture.convert("RGB").save(buffer, "JPEG", quality=quality)
             data = buffer.getvalue()

@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def judge(self, body, first):
         model = body["model"]
-        pictures = [part["image_url"]["url"] for part in body["messages"][1]["content"] if part["type"] == "image_url"]
+        pictures = [part["image_url"]["url"] for part in body["messages"][-1]["content"] if part["type"] == "image_url"]
         picture = Image.open(io.BytesIO(base64.b64decode(pictures[-1].partition(",")[2])))
         score = picture.getpixel((0, 0))[0] // 60
         if model == "limited" and first:
@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.connection.close()
         if model == "unauthorized":
             return self.answer(401, {"error": {"message": "bad key"}})
-        if model == "rejects" or body["response_format"]["type"] != "json_schema":
+        if model == "rejects" or body.get("response_format", {"type": "json_schema"})["type"] != "json_schema":
             return self.answer(400, {"error": {"message": "json_schema is not supported"}})
         if model == "hang":
             return time.sleep(30)

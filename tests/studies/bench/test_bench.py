@@ -344,7 +344,8 @@ def test_the_page_on_benches_is_what_the_code_says() -> None:
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_a_plan(recipe: Path) -> None:
     plan = make_plan(read_settings([str(recipe)]), load_config())
-    assert not [text for text in plan.departures() if "policy" not in text]
+    found = set(plan.departures()).difference(plan.protocol.departures)
+    assert not [text for text in found if "policy" not in text]
 
 
 def test_images_are_made_with_the_steps_of_the_evaluation() -> None:
@@ -404,10 +405,22 @@ def test_another_encoder_departs_and_another_environment_does_not() -> None:
     assert not [text for text in same.departures() if "measured by" in text]
 
 
+def test_another_judge_departs_where_the_protocol_names_one() -> None:
+    def departures(protocol: str, *words: str) -> list[str]:
+        return [text for text in make_plan(read_settings([protocol, *words]), load_config()).departures()
+                if "measured by" in text]  # fmt: skip
+
+    judge = "{model: other, url: 'http://gpu-3:8000/v1'}"
+    assert departures("omnicontext", "metrics.prompt={url: 'http://gpu-3:8000/v1'}") == []
+    (said,) = departures("omnicontext", f"metrics.prompt={judge}")
+    assert said.startswith("PF is measured by VlmJudge(rubric=omnicontext-prompt, model=other")
+    assert departures("dreambench++", f"metrics.concept={judge}", f"metrics.prompt={judge}") == []
+
+
 def test_published_numbers_have_sources() -> None:
     rows = {row.method: row for row in published(["dino", "clip_i", "clip_t", "hpsv3"])}
     assert rows["UNO"].scores == {"dino": 0.760, "clip_i": 0.835, "clip_t": 0.304}
-    assert rows["Customized-GRPO"].scores == {"dino": 0.812, "hpsv3": 8.3}
+    assert rows["Customized-GRPO"].scores == {"dino": 0.812, "hpsv3": 8.32}
     assert all(row.source and row.by and row.protocol in PROTOCOLS for row in rows.values())
     assert all(row.scores.keys() <= row.metrics.keys() for row in rows.values())
 
@@ -424,6 +437,11 @@ def test_published_numbers_are_held_against_their_own_protocol_alone(plain: Benc
 
     assert said(["seed is 3."]) == "no: departures"
     assert said([]) == "roughly"
+    (omnigen2,) = (row for row in published(["overall"], ["omnicontext"]) if row.method == "OmniGen2")
+    always = list(PROTOCOLS["omnicontext"].departures)  # every bench of the protocol has them
+    for departures, told in ((always, "roughly"), ([*always, "seed is 3."], "no: departures")):
+        info = {**plain.info, "protocol": "omnicontext", "departures": departures}
+        assert omnigen2.comparability(replace(plain, info=info)) == told
 
 
 def test_a_background_that_nothing_tells_has_no_column(plain: Bench) -> None:

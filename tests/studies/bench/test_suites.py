@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.studies.bench import find_protocol
 from customized_grpo.studies.bench.suites import open_suite, prompt_kind, toy_suite
 from rewards.tiny import save_clip, save_dino
-from studies.bench.tiny import METRICS, dreambench, dreambench_plus
+from studies.bench.tiny import COLOURS, METRICS, OmniContext, dreambench, dreambench_plus
 
 REAL = Path(__file__).parents[4] / "shared" / "dreambench"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the photos of DreamBench are not beside the repository")
@@ -120,6 +121,25 @@ def test_dreambench_plus_is_read(tmp_path: Path) -> None:
     (tmp_path / "captions" / "style" / "01.txt").unlink()
     with pytest.raises(UserError, match="is the download complete"):
         open_suite(find_protocol("dreambench++"), tmp_path, None)
+
+
+def test_omnicontext_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("customized_grpo.studies.bench.suites.open_dataset", lambda path: OmniContext())
+    suite = open_suite(find_protocol("omnicontext"), tmp_path)
+    assert [(task.id, task.kind, task.prompt_kind) for task in suite.tasks] == [
+        ("single_object-k0", "single_object", "single"),
+        ("multi_character-k1", "multi_character", "multi"),
+        ("scene_character_object-k2", "scene_character_object", "scene"),
+    ]  # the instruction in Chinese is left out, as in the authors' statistics
+    example = suite.example(suite.tasks[2], False)
+    assert (example.prompt, example.kind) == ("a dog 2", "scene")  # by which the judge chooses its words
+    assert [picture.getpixel((0, 0)) for picture in example.references] == list(COLOURS.values())
+    assert list(suite.real()) == []
+    assert len(open_suite(find_protocol("omnicontext"), tmp_path, subjects=2).tasks) == 2
+    rows = SimpleNamespace(column_names=["key", "prompt"])
+    monkeypatch.setattr("customized_grpo.studies.bench.suites.open_dataset", lambda path: rows)
+    with pytest.raises(UserError, match="no column instruction, instruction_language, task_type; give OmniContext's"):
+        open_suite(find_protocol("omnicontext"), tmp_path)
 
 
 def test_the_toy_world_asks_each_creature_several_times() -> None:

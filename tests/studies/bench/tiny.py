@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -61,6 +62,21 @@ def dreambench_plus(folder: Path, subjects: tuple[tuple[str, str], ...] = (("ani
         prompts = [f"a cat {n}" for n in range(9)]
         (folder / "captions" / kind / f"{name}.txt").write_text("\n".join(["cat", *prompts]))
     return folder
+
+
+class OmniContext(list):
+    """Its data set in small, as `open_dataset` opens it: a task of each of three kinds, and one in Chinese."""
+
+    column_names = ("key", "task_type", "instruction", "instruction_language", "input_images")
+
+    def __init__(self) -> None:
+        for n, kind in enumerate(("single_object", "multi_character", "scene_character_object", "single_object")):
+            pictures = [Image.new("RGB", (32, 32), colour) for colour in list(COLOURS.values())[: 1 + n % 3]]
+            row = (f"k{n}", kind, f"a dog {n}", "zh" if n == 3 else "en", pictures)
+            self.append(dict(zip(self.column_names, row, strict=True)))
+
+    def __getitem__(self, place: Any) -> Any:
+        return [row[place] for row in self] if isinstance(place, str) else super().__getitem__(place)
 
 
 class Policy(fakes.LinearPolicy):

@@ -1,7 +1,7 @@
 """From scores to means with intervals over subjects, copy-paste warnings, paired differences, and published numbers."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.page import Flipped, Plain, Remark, few_subjects
 from customized_grpo.settings.identity import same_result
 from customized_grpo.store.scores import Estimate, change, estimate, level
+from customized_grpo.studies.bench.protocols import PROTOCOLS
 from customized_grpo.studies.bench.record import Bench
 
 COPIED = 0.5
@@ -154,14 +155,20 @@ class Published:
         """Whether the number may be compared with the bench's own, in a few words."""
         if self.protocol != bench.info["protocol"]:
             return "no: other protocol"
-        return "no: departures" if bench.info["departures"] else "roughly"
+        return "no: departures" if set(bench.info["departures"]).difference(self.always) else "roughly"
+
+    @property
+    def always(self) -> tuple[str, ...]:
+        """The departures that every bench of the protocol has."""
+        return PROTOCOLS[self.protocol].departures
 
 
-def published(metrics: Iterable[str]) -> list[Published]:
-    """The published numbers that have one of the metrics."""
+def published(metrics: Iterable[str], protocols: Container[str] = PROTOCOLS) -> list[Published]:
+    """The published numbers of these protocols that have one of the metrics."""
     content: Any = json.loads((files("customized_grpo.studies.bench") / "published.json").read_text(encoding="utf-8"))
     rows = [row for row in content["rows"] if not set(metrics).isdisjoint(row["scores"])]
-    return [Published(row["method"], row["scores"], **content["tables"][row["table"]]) for row in rows]
+    found = [Published(row["method"], row["scores"], **content["tables"][row["table"]]) for row in rows]
+    return [row for row in found if row.protocol in protocols]
 
 
 def _over_subjects(scored: Iterable[tuple[str, float]]) -> Estimate:

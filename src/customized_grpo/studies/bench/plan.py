@@ -22,7 +22,7 @@ class BenchSettings(Settings):
     """Settings of `cgrpo bench`: a protocol, its data, and changes to it, which are reported as departures."""
 
     protocol: Annotated[str, Role.KEPT] = "toyworld"
-    """dreambooth, uno, uno-multi, customized-grpo, dreambench++ or toyworld."""
+    """dreambooth, uno, uno-multi, customized-grpo, dreambench++, omnicontext or toyworld."""
     data: Annotated[Path | None, Role.RUNTIME] = None
     """Folder with the images of the protocol."""
     prompts: Annotated[Path | None, Role.RUNTIME] = None
@@ -65,7 +65,7 @@ class Plan:
     def departures(self, suite: Suite | None = None) -> list[str]:
         """The differences from the protocol, one sentence each; those in size only with the suite."""
         protocol, policy = self.protocol, self.config.policy
-        found, target = list[str](), check_spec(policy, "policy")
+        found, target = list[str](protocol.departures), check_spec(policy, "policy")
         if protocol.guidance is not None and guidance_setting(target, policy) is None:
             found.append(f"The model takes no guidance; the protocol's is {protocol.guidance:g}.")
         for name, value in _wanted(protocol, target, policy).items():
@@ -74,9 +74,10 @@ class Plan:
             elif policy.arguments[name] != value:
                 found.append(f"policy.{name} is {policy.arguments[name]}; the protocol's is {value}.")
         for name, metric in protocol.metrics.items():
+            free = () if "model" in metric.spec.arguments else ("model",)  # of a judge, which few protocols name
             if name not in self.metrics:
                 found.append(f"{metric.title} is left out.")
-            elif _essence(spec := self.metrics[name].spec) != _essence(metric.spec):
+            elif _essence(spec := self.metrics[name].spec, *free) != _essence(metric.spec, *free):
                 found.append(f"{metric.title} is measured by {_short(spec)}; the protocol's is {_short(metric.spec)}.")
         for name in ("num_inference_steps", "images", "seed"):
             if (wanted := getattr(protocol, name)) not in (None, getattr(self, name)):
@@ -192,12 +193,12 @@ def _metrics(protocol: Protocol, settings: BenchSettings) -> dict[str, Metric]:
     return found
 
 
-def _essence(spec: Spec) -> dict[str, Any]:
-    """The part of a spec that scores depend on, without the model of a judge, which no protocol names. Of a reward in a
-    process of its own, that of the reward there, which is not imported here."""
+def _essence(spec: Spec, *free: str) -> dict[str, Any]:
+    """The part of a spec that scores depend on, without `free` arguments. Of a reward in a process of its own, that of
+    the reward there, which is not imported here."""
     if spec.use.split(":")[-1] == "RemoteReward" and isinstance(spec.arguments.get("reward"), Mapping):
         spec = make_spec(spec.arguments["reward"], "reward")
-    free = {"model", *runtime_arguments(spec, "metric", foreign=False)}
+    free = (*free, *runtime_arguments(spec, "metric", foreign=False))
     return {key: value for key, value in spec.model_dump().items() if key not in free}
 
 

@@ -31,7 +31,7 @@ class Protocol(Settings):
     name: str
     about: str
     source: str
-    suite: Literal["dreambooth", "file", "dreambench++", "toyworld"]
+    suite: Literal["dreambooth", "file", "dreambench++", "omnicontext", "toyworld"]
     """Where its tasks come from; see `suites.open_suite`."""
     images: int
     """Per prompt."""
@@ -46,6 +46,8 @@ class Protocol(Settings):
     """Set by whichever setting the model has for it; see `policies.guidance`."""
     notes: tuple[str, ...] = ()
     """Rules that the other fields do not say."""
+    departures: tuple[str, ...] = ()
+    """What we always do otherwise than the authors' code. Published numbers stay comparable, roughly."""
     subjects: int
     prompts: int
     """Of each subject. Both are the numbers of the complete data."""

@@ -10,6 +10,7 @@ from customized_grpo import page
 from customized_grpo.page import Cell, Shown
 from customized_grpo.page.formats import DASH, listed, number, with_interval
 from customized_grpo.studies.bench.findings import (
+    Published,
     compared,
     kinds,
     levels,
@@ -30,6 +31,7 @@ PUBLISHED = (
     "noise. Rows of one protocol and source compare with each other; with this bench only where the row says so, and "
     "then a difference of a few hundredths means little. Sources: {}."
 )
+DREAMBENCH = ("dreambooth", "uno", "customized-grpo")
 RANKED = "All prompts are ranked by the mean {} of their images, and shown at even steps from the worst to the best{}."
 
 
@@ -97,7 +99,7 @@ def score_blocks(bench: Bench, others: Sequence[Bench]) -> list[page.Block]:
     blocks += [page.Text(PAIRED, "note")] if others else []
     blocks += [page.Remarks(remarks(bench))]
     if (theirs := publications(bench)).rows:
-        sources = dict.fromkeys(f"{entry.source} ({entry.about})" for entry in published(bench.metrics))
+        sources = dict.fromkeys(f"{entry.source} ({entry.about})" for entry in known(bench))
         blocks += [theirs, page.Text(PUBLISHED.format("; ".join(sources)), "note")]
     return blocks
 
@@ -134,16 +136,20 @@ def breakdown(bench: Bench) -> page.Table:
     return page.table(rows, first="kind")
 
 
+def known(bench: Bench) -> list[Published]:
+    """The published numbers on the same data, which are of one subject where the data is DreamBench."""
+    own = bench.info["protocol"]
+    return published(bench.metrics, DREAMBENCH if own in DREAMBENCH else (own,))
+
+
 def publications(bench: Bench) -> page.Table:
-    """Published numbers, with who measured them and under which protocol, in a table of its own, as they are not ours;
-    empty for images of several subjects, and of other data."""
-    known = bench.info["protocol"] in ("dreambooth", "uno", "customized-grpo")
+    """Published numbers, with who measured them and under which protocol, in a table of its own."""
     rows: list[tuple[str, dict[str, Any]]] = [
         (entry.method, {
             "measured under": entry.protocol, "by": entry.by, "comparable?": entry.comparability(bench),
             **cells(bench, entry.scores),
         })
-        for entry in (published(bench.metrics) if known else [])
+        for entry in known(bench)
     ]  # fmt: skip
     return page.table(rows, title="Published, measured by others")
 

@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from customized_grpo.data.decode import read_mask, read_picture
+from customized_grpo.data.hub import as_picture, open_dataset
 from customized_grpo.data.importers import Subject, is_live, read_dreambench
 from customized_grpo.errors import UserError
 from customized_grpo.store import read_json, read_text
@@ -123,6 +124,39 @@ def toy_suite(subjects: int, prompts: int, seed: int) -> Suite:
     return Suite(tasks, lambda task, shown: known[task.id], real)
 
 
+def omnicontext(rows: Any, subjects: int | None = None) -> Suite:
+    """OmniContext's English instructions: the first half of `task_type` is single, multi or scene.
+
+    Args:
+        rows: its data set, as `open_dataset` opens it.
+        subjects: only the first so many tasks.
+    """
+    names = ("key", "task_type", "instruction", "instruction_language")
+    if missing := set(names) - set(rows.column_names):
+        raise UserError(f"The data has no column {', '.join(sorted(missing))}; give OmniContext's data folder.")
+    places: dict[str, int] = {}
+    tasks: list[Task] = []
+    for place, (key, kind, prompt, language) in enumerate(zip(*(rows[name] for name in names), strict=True)):
+        if language == "en":
+            name = f"{kind}-{key}"
+            places[name] = place
+            tasks.append(Task(name, prompt, name, kind, kind.partition("_")[0]))
+
+    def example(task: Task, shown: bool) -> Example:
+        pictures = rows[places[task.id]]["input_images"]
+        references = tuple(as_picture(picture, f"An image of {task.id}")[0] for picture in pictures)
+        return Example(task.id, task.prompt, references, kind=task.prompt_kind)
+
+    return Suite(tasks[:subjects], example, lambda: ())
+
+
+WHERE = {
+    "dreambench++": "DreamBench++'s data",
+    "omnicontext": "the parquet files of huggingface.co/datasets/OmniGen2/OmniContext",
+}
+"""What the data folder of a suite holds."""
+
+
 def open_suite(
     protocol: Protocol, data: Path | None = None, prompts: Path | None = None, subjects: int | None = None
 ) -> Suite:
@@ -142,7 +176,7 @@ def open_suite(
             raise UserError("The protocol 'toyworld' draws its own data; leave data out.")
         return toy_suite(min(subjects or protocol.subjects, protocol.subjects), protocol.prompts, protocol.seed)
     if data is None:
-        what = "DreamBench++'s data" if protocol.suite == "dreambench++" else "a clone of github.com/google/dreambooth"
+        what = WHERE.get(protocol.suite, "a clone of github.com/google/dreambooth")
         raise UserError(f"The protocol '{protocol.name}' needs images: data=FOLDER, {what}.")
     data = data.expanduser()
     if not data.is_dir():
@@ -152,6 +186,8 @@ def open_suite(
             f"The protocol '{protocol.name}' needs its list of prompts and photos: prompts=FILE.json, entries of "
             f"'prompt' and 'image_paths'."
         )
+    if protocol.suite == "omnicontext":
+        return omnicontext(open_dataset(data), subjects)
     if protocol.suite == "dreambench++":
         tasks, photos = dreambench_plus(data)
     elif prompts is not None:
