@@ -1,6 +1,9 @@
 """Every encoder the rewards read, tiny and random, with its own image processor, as save_pretrained writes it."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -101,3 +104,23 @@ def picture(width: int = 40, height: int = 40, seed: int = 0) -> Image.Image:
 def example(name: str = "e", prompt: str = "a dog in the snow", references: int = 1, **fields) -> Example:
     pictures = tuple(picture(40 + 8 * n, 40, seed=n + 10) for n in range(references))
     return Example(name, prompt, pictures, **fields)
+
+
+def xverse_clone(folder: Path, samples: Sequence[Sequence[str]], asked: Sequence[Mapping[str, Any]] = ()) -> Path:
+    """A clone of XVerse with its photos: samples are the folders of their references; those with one are "single"."""
+    lists: dict[str, list[Any]] = {"single": [], "single_DSG": [], "multi": [], "multi_DSG": []}
+    for n, parts in enumerate(samples):
+        sources = [{"image_path": f"assets/XVerseBench/{part}/{n}_{m}.jpg"} for m, part in enumerate(parts)]
+        words = [[m, f"noun {n} {m}", "word"] for m in range(len(parts))]
+        for m, source in enumerate(sources):
+            file = folder / source["image_path"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (100 * n, 100 * m, 0)).save(file)
+        name = "single" if len(parts) == 1 else "multi"
+        lists[name].append({"prompt": f"prompt {n}", "modulation": [{"src_inputs": sources, "use_words": words}]})
+        questions = dict(asked[n]) if asked else {"qid2question": {"1": "Is it?"}, "qid2dependency": {"1": [0]}}
+        lists[f"{name}_DSG"].append(questions)
+    (folder / "eval" / "tools").mkdir(parents=True)
+    for name, content in lists.items():
+        (folder / "eval" / "tools" / f"XVerseBench_{name}.json").write_text(json.dumps(content))
+    return folder

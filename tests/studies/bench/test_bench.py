@@ -417,8 +417,21 @@ def test_another_judge_departs_where_the_protocol_names_one() -> None:
     assert departures("dreambench++", f"metrics.concept={judge}", f"metrics.prompt={judge}") == []
 
 
+def test_xversebenchs_metrics_are_classes_of_the_users_own(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"measures DPG with a model.*metrics\.dpg\.use=.* of AnsweredQuestions"):
+        make_plan(read_settings(["xversebench"]), load_config())
+    words = ["metrics.dpg.use=rewards.test_xverse:Answers", "metrics.id_sim.use=rewards.test_xverse:Found",
+             "metrics.ip_sim={use: rewards.test_xverse:Found, people: false}", "metrics.matched=null"]  # fmt: skip
+    plan = make_plan(read_settings(["xversebench", f"data={tmp_path}", *words]), load_config())
+    assert plan.metrics["ip_sim"].spec.arguments == {"data": str(tmp_path), "people": False}
+    assert plan.metrics["dpg"].spec.arguments == {"data": str(tmp_path)}
+    assert "matched identity is left out." in plan.departures()
+
+
 def test_published_numbers_have_sources() -> None:
     rows = {row.method: row for row in published(["dino", "clip_i", "clip_t", "hpsv3"])}
+    (xverse,) = (row for row in published(["id_sim"], ["xversebench-multi"]) if row.method == "XVerse")
+    assert (xverse.scores, xverse.by) == ({"dpg": 91.77, "id_sim": 51.03, "ip_sim": 61.04}, "XVerse's authors")
     assert rows["UNO"].scores == {"dino": 0.760, "clip_i": 0.835, "clip_t": 0.304}
     assert rows["Customized-GRPO"].scores == {"dino": 0.812, "hpsv3": 8.32}
     assert all(row.source and row.by and row.protocol in PROTOCOLS for row in rows.values())

@@ -14,7 +14,7 @@ from customized_grpo.cli.bench import bench_command
 from customized_grpo.errors import UserError
 from customized_grpo.studies.bench import find_protocol
 from customized_grpo.studies.bench.suites import open_suite, prompt_kind, toy_suite
-from rewards.tiny import save_clip, save_dino
+from rewards.tiny import save_clip, save_dino, xverse_clone
 from studies.bench.tiny import COLOURS, METRICS, OmniContext, dreambench, dreambench_plus
 
 REAL = Path(__file__).parents[4] / "shared" / "dreambench"
@@ -140,6 +140,26 @@ def test_omnicontext_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("customized_grpo.studies.bench.suites.open_dataset", lambda path: rows)
     with pytest.raises(UserError, match="no column instruction, instruction_language, task_type; give OmniContext's"):
         open_suite(find_protocol("omnicontext"), tmp_path)
+
+
+def test_xversebench_is_read(tmp_path: Path) -> None:
+    xverse_clone(tmp_path, [["animal"], ["human", "human", "object"], ["object", "human"]])
+    (single,) = open_suite(find_protocol("xversebench"), tmp_path).tasks
+    assert (single.id, single.prompt, single.kind, single.prompt_kind) == (
+        "single-000", "prompt 0", "one subject", "animal",
+    )  # fmt: skip
+    suite = open_suite(find_protocol("xversebench-multi"), tmp_path)
+    assert [(task.kind, task.prompt_kind) for task in suite.tasks] == [
+        ("3 subjects", "human+object"),
+        ("2 subjects", "human+object"),
+    ]
+    example = suite.example(suite.tasks[0], True)
+    assert (example.id, example.subject) == ("multi-000", "noun 1 0 and noun 1 1 and noun 1 2")
+    assert [picture.getpixel((0, 0))[1] // 100 for picture in example.references] == [0, 1, 2]
+    assert list(suite.real()) == []
+    (tmp_path / "assets" / "XVerseBench" / "object" / "2_0.jpg").unlink()
+    with pytest.raises(UserError, match=r"object/2_0.jpg'; prepare the photos as assets/ReadMe.md of the clone says"):
+        open_suite(find_protocol("xversebench-multi"), tmp_path)
 
 
 def test_the_toy_world_asks_each_creature_several_times() -> None:

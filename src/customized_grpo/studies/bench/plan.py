@@ -1,5 +1,6 @@
 """The settings of a bench, and the protocol under these settings, with the departures from it."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from customized_grpo.config import Config
 from customized_grpo.errors import UserError, nearest
 from customized_grpo.policies.guidance import describe_guidance, guidance_setting, takes
 from customized_grpo.settings import Role, Settings, Spec, make_spec
-from customized_grpo.settings.build import check_spec
+from customized_grpo.settings.build import check_spec, resolve
 from customized_grpo.settings.identity import declared_roles, runtime_arguments
 from customized_grpo.studies.bench.protocols import COMMON_NOTES, Metric, Protocol, find_protocol
 from customized_grpo.studies.bench.suites import Suite
@@ -22,7 +23,8 @@ class BenchSettings(Settings):
     """Settings of `cgrpo bench`: a protocol, its data, and changes to it, which are reported as departures."""
 
     protocol: Annotated[str, Role.KEPT] = "toyworld"
-    """dreambooth, uno, uno-multi, customized-grpo, dreambench++, omnicontext or toyworld."""
+    """dreambooth, uno, uno-multi, customized-grpo, dreambench++, omnicontext, xversebench, xversebench-multi or
+    toyworld."""
     data: Annotated[Path | None, Role.RUNTIME] = None
     """Folder with the images of the protocol."""
     prompts: Annotated[Path | None, Role.RUNTIME] = None
@@ -186,6 +188,15 @@ def _metrics(protocol: Protocol, settings: BenchSettings) -> dict[str, Metric]:
                 f"The protocol '{protocol.name}' needs a judge: metrics.{name}.model=NAME and "
                 f"metrics.{name}.url=URL of an OpenAI-compatible endpoint, or metrics.{name}=null to leave it out."
             )
+        target = resolve(spec.use, "metric", f"metrics.{name}")
+        if inspect.isabstract(target):
+            raise UserError(
+                f"The protocol '{protocol.name}' measures {metric.title} with a model that is no part of this package: "
+                f"metrics.{name}.use=package.module:NAME, your subclass of {target.__name__} "
+                f"(docs/bench.md#xversebench), or metrics.{name}=null to leave it out."
+            )
+        if takes(target, "data") and settings.data is not None:  # of the protocol, such as the questions of a prompt
+            spec = make_spec({"data": str(settings.data), **spec.model_dump()}, f"metrics.{name}")
         check_spec(spec, "metric", f"metrics.{name}")
         found[name] = metric.model_copy(update={"spec": spec})
     if not found:

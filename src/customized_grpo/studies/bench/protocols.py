@@ -31,7 +31,7 @@ class Protocol(Settings):
     name: str
     about: str
     source: str
-    suite: Literal["dreambooth", "file", "dreambench++", "omnicontext", "toyworld"]
+    suite: Literal["dreambooth", "file", "dreambench++", "omnicontext", "xverse", "toyworld"]
     """Where its tasks come from; see `suites.open_suite`."""
     images: int
     """Per prompt."""

@@ -13,6 +13,7 @@ from customized_grpo.data.decode import read_mask, read_picture
 from customized_grpo.data.hub import as_picture, open_dataset
 from customized_grpo.data.importers import Subject, is_live, read_dreambench
 from customized_grpo.errors import UserError
+from customized_grpo.rewards.xverse import read_samples
 from customized_grpo.store import read_json, read_text
 from customized_grpo.structures import Example
 from customized_grpo.studies.bench.protocols import Protocol
@@ -152,6 +153,7 @@ def omnicontext(rows: Any, subjects: int | None = None) -> Suite:
 
 WHERE = {
     "dreambench++": "DreamBench++'s data",
+    "xverse": "a clone of github.com/bytedance/XVerse with its photos",
     "omnicontext": "the parquet files of huggingface.co/datasets/OmniGen2/OmniContext",
 }
 """What the data folder of a suite holds."""
@@ -190,6 +192,8 @@ def open_suite(
         return omnicontext(open_dataset(data), subjects)
     if protocol.suite == "dreambench++":
         tasks, photos = dreambench_plus(data)
+    elif protocol.suite == "xverse":
+        tasks, photos = xverse(data, "multi" if protocol.name.endswith("-multi") else "single")
     elif prompts is not None:
         tasks, photos = listed(data, prompts.expanduser(), protocol.references)
     else:
@@ -263,6 +267,21 @@ def dreambench_plus(data: Path) -> Found:
         photos[name] = [Photos(noun, (), ((photo,), (photo,)))]
         kind = place.parts[-2] if len(place.parts) > 1 else "object"
         tasks += [_task(name, n, prompt, kind, PLUS_KINDS[min(n, 8)]) for n, prompt in enumerate(prompts)]
+    return tasks, photos
+
+
+def xverse(clone: Path, name: str) -> Found:
+    """The list "single" or "multi" of XVerseBench; a task has the id by which its scores find what they need."""
+    tasks: list[Task] = []
+    photos: dict[str, list[Photos]] = {}
+    for id, sample in read_samples(clone, name).items():
+        files = [clone / part.path for part in sample.parts]
+        if missing := [file for file in files if not file.is_file()]:
+            raise UserError(f"There is no '{missing[0]}'; prepare the photos as assets/ReadMe.md of the clone says.")
+        shown = [(Photo(file),) for file in files]
+        photos[id] = [Photos(part.noun, (), (own, own)) for part, own in zip(sample.parts, shown, strict=True)]
+        kind = "one subject" if len(files) == 1 else f"{len(files)} subjects"
+        tasks.append(Task(id, sample.prompt, id, kind, "+".join(sorted({part.folder for part in sample.parts}))))
     return tasks, photos
 
 
