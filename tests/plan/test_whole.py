@@ -58,7 +58,7 @@ def whole(family: FakeFamily, *, checkpointing: bool) -> WholeModel:
     few = {name: min(2, count) for name, count in family.blocks.items()}
     missing = {name: count - few[name] for name, count in family.blocks.items()}
     more = {name: Passes(make({**few, name: 3}), EXAMPLE) for name in missing}
-    return WholeModel(Passes(make(few), EXAMPLE), more, missing)
+    return WholeModel(make(few), EXAMPLE, more, missing)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

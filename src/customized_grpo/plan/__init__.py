@@ -1,1 +1,1 @@
-"""What a run needs before a machine is rented: memory and floating-point operations, counted without weights."""
+"""Memory and floating-point operations of a run, counted without weights, to plan it before a machine is rented."""

@@ -34,13 +34,13 @@ from customized_grpo.train.objectives import make_objective
 from customized_grpo.train.preflight import Job, check_sizes, workload
 
 SHARE = 0.4
-"""Of a GPU's peak rate that the operations reach on the whole."""
+"""Share of a GPU's peak rate that all operations together reach."""
 HOST_BANDWIDTH = 10e9
-"""Bytes a second between host and GPU, from memory that is not pinned."""
+"""Bytes per second between host and GPU, for memory that is not pinned."""
 REFERENCE = (1024, 1024)
-"""Pixels of a reference."""
+"""Width and height of a reference, in pixels."""
 REWARD_PIXELS = 224
-"""What image processors of rewards make of any image, unless the model takes fewer."""
+"""Width and height to which image processors of rewards resize any image, unless the model takes fewer pixels."""
 SHARDED = ("weights", "adapter", "optimizer", "average", "gradients", "optimizer step", "transformer away")
 """Parts of memory that are divided among the GPUs where the transformer is sharded."""
 
@@ -55,7 +55,7 @@ class Choice:
     quantize: str
 
     def settings(self, other: "Choice") -> str:
-        """What to set where it differs from another."""
+        """The settings to change to get this choice from another one."""
         named = {
             "training.micro_batch": (self.micro_batch, other.micro_batch),
             "policy.gradient_checkpointing": (str(self.checkpointing).lower(), str(other.checkpointing).lower()),
@@ -75,7 +75,7 @@ class Sizes(NamedTuple):
 
 
 class RewardCost(NamedTuple):
-    """Of one reward or metric on the GPU."""
+    """What one reward or metric needs on the GPU."""
 
     weights: int
     scoring: int
@@ -94,12 +94,12 @@ class Memory:
     """By stage and part, besides those."""
 
     def of(self, stage: str) -> int:
-        """All of it in one stage."""
+        """Bytes in one stage, resident parts included."""
         return sum(self.resident.values()) + sum(self.stages[stage].values())
 
     @property
     def fullest(self) -> str:
-        """The stage."""
+        """The stage that needs most."""
         return max(self.stages, key=self.of)
 
     @property
@@ -108,12 +108,12 @@ class Memory:
 
 
 class Planner:
-    """Counts one configuration once, and says what any GPU and any choice make of it.
+    """Counts one configuration once, and estimates it for any GPU and any choice of settings.
 
     Args:
-        config: of the run.
-        gpus: processes, one for each GPU; prompts are divided among them.
-        references: of each example.
+        config: the configuration of the run.
+        gpus: number of processes, one for each GPU; prompts are divided among them.
+        references: number of reference images of each example.
 
     Raises:
         UserError: for a policy whose sizes are not known, or prompts that the GPUs do not divide.
@@ -141,14 +141,14 @@ class Planner:
         self.shards = gpus if self.config.training.sharding != "none" else 1
 
     def among(self, gpus: int) -> "Planner":
-        """The same with another number of GPUs, without counting again."""
+        """A planner for another number of GPUs, which shares all counts."""
         other = copy(self)
         other._divide(gpus)
         return other
 
     @property
     def work(self) -> Workload:
-        """Of one GPU, as configured."""
+        """The workload of one GPU, as configured."""
         return workload(replace(self.first.job, processes=self.gpus))
 
     def model(self, choice: Choice) -> "_Model":
@@ -163,7 +163,7 @@ class Planner:
         return self.models[key]
 
     def memory(self, choice: Choice) -> Memory:
-        """What one GPU needs."""
+        """The memory that one GPU needs."""
         model = self.model(choice)
         work = replace(self.work, micro_batch=choice.micro_batch)
         with without_contents():
@@ -200,7 +200,7 @@ class Planner:
         model, rows = self.model(choice), self.rows
         prompts = self.config.training.prompts_per_iteration / self.gpus
         forward, learn = model.whole.operations("forward"), model.whole.operations("learn")
-        beside = -rows.trained if model.whole.small.base else 0  # base passes, which `learn` counts and `frozen` too
+        beside = -rows.trained if model.whole.base else 0  # base passes, which `learn` counts and `frozen` too
         scored = [(rows.decoded, self.rewards[name].operations) for name in self.config.rewards if name in self.rewards]
         return {
             "encode": combined((prompts, model.encoding)),
@@ -211,7 +211,7 @@ class Planner:
         }
 
     def seconds(self, choice: Choice, gpu: Gpu, share: float = SHARE) -> dict[str, float]:
-        """Expected, by stage of the mean iteration; "moves" are encoders and VAE on their way to the GPU and back."""
+        """Expected seconds by stage of the mean iteration. "moves" copies encoders and VAE to the GPU and back."""
         found = {name: _seconds(counts, gpu, share) for name, counts in self.operations(choice).items()}
         if choice.offload != "none":
             model, training = self.model(choice), self.config.training
@@ -222,7 +222,7 @@ class Planner:
         return found
 
     def evaluation_seconds(self, choice: Choice, gpu: Gpu, share: float = SHARE) -> float:
-        """Of one evaluation."""
+        """Expected seconds of one evaluation."""
         model, held_out = self.model(choice), self.config.evaluation
         images = held_out.examples * held_out.replicates / self.gpus
         steps = self.config.evaluation_steps * (2 if held_out.solver == "heun" else 1)
@@ -231,7 +231,7 @@ class Planner:
         return images * _seconds(each, gpu, share)
 
     def hours(self, choice: Choice, gpu: Gpu, share: float = SHARE) -> float:
-        """Of the whole run with its evaluations."""
+        """Expected hours of the whole run with its evaluations."""
         length, every = self.config.training.iterations, self.config.evaluation.every
         times = 1 + (length // every if every else 1)
         iterations = length * sum(self.seconds(choice, gpu, share).values())
@@ -252,11 +252,11 @@ class Planner:
         return None
 
     def _fits(self, choice: Choice, gpu: Gpu) -> bool:
-        """The parts that are always there are compared first, because they are counted at once."""
+        """Whether a choice fits. Resident parts are compared first, because counting them is fast."""
         return sum(self.resident(choice).values()) <= gpu.usable and self.memory(choice).peak <= gpu.usable
 
     def _choices(self, scheme: str, checkpointing: bool) -> Iterator[Choice]:
-        """Micro-batches that divide the rows, as far as the log-probs allow it."""
+        """Choices with every micro-batch that divides the rows, as far as the source of the log-probs allows it."""
         work, training = self.work, self.config.training
         sizes = [n for n in range(1, work.chunk + 1) if work.chunk % n == 0]
         if training.old_log_probs == "rollout" and training.micro_batch is None:
@@ -298,7 +298,7 @@ RESIDENT = {
     "rewards": "set device=cpu for rewards and metrics",
     "rollouts": "lower training.prompts_per_iteration",
 }
-"""What to do where the parts that are always there do not fit, by the largest of them."""
+"""What to do if the resident parts alone do not fit, by the largest of them."""
 
 
 class _Model:
@@ -314,7 +314,7 @@ class _Model:
             small.encode([example])
         base = config.method.needs_base
         passes = {kind: Passes(policy, example, base) for kind, policy in larger.items()}
-        self.whole = WholeModel(Passes(small, example, base), passes, missing)
+        self.whole = WholeModel(small, example, passes, missing, base)
         whole = self.whole.extrapolated([_sizes(policy, config) for policy in (small, *larger.values())])
         self.frozen, self.trained, self.optimizer = (int(whole[name]) for name in ("frozen", "trained", "optimizer"))
         if planner.models:  # the others share what the first one encoded
@@ -338,7 +338,7 @@ class _Model:
 
 
 def _sizes(policy: Policy, config: Config) -> dict[str, int]:
-    """Bytes and parameters of a policy, all of them linear in its blocks."""
+    """Bytes and parameters of a policy, all of which are linear in the number of its blocks."""
     trained = policy.trainable_parameters()
     optimizer = construct(config.training.optimizer, "optimizer", params=trained)
     return {
@@ -372,6 +372,6 @@ def _seconds(counts: Operations, gpu: Gpu, share: float) -> float:
 
 
 def check_share(share: float) -> None:
-    """Raise UserError unless it is a share."""
+    """Raise UserError unless the share is more than 0 and at most 1."""
     if not 0 < share <= 1:
         raise UserError(f"--share is {share:g}; it must be more than 0 and at most 1.")

@@ -1,7 +1,7 @@
 """Models without contents: policies and rewards of any size from their configurations, on fake tensors.
 
-A fake tensor has a shape and a dtype, and takes no memory. All are on the CPU, so that no GPU has to be there; what a
-CPU would compute differently from a GPU (attention written out) is switched off.
+A fake tensor has a shape and a dtype, and takes no memory. All are on the CPU, so that no GPU is needed. What a CPU
+would compute differently from a GPU (attention written out as matrix products) is switched off.
 """
 
 import inspect
@@ -35,18 +35,18 @@ Config = tuple[str, str, dict[str, Any]]
 BLOCKS = ("num_layers", "num_single_layers")
 """What configurations of transformers call the numbers of their blocks."""
 IMAGE_TOKENS, TEMPLATE_TOKENS = 190, 100
-"""Of Qwen-Image-Edit's text encoder: for each reference, and for the prompt with its template."""
+"""Tokens of Qwen-Image-Edit's text encoder for each reference, and for the prompt with its template."""
 UNO_RANK, UNO_TARGETS = 512, (*_lora.ATTENTION, "proj_out")
-"""Of UNO's own adapter, where it is not fused."""
+"""Rank and layers of UNO's own adapter, where it is not fused."""
 NOT_HERE = ("path", "revision", "adapter", "adapter_revision", "transformer", "quantize")
-"""Settings of what is loaded."""
+"""Settings that say what is loaded, which a fake policy does not need."""
 BITS = {"int8": (1.0, 0), "nf4": (0.5, 64)}
 """Bytes for each weight, and weights that share a float32 scale; 0 is a row."""
 
 
 @contextmanager
 def without_contents() -> Iterator[None]:
-    """Inside it new tensors are fake, and modules of them can be moved and initialised."""
+    """Inside it, new tensors are fake, and modules of fake tensors can be moved and initialised."""
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Passing `image` as torch tensor with value range")  # which is not known
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -57,7 +57,7 @@ def without_contents() -> Iterator[None]:
 
 
 class _Answers(TorchDispatchMode):
-    """Libraries that read a value, which a fake tensor does not have, get True, 1.0 or, for an integer, 0."""
+    """Answers libraries that read the value of a fake tensor: True, 1.0, or 0 for an integer."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -67,7 +67,7 @@ class _Answers(TorchDispatchMode):
 
 
 def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """`nn.Module._apply`, which exchanges the contents of parameters, with new parameters."""
+    """`nn.Module._apply` that makes new parameters. The original replaces their contents, which are missing here."""
     for child in module.children():
         child._apply(change)
     for held in (module._parameters, module._buffers):
@@ -143,7 +143,7 @@ class FakeFamily:
         return known[name], {"is_distilled": "base" not in path.lower()}
 
     def policy(self, blocks: Mapping[str, int], *, checkpointing: bool, quantize: str) -> PipelinePolicy:
-        """A policy with so many blocks of each kind. All share what they encoded."""
+        """A policy with the given number of blocks of each kind. All policies share one cache of encodings."""
         import diffusers
 
         parts = {**self._parts, "transformer": fake_model(self.configs["transformer"], self.dtype, **blocks)}
@@ -163,7 +163,7 @@ class FakeFamily:
         return policy
 
     def _encode_text(self, policy: Any, prompt: str, example: Any) -> dict[str, Tensor]:
-        """What the family's own method gives for the longest prompt, without a tokenizer."""
+        """What the family's own method returns for the longest prompt, without a tokenizer."""
         pipeline = policy.pipeline
         length = min(policy.max_text_tokens, self.index.get("tokens", policy.max_text_tokens))
         ids = torch.zeros(1, length, dtype=torch.long)
@@ -193,7 +193,7 @@ def _read_folder(folder: Path) -> tuple[dict[str, Config], dict[str, Any]]:
 
 
 def _add_adapter_beneath(transformer: Any) -> None:
-    """UNO's adapter where it is not fused."""
+    """Add UNO's own adapter, as where it is not fused."""
     linears: dict[str, Any] = _lora.block_linears(transformer)
     chosen = [(name, linear) for name, linear in linears.items() if name.endswith(UNO_TARGETS)]
     state = {f"{name}.lora_A.weight": torch.empty(UNO_RANK, linear.in_features) for name, linear in chosen}
@@ -217,7 +217,7 @@ def fake_reward(spec: Spec, slot: str = "reward") -> nn.Module | None:
 
 
 class _Product(torch.autograd.Function):
-    """x W^T, of which the backward pass keeps the quantised weight and not what it stands for."""
+    """x W^T. For the backward pass it keeps the quantised weight, not the dense one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: "StoredLinear") -> Tensor:
@@ -230,7 +230,7 @@ class _Product(torch.autograd.Function):
 
 
 class StoredLinear(nn.Linear):
-    """A frozen linear layer whose weight takes the room of a quantised one."""
+    """A frozen linear layer whose weight takes as much memory as a quantised one."""
 
     def __init__(self, layer: nn.Linear, scheme: str) -> None:
         nn.Module.__init__(self)
@@ -242,7 +242,7 @@ class StoredLinear(nn.Linear):
         self.scales = nn.Parameter(torch.empty(scales, dtype=torch.float32), requires_grad=False)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight as it is multiplied."""
+        """The dequantised weight."""
         return torch.empty(self.out_features, self.in_features, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:

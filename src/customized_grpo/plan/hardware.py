@@ -11,15 +11,15 @@ class Gpu(NamedTuple):
     """One GPU."""
 
     gib: float
-    """Memory, as the driver reports it."""
+    """GiB of memory, as the driver reports it."""
     bfloat16: float
     """Peak TFLOP/s of dense matrix products with float32 accumulation."""
     float32: float
-    """The same in float32 without TF32, which PyTorch does not use for matrix products unless told."""
+    """Peak TFLOP/s in float32 without TF32, which PyTorch uses for matrix products only if asked to."""
 
     @property
     def usable(self) -> int:
-        """Bytes for tensors: 1 GiB is left for the CUDA context, and 5 % for what the allocator cannot use."""
+        """Bytes for tensors: all but 1 GiB for the CUDA context and 5 % that the allocator cannot use."""
         return int((self.gib * 0.95 - 1) * 2**30)
 
     def rate(self, dtype: torch.dtype) -> float:
@@ -44,7 +44,7 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU of a name.
+    """The GPU with this name.
 
     Raises:
         UserError: with the nearest name, if there is none.

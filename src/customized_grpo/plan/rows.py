@@ -1,4 +1,4 @@
-"""How many rows pass through the models in one iteration: the objective runs on a policy of one number."""
+"""Count the rows that pass through the models in one iteration, by running the objective on a tiny policy."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,24 +19,24 @@ from customized_grpo.train.settings import TrainerConfig
 from customized_grpo.train.update import micro_batches
 
 TRIED = 10
-"""Iterations that are counted, because what is trained may move during a run."""
+"""How many iterations are counted, because the trained steps may change during a run."""
 
 
 class RowCounts(NamedTuple):
-    """Of one process, in the mean iteration."""
+    """Rows of one process in the mean iteration."""
 
     sampled: float
     """Transformer passes of the rollout, one for each row."""
     decoded: float
-    """Images."""
+    """Decoded images."""
     trained: float
     """Passes of the update with a backward pass."""
     frozen: float
-    """Passes of the update without one: of the base policy or an old one, or to compute log-probs again."""
+    """Passes of the update without a backward pass: of the base policy or an old one, or to recompute log-probs."""
 
 
 class _OneNumber(Policy):
-    """A policy whose latents are one number, which counts the rows that it is asked for."""
+    """A policy whose latents are one number, and which counts the rows of every call."""
 
     def __init__(self) -> None:
         self.module: nn.Module = nn.Linear(1, 1, bias=False)
@@ -75,7 +75,7 @@ class _OneNumber(Policy):
 
 
 def count_rows(config: TrainerConfig, processes: int) -> RowCounts:
-    """The rows of a configuration whose prompts are divided among processes."""
+    """Count the rows of a configuration whose prompts are divided among processes."""
     training = config.training.model_copy(update={"micro_batch": None})  # in as few passes as there can be
     policy = _OneNumber()
     objective = make_objective(policy, config.model_copy(update={"training": training}))

@@ -1,4 +1,4 @@
-"""What the passes of a model of full size take, from passes of models with two and three blocks of each kind."""
+"""Memory and operations of a full-size model, extrapolated from models with two and three blocks of each kind."""
 
 import gc
 from collections.abc import Mapping, Sequence
@@ -8,33 +8,30 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
+from customized_grpo.policies.contract import Policy
+from customized_grpo.structures import Example
 from customized_grpo.train.memory import Passes
 
 K = TypeVar("K")
 Operations = dict[torch.dtype, float]
-"""Floating-point operations of matrix products, convolutions and attention, by the dtype of what they give."""
+"""Floating-point operations of matrix products, convolutions and attention, by the dtype of their results."""
 
 
-def _attention(query: Any, key: Any, value: Any, *args: Any, out_val: Any, **kwargs: Any) -> int:
-    return sdpa_flop_count(query.shape, key.shape, value.shape)
-
-
-def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *args: Any, out_val: Any, **more: Any) -> int:
-    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
-
-
+aten = torch.ops.aten
 FORMULAS: dict[Any, Any] = {
     **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        aten._scaled_dot_product_flash_attention_backward
+    ],
 }
-"""PyTorch's own, and for its attention on CPUs those of the same attention on GPUs."""
+"""PyTorch's own formulas. It has none for its attention on CPUs, which takes those of the same attention on GPUs."""
 
 
 class CountOperations(TorchDispatchMode):
-    """Inside it floating-point operations are counted."""
+    """Counts floating-point operations inside the block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +47,7 @@ class CountOperations(TorchDispatchMode):
 
 
 class Trace(NamedTuple):
-    """One pass: bytes after each operation, and which operation it was."""
+    """One pass: the bytes after each operation, and the operations."""
 
     bytes: Sequence[int]
     operations: Sequence[object]
@@ -65,9 +62,9 @@ def extended(small: Trace, larger: Mapping[str, Trace], missing: Mapping[str, in
     part is found is left out: it may be of another kind, and the small model has two of each.
 
     Args:
-        small: of the small model.
-        larger: by kind, of the model with one more block of it.
-        missing: by kind.
+        small: the trace of the small model.
+        larger: by kind, the trace of the model with one more block of this kind.
+        missing: by kind, how many blocks the small model lacks.
     """
     totals = list(small.bytes)
     for kind, more in larger.items():
@@ -83,29 +80,30 @@ def extended(small: Trace, larger: Mapping[str, Trace], missing: Mapping[str, in
 
 
 def _equal(one: Sequence[object], other: Sequence[object]) -> int:
-    """How many operations, with the shapes of what they gave, are equal from the beginning."""
+    """How many operations, with the shapes of their results, are equal from the beginning."""
     pairs = zip(one, other, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-class WholeModel:
-    """`Passes` of a model of full size.
+class WholeModel(Passes):
+    """Passes of a model of full size.
 
     Args:
-        small: of a model with few blocks.
-        larger: by kind of block, of one with a block more.
-        missing: by kind, how many blocks the small model lacks.
+        policy, example, base: see `Passes`. The policy has few blocks.
+        larger: by kind of block, the passes of a policy with one more block.
+        missing: by kind, how many blocks the policy lacks.
     """
 
-    def __init__(self, small: Passes, larger: Mapping[str, Passes], missing: Mapping[str, int]) -> None:
-        self.small, self.larger, self.missing = small, larger, missing
-        self.encoding, self.decode_batch, self.decode = small.encoding, small.decode_batch, cache(small.decode)
-        self.conditioning_bytes, self.latent_bytes = small.conditioning_bytes, small.latent_bytes
-        self._measured, self._bytes = cache(self._measure), cache(self._extend)
+    def __init__(
+        self, policy: Policy, example: Example, larger: Mapping[str, Passes], missing: Mapping[str, int],
+        base: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(policy, example, base)
+        self.larger, self.missing = larger, missing
+        self._trace, self._bytes, self._decoded = cache(self._measure), cache(self._extend), cache(super().decode)
 
-    @property
-    def picture_bytes(self) -> int:
-        return self.small.picture_bytes
+    def decode(self, count: int) -> list[int]:
+        return self._decoded(count)
 
     def forward(self, count: int) -> list[int]:
         return self._bytes("forward", count)
@@ -114,12 +112,12 @@ class WholeModel:
         return self._bytes("learn", count)
 
     def operations(self, name: str) -> Operations:
-        """Of a pass, for each row."""
-        counts = [self._measured(passes, name, 2)[1] for passes in (self.small, *self.larger.values())]
+        """Operations of a pass per row."""
+        counts = [self._trace(passes, name, 2)[1] for passes in (self, *self.larger.values())]
         return combined((1 / 2, self.extrapolated(counts)))
 
     def extrapolated(self, counts: Sequence[Mapping[K, float]]) -> dict[K, float]:
-        """What is linear in the number of blocks: the small model's, then one for each of the larger models."""
+        """Extrapolate what is linear in the number of blocks: `counts` of the small model, then of each larger one."""
         small, *larger = counts
         growths = list(zip(self.missing.values(), larger, strict=True))
         return {key: held + sum(n * (more[key] - held) for n, more in growths) for key, held in small.items()}
@@ -128,7 +126,7 @@ class WholeModel:
         if count == 1:  # on the line through two and three, which saves counting it
             two, three = self._bytes(name, 2), self._bytes(name, 3)
             return [2 * a - b for a, b in zip(two, three, strict=True)]
-        traces = [self._measured(passes, name, count)[0] for passes in (self.small, *self.larger.values())]
+        traces = [self._trace(passes, name, count)[0] for passes in (self, *self.larger.values())]
         phases = zip(*traces, strict=True)
         return [
             held
@@ -142,7 +140,7 @@ class WholeModel:
         gc.disable()  # what it frees, it frees at another operation each time
         try:
             with CountOperations() as counted:
-                held = getattr(passes, name)(count)
+                held = getattr(Passes, name)(passes, count)
         finally:
             gc.enable()
         end = passes.backward if name == "learn" else len(held)

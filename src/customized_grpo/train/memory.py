@@ -1,9 +1,9 @@
-"""How much device memory a run will need, measured on three rows before it starts."""
+"""Estimate the device memory of a run before it starts, from passes of up to three rows."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from weakref import finalize
 
 import torch
@@ -18,10 +18,10 @@ from customized_grpo.structures import Example
 
 @dataclass(frozen=True)
 class Workload:
-    """What of a run's settings decides its memory. Rows are those of one process."""
+    """The sizes that decide the memory of a run. Rows are those of one process."""
 
     rows: int
-    """In one iteration: prompts x generations, all of whose rollouts are kept until the update is done."""
+    """Rows of one iteration: prompts x generations. All rollouts are kept until the update is done."""
     chunk: int
     """Rows sampled in one batch of the rollout, which training passes do not cross."""
     micro_batch: int
@@ -42,10 +42,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """The fullest moment of a run on its device."""
+    """Memory of a run at its peak on its device."""
 
     parts: Mapping[str, int]
-    """Bytes by what they are for."""
+    """Bytes by purpose."""
 
     @property
     def total(self) -> int:
@@ -68,23 +68,25 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Peak memory of a run on `policy.device`: on a GPU what PyTorch allocates, on a CPU what the process holds.
 
-    Two rows and three are passed forward and backward, and decoded; what each moment of that holds is linear in the
-    number of rows, and the peak is the highest moment at the run's own number. So gradient checkpointing, autocast and
-    attention kernels count as they are. What rewards need while they score does not count.
+    Two rows and three rows are passed forward and backward, and decoded. The memory after each operation is linear in
+    the number of rows, and the peak is the largest of these moments at the run's own number of rows. Gradient
+    checkpointing, autocast and attention kernels are therefore included. What rewards need while they score is not.
 
     Args:
         policy: as it will train.
         optimizer: of its trainable parameters.
-        example: stands for all.
-        work: the run's sizes.
-        others: what else holds models: rewards and metrics.
+        example: stands for all examples.
+        work: the sizes of the run.
+        others: other objects that hold models: rewards and metrics.
 
     Ours: extrapolating moment by moment, because with more rows the peak is at another moment.
     """
     passes = Passes(policy, example, work.base)
     parameters, on_gpu = policy.trainable_parameters(), policy.device.type == "cuda"
     trained = size_of(parameters)
-    stages = by_stage(passes, work, trained, trained if on_gpu else max(map(_bytes, parameters)))
+    stages = by_stage(
+        passes, work, trained, trained if on_gpu else max(size_of([parameter]) for parameter in parameters)
+    )
     weights = size_of(tensor for module in modules([policy, *others]) for tensor in _tensors(module, policy.device))
     average, held = trained * work.copies, size_of(_state(optimizer))
     return MemoryEstimate(
@@ -99,14 +101,14 @@ def estimate_memory(
     )
 
 
-def by_stage(passes: "Measured", work: Workload, trained: int, step: int) -> dict[str, dict[str, int]]:
-    """What each stage of an iteration takes besides what is always there, in bytes by what they are for.
+def by_stage(passes: "Passes", work: Workload, trained: int, step: int) -> dict[str, dict[str, int]]:
+    """Bytes by purpose that each stage of an iteration needs besides the resident memory.
 
     Args:
-        passes: are run.
-        work: the run's sizes.
+        passes: what is measured.
+        work: the sizes of the run.
         trained: bytes of the trained weights.
-        step: what the optimizer takes while it steps.
+        step: bytes that the optimizer needs while it steps.
     """
     decoding = peak(passes.decode, min(work.sampled, passes.decode_batch or work.sampled))
     return {
@@ -121,8 +123,8 @@ def by_stage(passes: "Measured", work: Workload, trained: int, step: int) -> dic
     }
 
 
-def kept_bytes(passes: "Measured", work: Workload) -> int:
-    """What all rollouts of an iteration keep until its update is done."""
+def kept_bytes(passes: "Passes", work: Workload) -> int:
+    """Bytes that all rollouts of an iteration keep until its update is done."""
     per_row = passes.latent_bytes * work.kept + passes.conditioning_bytes
     return work.rows * (per_row + passes.picture_bytes * (1 + work.predicted))
 
@@ -134,21 +136,21 @@ LOWER = {
     "policy.gradient_checkpointing=true",
     "evaluation": "lower evaluation.batch and the batch_size of rewards and metrics, or set policy.offload=cpu",
 }
-"""What needs less memory, by stage of a run. A resumed run may change all of it."""
+"""How to need less memory, by stage of a run. A resumed run may change all of these settings."""
 FULL = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
-"""What libraries say, besides raising MemoryError or torch.OutOfMemoryError."""
+"""Parts of the messages of libraries that raise neither MemoryError nor torch.OutOfMemoryError."""
 
 
 @contextmanager
 def explain_full_device(
     device: torch.device, stage: str = "", estimate: MemoryEstimate | None = None
 ) -> Iterator[None]:
-    """Turn an allocation that fails into a UserError that says what to lower.
+    """Turn a failed allocation into a UserError that says what to lower.
 
     Args:
         device: of the policy.
-        stage: of LOWER; empty before the run, where all of it may help.
-        estimate: what the run is expected to need.
+        stage: a key of LOWER; empty before the run, when all of them may help.
+        estimate: the memory that the run is expected to need.
     """
     try:
         yield
@@ -166,7 +168,7 @@ def explain_full_device(
 
 
 def _failed_allocation(error: BaseException | None) -> BaseException | None:
-    """The error itself, or the one that caused it, if it is an allocation that failed on any device."""
+    """The error itself, or the one that caused it, if it is a failed allocation on any device."""
     if error is None or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return error
     if isinstance(error, RuntimeError | OSError | UserError) and any(words in str(error) for words in FULL):
@@ -178,9 +180,9 @@ def _failed_allocation(error: BaseException | None) -> BaseException | None:
 
 
 class Moments(TorchDispatchMode):
-    """Inside it, bytes allocated since its beginning and not freed yet, after every operation.
+    """Records, after every operation, how many bytes were allocated inside the block and are not freed yet.
 
-    On a GPU the allocator is asked, for the peak within the operation; elsewhere the tensors that operations return are
+    On a GPU the allocator reports the peak within each operation. Elsewhere, the tensors that operations return are
     followed until they are freed.
     """
 
@@ -188,7 +190,7 @@ class Moments(TorchDispatchMode):
         super().__init__()
         self.bytes, self.device, self._seen = [0], device, set[int]()
         self.operations: list[object] = [None]
-        """With the shapes of what they gave, one for each of `bytes`."""
+        """The operations with the shapes of their results, one for each of `bytes`."""
         self._now, self._before = 0, torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -219,8 +221,8 @@ class Moments(TorchDispatchMode):
 
 
 def peak(moments: Callable[[int], list[int]], rows: int) -> int:
-    """The highest of `moments(rows)`, of which no more than three rows are run. One row is a special case to many
-    operations, so the lines are drawn through two and three."""
+    """The largest of `moments(rows)`, extrapolated from two and three rows where there are more. Many operations treat
+    one row as a special case."""
     if rows <= 3:
         return max(moments(rows))
     two, three = moments(2), moments(3)
@@ -229,29 +231,12 @@ def peak(moments: Callable[[int], list[int]], rows: int) -> int:
     return max(a + (b - a) * (rows - 2) for a, b in zip(two, three, strict=True))
 
 
-class Measured(Protocol):
-    """What is known of the passes of a run."""
-
-    encoding: int
-    """The peak of encoding."""
-    decode_batch: int | None
-    latent_bytes: int
-    conditioning_bytes: int
-    """These two of one row."""
-
-    @property
-    def picture_bytes(self) -> int: ...
-    def decode(self, count: int, /) -> list[int]: ...
-    def forward(self, count: int, /) -> list[int]: ...
-    def learn(self, count: int, /) -> list[int]: ...
-
-
 class Passes:
-    """What a run does with `count` rows of one example, as moments.
+    """The passes of a run with `count` rows of one example. Each returns the bytes after every operation.
 
     Args:
         policy: as it will train.
-        example: is encoded; if the policy knows it already, that takes nothing.
+        example: is encoded, which needs no memory if the policy has cached it.
         base: whether the base policy runs beside the trained one.
     """
 
@@ -260,16 +245,18 @@ class Passes:
         with self._measured() as seen:
             self.conditioning = dict(policy.encode([example]))
         self.encoding = max(seen.bytes)
+        """The peak of encoding."""
         self.decode_batch = policy.decode_batch(self.conditioning)
         self.shape = policy.latent_shape(self.conditioning)
         self.latent_bytes = 4 * self.shape[0] * self.shape[1]
         self.conditioning_bytes = size_of(self.conditioning.values())
+        """This and `latent_bytes` are those of one row."""
         self.picture_bytes = 0
-        self._velocity(*self._inputs(1))  # what libraries set up once is not of a pass
+        self._velocity(*self._inputs(1))  # what libraries set up once does not belong to a pass
 
     def _measured(self) -> Moments:
         self.seen = Moments(self.policy.device)
-        """The last ones."""
+        """The moments of the last pass."""
         return self.seen
 
     def _inputs(self, count: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -282,7 +269,7 @@ class Passes:
             return self.policy.velocity(*inputs)
 
     def learn(self, count: int) -> list[int]:
-        """Forward and backward, beside gradients that are there already."""
+        """Forward and backward, with gradients already allocated."""
         inputs, parameters = self._inputs(count), self.policy.trainable_parameters()
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -293,7 +280,7 @@ class Passes:
             velocity = self.policy.velocity(*inputs)
             loss = velocity.square().mean()
             self.backward = len(seen.bytes)
-            """Where in the moments the backward pass begins."""
+            """Index of the moment where the backward pass begins."""
             loss.backward()
         for parameter in parameters:
             parameter.grad = None
@@ -317,8 +304,8 @@ class Passes:
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """What the optimizer will keep: it takes one step on tensors without contents. Two float32 for each parameter, as
-    AdamW keeps, if it does not step on such."""
+    """Bytes of the optimizer's state, from one step on meta tensors. If it cannot step on these, two float32 for each
+    parameter, as AdamW keeps."""
     groups = [{**group, "params": [_empty(p) for p in group["params"]]} for group in optimizer.param_groups]
     try:
         empty: Any = type(optimizer)(groups)  # pyright: ignore[reportCallIssue]
@@ -339,7 +326,7 @@ def _state(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 
 def modules(things: Sequence[object], depth: int = 3) -> list[nn.Module]:
-    """The modules among things, their attributes, the attributes of those ..., a pipeline's components included."""
+    """The modules among things and, down to `depth`, among their attributes and the components of pipelines."""
     found = [thing for thing in things if isinstance(thing, nn.Module)]
     inside: list[object] = []
     for thing in things:
@@ -349,12 +336,8 @@ def modules(things: Sequence[object], depth: int = 3) -> list[nn.Module]:
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of their storages, each counted once; of a quantised tensor, those of its parts."""
+    """Bytes of the storages of tensors, each counted once. A quantised tensor counts with its parts."""
     return sum({storage._cdata: storage.nbytes() for storage in _storages(list(tensors))}.values())
-
-
-def _bytes(tensor: Tensor) -> int:
-    return size_of([tensor])
 
 
 def _tensors(module: nn.Module, device: torch.device) -> list[Tensor]:
