@@ -1,9 +1,8 @@
-"""What a configuration would run, start, tell or overwrite beyond this package, and whether this user trusts that.
+"""Code, programs, addresses and files outside this package that a configuration names, and if the user trusts them.
 
-Nothing here imports or makes what a configuration names.
+Nothing that a configuration names is imported or constructed here.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -17,6 +16,7 @@ from customized_grpo.errors import UserError
 from customized_grpo.rewards.client import is_loopback
 from customized_grpo.settings import Spec
 from customized_grpo.settings.build import exported
+from customized_grpo.store import checksum
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Item:
     where: str
     """The setting, such as `rewards.judge.url`."""
     value: str
-    """What it names, with the file that an import would find first."""
+    """The value of the setting, with the file that an import would find first."""
     told: bool = True
-    """False for an argument of foreign code: it belongs to what is trusted, and would only lengthen a message."""
+    """Whether messages show it. Arguments of foreign code are part of what is trusted, but not shown."""
 
 
 def walk(where: str, slot: str, spec: Spec) -> Iterator[tuple[str, str, Spec]]:
@@ -55,8 +55,8 @@ def _nested(where: str, value: Any) -> Iterator[tuple[str, str, Spec]]:
 def items(specs: Iterable[tuple[str, str, Spec]]) -> frozenset[Item]:
     """All that needs trust in (setting, slot, spec) triples, such as `config.specs` gives.
 
-    A name that its slot's home module exports is fine, whatever it is called by. Of its arguments, those in `GUARDED`
-    need trust. Any other name needs trust, together with all its arguments.
+    A name that the home module of its slot exports needs no trust, by whatever path it is named. Of its arguments, only
+    those in `GUARDED` need trust. Any other name needs trust, together with all its arguments.
     """
     found: set[Item] = set()
     for where, slot, spec in (part for triple in specs for part in walk(*triple)):
@@ -72,7 +72,7 @@ def items(specs: Iterable[tuple[str, str, Spec]]) -> frozenset[Item]:
 
 
 def _code(use: str) -> str:
-    """The name, and where it would be imported from: the same name may be another module in another folder."""
+    """The name, and the file it would be imported from, because it may be another module in another folder."""
     module = use.partition(":")[0].partition(".")[0]
     here = ([str(Path.cwd())], None) if module.isidentifier() else ()  # another interpreter may look here first
     found = [spec for path in here if (spec := PathFinder.find_spec(module, path))]
@@ -82,7 +82,7 @@ def _code(use: str) -> str:
 
 
 def _path(value: Any) -> str:
-    """Where a path leads from here, links followed: a relative path is another file in another folder."""
+    """The absolute path and, if it is a link, its target, because a relative path is another file in another folder."""
     try:
         path = Path(str(value)).expanduser().absolute()
         target = path.resolve()
@@ -114,7 +114,7 @@ def require(
     typed: Collection[str] = (),
     written: Callable[[], frozenset[Item]] | None = None,
 ) -> None:
-    """Go on only if this user trusts all that was found, and remember it.
+    """Raise UserError unless this user trusts all that was found, and remember it.
 
     Args:
         source: the file, for the error.
@@ -167,7 +167,7 @@ def describe(found: Iterable[Item]) -> str:
 
 
 def remember(found: frozenset[Item]) -> None:
-    """Trust this from now on. Where nothing can be written, the next command asks again."""
+    """Trust these items from now on. If this cannot be written, the next command asks again."""
     if not found or is_trusted(found):
         return
     try:
@@ -181,7 +181,7 @@ def remember(found: frozenset[Item]) -> None:
 
 
 def is_trusted(found: frozenset[Item]) -> bool:
-    """Whether exactly this was trusted before, by this user on this machine."""
+    """Whether this user has trusted exactly these items before on this machine."""
     try:
         return _digest(found) in _file().read_text(encoding="ascii").split()
     except (OSError, RuntimeError, UnicodeDecodeError):
@@ -189,11 +189,11 @@ def is_trusted(found: frozenset[Item]) -> bool:
 
 
 def _digest(found: frozenset[Item]) -> str:
-    return hashlib.sha256(json.dumps(sorted((item.where, item.value) for item in found)).encode()).hexdigest()
+    return checksum(sorted((item.where, item.value) for item in found))
 
 
 def _file() -> Path:
-    """The user's own list of digests, in the folder that the platform has for such things."""
+    """The user's own list of digests, in the state folder of the platform."""
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
     if not state.is_absolute():
         places = {"darwin": "Library/Application Support", "win32": "AppData/Local"}

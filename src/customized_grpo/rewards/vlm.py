@@ -1,10 +1,8 @@
 """A vision-language model as judge, behind any OpenAI-compatible endpoint (vLLM, SGLang, a hosted one)."""
 
 import base64
-import hashlib
 import io
 import itertools
-import json
 import math
 import os
 import re
@@ -28,7 +26,7 @@ from customized_grpo.rewards.contract import RewardUnavailable
 from customized_grpo.rewards.protocols import FORMAT, IN_WORDS, RUBRICS, choice_of, content_of
 from customized_grpo.rewards.protocols import graded as graded_rubric
 from customized_grpo.settings import AtLeastOne
-from customized_grpo.store import append, read_lines
+from customized_grpo.store import append, checksum, read_lines
 from customized_grpo.structures import Example
 
 Auto = Literal["auto"]
@@ -156,7 +154,7 @@ class VlmJudge:
         errors: list[NoAnswer] = []
         with ThreadPoolExecutor(self.concurrency) as pool:
             bodies = list(pool.map(self.requests, map(to_pil, images.cpu()), examples))
-            keys = [[_digest(body) for body in row] for row in bodies]
+            keys = [[checksum(body) for body in row] for row in bodies]
             pairs = zip(itertools.chain(*keys), itertools.chain(*bodies), strict=True)
             asked = {key: body for key, body in pairs if key not in self.cache}
             verdicts = dict(zip(asked, pool.map(lambda body: self._judge(body, errors), asked.values()), strict=True))
@@ -296,10 +294,6 @@ def _tokens(answer: Any, name: str) -> int:
     usage = answer.get("usage") if isinstance(answer, dict) else None
     count = usage.get(name) if isinstance(usage, dict) else None
     return int(count) if isinstance(count, (int, float)) and 0 <= count < 1e9 else 0
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 class _Cache:

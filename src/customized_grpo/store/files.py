@@ -1,6 +1,7 @@
-"""Files that are replaced in one step, text of any Unicode encoding, and JSON lines in whatever state they are."""
+"""Atomic replacement of files, text in any Unicode encoding, and JSON lines that may be damaged."""
 
 import codecs
+import hashlib
 import json
 import math
 import os
@@ -19,7 +20,7 @@ from customized_grpo.errors import UserError
 DRAFT = ".partial"
 """Ending of a file that is being written. A kill may leave one behind; `Folder.lock` removes it."""
 MAX_NAME = 230
-"""Bytes in the name of a file or folder that we make. File systems take 255, and drafts have longer names."""
+"""Most bytes in the name of a file or folder that we create. File systems take 255, and drafts have longer names."""
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",  # before UTF-16, whose mark it begins with
@@ -32,13 +33,13 @@ MARKS = {
 
 @contextmanager
 def replacing(path: Path, *, new: bool = False) -> Iterator[Path]:
-    """Give a draft to write to, and put it in the place of `path` when the block ends without an error.
+    """Yield the path of a draft, and replace `path` with it when the block ends without an error.
 
-    After a kill or a power cut there is the old file or the new one, never a part of either.
+    After a kill or a power cut, `path` is the old file or the new one, never a part of either.
 
     Args:
-        path: the file; missing parent folders are made.
-        new: do not overwrite. The first of several processes wins.
+        path: the file; missing parent folders are created.
+        new: do not overwrite. Of several processes, the first one wins.
 
     Raises:
         FileExistsError: with `new`, if the file exists.
@@ -82,15 +83,15 @@ def cannot_write(path: Path, error: Exception) -> UserError:
 
 
 def is_file(path: str | Path) -> bool:
-    """As `Path.is_file`, which raises for a name that is too long."""
+    """Like `Path.is_file`, which however raises for a name that is too long."""
     return os.path.isfile(path)  # noqa: PTH113
 
 
 def check_place(path: Path) -> None:
-    """Look whether a file or folder could be made at a path, before hours of work go into it.
+    """Check that a file or folder could be created at a path, before hours are spent on its contents.
 
     Raises:
-        UserError: if its name is too long, what should be a folder is a file, or it is not permitted.
+        UserError: if its name is too long, a parent is a file, or writing is not permitted.
     """
     if len(os.fsencode(path.name)) > MAX_NAME:
         raise UserError(f"The name '{path.name[:40]}...' is too long; name an output of at most {MAX_NAME} bytes.")
@@ -109,7 +110,7 @@ def check_place(path: Path) -> None:
 
 
 def write(path: Path, content: str | bytes, *, new: bool = False) -> Path:
-    """Write a whole file as `replacing` does, text as UTF-8, and return its path."""
+    """Write a file through `replacing`, text as UTF-8, and return its path."""
     with replacing(path, new=new) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
@@ -171,10 +172,15 @@ def parse_json(text: str, where: str) -> Any:
         raise UserError(f"{where}: not JSON that can be read ({str(error)[:80]}).") from error
 
 
-def append(path: Path, *records: Mapping[str, Any]) -> None:
-    """Add records to a file of JSON lines; they are on the disk when this returns.
+def checksum(content: Any) -> str:
+    """SHA-256 of content as JSON, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    Numbers that are not finite become null. If a kill has cut the last line, the records start on a line of their own.
+
+def append(path: Path, *records: Mapping[str, Any]) -> None:
+    """Append records to a file of JSON lines, and flush them to the disk.
+
+    Numbers that are not finite become null. If a kill has cut the last line off, the records start on a new line.
 
     Raises:
         UserError: if the file cannot be written.
@@ -206,11 +212,11 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Lines:
-    """What could be read of a file of JSON lines."""
+    """The content of a file of JSON lines, as far as it could be read."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     damaged: dict[int, bytes] = field(default_factory=dict)
-    """Lines that could not be read, by their number from 1."""
+    """Lines that could not be read, by line number, from 1."""
     count: int = 0
     """Number of the last line that is not blank."""
 

@@ -1,4 +1,4 @@
-"""The folder of one run, probe or study: who it belongs to, one process that writes, facts that outlive a kill."""
+"""The folder of a run, probe or study: its identity, a lock, and facts that survive a kill."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from customized_grpo.store.files import DRAFT, Lines
 F = TypeVar("F", bound="Folder")
 LOCK = ".lock"
 NO_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""What a file system says that has no locks of the operating system's."""
+"""Errors of file systems that do not support locks of the operating system."""
 
 
 def now() -> str:
@@ -27,7 +27,7 @@ def now() -> str:
 
 
 class Folder:
-    """A folder of one kind. A subclass names the kind; every file in it is written through `write` and `append`."""
+    """A folder of one kind, which a subclass names. Every file in it is written by `write` and `append`."""
 
     KIND: ClassVar[str]
     """Such as "run"."""
@@ -38,32 +38,29 @@ class Folder:
     COMMAND: ClassVar[str]
     """The command that makes such folders, and resumes them with --resume."""
     FORMAT: ClassVar[int] = 1
-    """Version of the folder's files, noted by `claim`. Folders without a note are of version 1."""
+    """Version of the folder's files, recorded by `claim`. Folders without a record have version 1."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.info = self.path / self.INFO
 
-    # ---- whose folder it is
+    # ---- identity
 
     @classmethod
     def create(cls: type[F], path: Path | None) -> F:
-        """A new folder; None names it by the time, under `runs` for a run.
+        """Create a folder; None names it after the time, under `runs` for a run.
 
         Raises:
-            UserError: if the folder holds anything, or cannot be made.
+            UserError: if the folder is not empty, or cannot be created.
         """
         folder = cls(path if path is not None else _folder_by_time(Path(f"{cls.KIND}s")))
         folder.check_free()
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise files.cannot_write(folder.path, error) from error
+        folder._make()
         return folder
 
     @classmethod
     def existing(cls: type[F], path: str | Path) -> F:
-        """A folder that `COMMAND` made.
+        """Open a folder that `COMMAND` created.
 
         Raises:
             UserError: if it is missing or of another kind.
@@ -78,12 +75,18 @@ class Folder:
             )
         return folder
 
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise files.cannot_write(self.path, error) from error
+
     def is_empty(self) -> bool:
-        """Whether it holds no file, or only what a kill in the first moment leaves."""
+        """Whether it has no files, or only those that a kill in the first moment leaves."""
         return not any(p.is_file() and p.name != LOCK and p.suffix != DRAFT for p in self.path.rglob("*"))
 
     def check_free(self) -> None:
-        """Raise UserError if something new cannot go there."""
+        """Raise UserError unless a new record can be written here."""
         files.check_place(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"The output '{self.path}' is a file; name a folder that does not exist yet.")
@@ -94,7 +97,7 @@ class Folder:
             )
 
     def check_own(self) -> None:
-        """Raise UserError if the folder cannot be made, or holds something that is not of this kind."""
+        """Raise UserError if the folder cannot be created, or contains something of another kind."""
         files.check_place(self.path)
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"The output '{self.path}' is a file; name a folder.")
@@ -102,15 +105,15 @@ class Folder:
             raise UserError(f"'{self.path}' holds something that is not a {self.KIND}; name another output.")
 
     def claim(self, identity: Mapping[str, Any], *, free: Callable[[str], bool] = lambda name: False) -> None:
-        """Write who the folder belongs to, or go on in it if it belongs to the same. Call it under `lock`.
+        """Record the identity of the folder, or check that it is the same. Call it under `lock`.
 
         Args:
-            identity: what two processes that work on one record have in common, as JSON. A name that an older record
-                does not have is added to it.
-            free: whether a name such as "policy.offload" may differ, because nothing that is there depends on it.
+            identity: what all processes that work on one record have in common, as JSON. Names that an older record
+                does not have are added to it.
+            free: whether a name such as "policy.offload" may differ, because no result in the folder depends on it.
 
         Raises:
-            UserError: if the folder holds something else, a damaged record, or a record of another identity.
+            UserError: if the folder contains something else, a damaged record, or a record of another identity.
         """
         self.check_own()
         wanted: dict[str, Any] = json.loads(json.dumps(identity, default=str))
@@ -123,26 +126,23 @@ class Folder:
                 )
         self.describe(format=self.FORMAT, **wanted)
 
-    # ---- one process that writes
+    # ---- the lock
 
     @contextmanager
     def lock(self, *, briefly: bool = False) -> Iterator[None]:
-        """Keep other processes from writing here until the block ends. The lock dies with the process.
+        """Keep other processes from writing here until the block ends. The lock is released if the process dies.
 
-        On a file system without such locks, a file with the process's number and host stands for it.
+        On a file system without such locks, a file with the number and host of the process is used instead.
 
         Args:
-            briefly: for processes that share the folder and each hold the lock for a moment: wait for the others, and
-                leave what they are writing.
+            briefly: for processes that share the folder and hold the lock for a moment each: wait for the others, and
+                do not remove their drafts.
 
         Raises:
             UserError: if another process holds it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise files.cannot_write(self.path, error) from error
-        try:  # a reader that looks whether it is free has it for an instant
+        self._make()
+        try:  # `is_locked` in another process holds it for an instant
             held = self._acquire(timeout=60 if briefly else 1)
         except Timeout:
             raise self._in_use() from None
@@ -154,7 +154,7 @@ class Folder:
             held.release()
 
     def is_locked(self) -> bool:
-        """Whether a process is writing here, as far as can be seen from this machine."""
+        """Whether a process is writing here, as far as this machine can tell."""
         if not any((self.path / name).exists() for name in (LOCK, f"{LOCK}.pid")):
             return False
         try:
@@ -196,11 +196,11 @@ class Folder:
 
     @contextmanager
     def working(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> Iterator[None]:
-        """Lock and claim the folder, and note that it is running and in the end how the block ended.
+        """Lock and claim the folder, record that it is running, and finally how the block ended.
 
         Args:
             identity: see `claim`.
-            about: facts of the first process, such as its command; those that are there already stay.
+            about: facts of the first process, such as its command. Facts that are already recorded stay.
 
         Raises:
             UserError: as `lock` and `claim`.
@@ -217,10 +217,10 @@ class Folder:
                 raise
             self.finish("finished")
 
-    # ---- what happens in it
+    # ---- facts
 
     def facts(self) -> dict[str, Any]:
-        """What the info file says; nothing if it is missing or damaged."""
+        """The content of the info file; empty if it is missing or damaged."""
         try:
             found = json.loads(self.info.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError, RecursionError):
@@ -228,13 +228,13 @@ class Folder:
         return found if isinstance(found, dict) else {}
 
     def read_facts(self, **fields: type) -> dict[str, Any]:
-        """`facts` for a reader that needs them.
+        """The facts, which must be there.
 
         Args:
-            fields: names and types that they must have.
+            fields: names and types of facts that are needed.
 
         Raises:
-            UserError: if they are missing or damaged, lack a field, or are written by a later version.
+            UserError: if the info file is missing or damaged, lacks a field, or was written by a later version.
         """
         found = self.facts()
         if not found:
@@ -260,13 +260,13 @@ class Folder:
         self.write(self.INFO, json.dumps({**known, **fields}, indent=1, default=str))
 
     def finish(self, status: str, **fields: Any) -> None:
-        """Say how it ended. Call it last, when everything else is on the disk."""
+        """Record how it ended. Call it last, when everything else is on the disk."""
         self.describe(**fields, finished=now(), status=status)
 
     @property
     def status(self) -> str:
-        """What the facts say: running, finished, interrupted, failed or unknown; killed if it says running and no
-        process is writing any more."""
+        """running, finished, interrupted, failed or unknown, as recorded; killed if it was running and nothing
+        writes any more."""
         said = str(self.facts().get("status") or "unknown")
         return "killed" if said == "running" and not self.is_locked() else said
 
@@ -277,7 +277,7 @@ class Folder:
         return files.write(self.path / name, content)
 
     def append(self, name: str, *records: Mapping[str, Any]) -> None:
-        """Add records to a file of JSON lines. Raises UserError if it cannot be written."""
+        """Append records to a file of JSON lines. Raises UserError if it cannot be written."""
         files.append(self.path / name, *records)
 
     def lines(self, name: str, **fields: type) -> Lines:
@@ -300,7 +300,7 @@ def _changes(before: Any, now: Any, name: str = "") -> Iterator[tuple[str, str, 
 
 
 def _folder_by_time(home: Path) -> Path:
-    """A new folder named by the time, which no other process gets."""
+    """Create a folder named after the time, which no other process gets."""
     stem = datetime.now().strftime("%Y%m%d-%H%M%S")
     for number in range(1000):
         path = home / (stem + (f"-{number}" if number else ""))

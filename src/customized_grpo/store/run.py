@@ -1,6 +1,6 @@
-"""The run folder, on disk from the first second on, and its content as numbers.
+"""The run folder, which exists from the first second of a run, and its content as numbers.
 
-Whatever a killed or unfinished run has left is read; what could not be read is named.
+Runs that were killed or are unfinished can be read too. Files that could not be read are named.
 """
 
 import json
@@ -35,9 +35,9 @@ class RunFolder(Folder):
         self.config = self.path / self.MARKER
 
     def adopt(self, config_yaml: str, iteration: int) -> None:
-        """Let a resumed run have other settings: config.yaml always holds those in force.
+        """Record the settings of a resumed run: config.yaml always contains those in force.
 
-        What held until `iteration` stays as config-until-NNNNNN.yaml. Where the folder lies is no change.
+        The settings until `iteration` are kept as config-until-NNNNNN.yaml. Another `output` is not a change.
         """
         text = files.read_text(self.config)
         before = parse_yaml(text, f"'{self.config}'") or {}
@@ -54,7 +54,7 @@ class RunFolder(Folder):
         self.append(self.metrics.name, record)
 
     def metric_lines(self) -> Lines:
-        """metrics.jsonl; a line that is damaged or names no iteration does not hide the others."""
+        """The lines of metrics.jsonl. A line that is damaged or has no iteration does not hide the others."""
         return self.lines(self.metrics.name, iteration=int)
 
     def records(self) -> list[dict[str, Any]]:
@@ -62,9 +62,9 @@ class RunFolder(Folder):
         return self.metric_lines().rows
 
     def rewind(self, iteration: int) -> None:
-        """Drop what was logged after `iteration`, because a resumed run will do those iterations again.
+        """Remove what was logged after `iteration`, because a resumed run repeats those iterations.
 
-        Damaged lines go to metrics-damaged.jsonl: they may be of iterations that are kept.
+        Damaged lines are moved to metrics-damaged.jsonl, because they may belong to iterations that are kept.
         """
         found = self.metric_lines()
         kept = [row for row in found.rows if row["iteration"] <= iteration]
@@ -87,15 +87,15 @@ class RunFolder(Folder):
         return self.evaluations / f"iteration-{iteration:06d}.json"
 
     def best(self, iterations: Iterable[int]) -> tuple[int, float] | None:
-        """Of these iterations the one with the largest held-out worst-reward gain, and that gain.
+        """The iteration with the largest held-out worst-reward gain, and that gain.
 
-        None if none of them, or not the base policy, was evaluated.
+        None if none of these iterations was evaluated, or the base policy was not.
         """
         gains = self.gains(iterations)
         return max(gains.items(), key=lambda item: item[1], default=None)
 
     def gains(self, iterations: Iterable[int]) -> dict[int, float]:
-        """The held-out worst-reward gain of those of these iterations that were evaluated."""
+        """The held-out worst-reward gain of each of these iterations that was evaluated."""
         gains: dict[int, float] = {}
         with suppress(OSError, ValueError):  # missing or damaged
             before = read_scores(self.evaluation(0))
@@ -104,6 +104,11 @@ class RunFolder(Folder):
                     gain = worst_gain(before, read_scores(self.evaluation(iteration)))
                     gains |= {iteration: gain} if np.isfinite(gain) else {}
         return gains
+
+
+def seconds(rows: Iterable[Mapping[str, Any]]) -> float:
+    """The time of all stages in rows of metrics.jsonl."""
+    return sum(value for row in rows for key, value in row.items() if key.startswith("seconds/") and value)
 
 
 def iteration_files(folder: Path, suffix: str, prefix: str = "") -> Iterator[tuple[int, Path]]:
@@ -115,7 +120,7 @@ def iteration_files(folder: Path, suffix: str, prefix: str = "") -> Iterator[tup
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything a run folder holds, read once."""
+    """The content of a run folder, read once."""
 
     folder: Path
     info: dict[str, Any]
@@ -127,7 +132,7 @@ class RunRecord:
     evaluations: tuple[Scores, ...]
     """Ascending by iteration."""
     problems: tuple[str, ...]
-    """One sentence for each thing that is there but could not be read."""
+    """One sentence for each file that could not be read."""
 
     @property
     def name(self) -> str:
@@ -144,7 +149,7 @@ class RunRecord:
 
     @property
     def rewards(self) -> tuple[str, ...]:
-        """Names in column order, from whichever file knows them."""
+        """Names in column order, from the first file that has them."""
         if names := self.summary.get("rewards"):
             return tuple(str(name) for name in names)
         if self.evaluations:
@@ -164,11 +169,11 @@ class RunRecord:
         return np.array([row["iteration"] for row in self.rows], dtype=np.int64)
 
     def series(self, key: str) -> np.ndarray:
-        """(rows,) float64 of one logged metric; NaN where it was not logged."""
+        """(rows,) float64: one logged metric; NaN where it was not logged."""
         return np.array([to_number(row.get(key)) for row in self.rows], dtype=np.float64)
 
     def held_out(self, metric: str) -> np.ndarray:
-        """(n,) every held-out score of one metric, over all evaluations; NaN where it could not score."""
+        """(n,) all held-out scores of one metric in all evaluations; NaN where it could not score."""
         columns = [scores.column(metric).ravel() for scores in self.evaluations if metric in scores.metrics]
         return np.concatenate(columns) if columns else np.empty(0)
 
@@ -226,7 +231,7 @@ def _read_info(path: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _read_rows(run: RunFolder, problems: list[str]) -> tuple[dict[str, Any], ...]:
-    """The last line of an iteration counts: a resumed run writes again what it had not saved."""
+    """The rows by iteration. The last one of an iteration counts, because a resumed run repeats unsaved iterations."""
     try:
         lines = run.metric_lines()
     except OSError as error:

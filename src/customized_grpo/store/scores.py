@@ -1,6 +1,6 @@
-"""Scores of fixed tasks: the table, its file, and its means and changes with 95 % intervals.
+"""Scores of fixed tasks: the table, its file, and means and changes with 95 % intervals.
 
-A task is a subject with a prompt. Images of one subject are alike, so intervals resample subjects, not images.
+A task is a subject with a prompt. Images of one subject are similar, so intervals resample subjects, not images.
 """
 
 import csv
@@ -17,14 +17,14 @@ import numpy as np
 from customized_grpo.store.files import plain, replacing, write
 
 FORMAT = 1
-"""Of the files that `write_scores` writes. Earlier files have no number and no kinds."""
+"""Version of the files that `write_scores` writes. Earlier files have no version and no kinds."""
 PROMPT, IDENTITY = re.compile(r"prompt|clip_t|right"), re.compile(r"identity|subject|clip_i|dino")
-"""What the name of a metric says that it measures."""
+"""Names of metrics of the prompt, and of identity."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one policy state. Each (replicate, task) has the same noise for every state, so that states pair.
+    """Scores of one policy state. Each (replicate, task) has the same noise in every state, so states can be paired.
 
     Raises:
         ValueError: if the shapes do not fit together.
@@ -34,7 +34,7 @@ class Scores:
     """(replicates, tasks, metrics) float64; NaN where a metric could not score."""
     metrics: tuple[str, ...]
     rewards: tuple[str, ...]
-    """Those of `metrics` that are trained on."""
+    """The metrics that are trained on."""
     tasks: tuple[str, ...]
     """The id of each task."""
     subjects: tuple[str, ...]
@@ -44,10 +44,10 @@ class Scores:
     prompts: tuple[str, ...]
     """The prompt of each task; "" where it is unknown."""
     iteration: int = 0
-    """Of the policy; 0 is the base policy."""
+    """Iteration of the policy; 0 is the base policy."""
     permitted: np.ndarray | None = None
-    """(tasks, metrics) scores of the examples' targets in metrics of identity, NaN in others and without a target: as
-    near to the reference as the prompt permits. None if they were not measured."""
+    """(tasks, metrics) scores of the examples' targets, which are as close to the reference as the prompt permits. NaN
+    without a target and in metrics other than identity. None if they were not measured."""
 
     def __post_init__(self) -> None:
         expected = (len(self.tasks), len(self.metrics))
@@ -73,7 +73,7 @@ class Scores:
         return finite_mean(np.where(np.isfinite(column), column == 1, np.nan), axis=0)
 
     def select(self, chosen: Sequence[bool]) -> "Scores":
-        """Only the tasks that are chosen."""
+        """The chosen tasks."""
         keep = np.flatnonzero(np.asarray(chosen))
         names = {n: tuple(getattr(self, n)[t] for t in keep) for n in ("tasks", "subjects", "kinds", "prompts")}
         permitted = None if self.permitted is None else self.permitted[keep]
@@ -85,11 +85,11 @@ class Scores:
         return found if len(found) > 1 else []
 
     def of_kind(self, kind: str) -> "Scores":
-        """The tasks of one kind alone."""
+        """The tasks of one kind."""
         return self.select([other == kind for other in self.kinds])
 
     def means(self) -> dict[str, float]:
-        """Mean of each metric over all images that it scored."""
+        """Mean of each metric over the images that it scored."""
         return {metric: float(finite_mean(self.column(metric))) for metric in self.metrics}
 
     def unscored(self, metric: str) -> int:
@@ -131,8 +131,8 @@ def write_table(path: Path, scores: Scores, more: Sequence[Mapping[str, Any]]) -
 
     Args:
         path: without a suffix.
-        scores: with a replicate for each image of a task.
-        more: further columns of each image, task by task.
+        scores: one replicate is one image of a task.
+        more: additional columns of each image, task by task.
 
     Raises:
         UserError: if the file cannot be written.
@@ -211,18 +211,18 @@ class Estimate(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """For a change: rose, fell, or unclear where the interval holds 0 or there is none."""
+        """For a change: rose, fell, or unclear if the interval contains 0 or there is no interval."""
         rounding = 1e-6 * (self.high - self.low)  # the bootstrap is exact to float32
         return "rose" if self.low > rounding else "fell" if self.high < -rounding else "unclear"
 
     @property
     def tone(self) -> str:
-        """How to colour it: as a rise or a fall. It differs from `verdict` where less is better."""
+        """The colour in tables: rose or fell. It differs from `verdict` where less is better."""
         return self.verdict
 
     @property
     def plain(self) -> bool:
-        """Whether it is a level, not a change: no sign and no colour."""
+        """Whether it is a level, shown without sign and colour, not a change."""
         return False
 
 
@@ -239,20 +239,20 @@ class Change(NamedTuple):
     after: Estimate
     difference: Estimate
     tasks: int
-    """How many tasks are scored in both."""
+    """Number of tasks that are scored in both."""
     subjects: int
     unscored: int
-    """How many tasks are not."""
+    """Number of tasks that are not scored in both."""
     complete: tuple[int, int] = (0, 0)
-    """Images with a score of exactly 1, before and after."""
+    """Number of images with a score of exactly 1, before and after."""
     images: tuple[int, int] = (0, 0)
-    """Scored images, before and after."""
+    """Number of scored images, before and after."""
     completed: Estimate = Estimate(np.nan, np.nan, np.nan)
     """The paired change of the share of images with a score of exactly 1."""
 
 
 def estimate(values: np.ndarray, subjects: Sequence[str]) -> Estimate:
-    """Mean of the finite values (tasks,) and its interval over subjects, from the same resamples every time."""
+    """Mean of the finite values (tasks,), and its interval over subjects. The resamples are the same in every call."""
     return _estimate_columns(values[:, None], subjects)[0]
 
 
@@ -274,7 +274,7 @@ def _estimate_columns(values: np.ndarray, subjects: Sequence[str]) -> list[Estim
 
 
 def _snapped(low: float, high: float) -> tuple[float, float]:
-    """A bound that only float32 keeps from 0, at 0."""
+    """The bounds, with 0 in place of a bound that differs from 0 only by float32 rounding."""
     rounding = 1e-6 * (high - low)
     return (0.0 if abs(low) < rounding else low), (0.0 if abs(high) < rounding else high)
 
@@ -346,11 +346,11 @@ def _finite(evaluations: Sequence[Scores], metric: str) -> np.ndarray:
 
 
 def since_first(evaluations: Sequence[Scores], metric: str) -> list[Estimate]:
-    """The level at every evaluation, with the interval of its paired change since the first one around it.
+    """The level at every evaluation, surrounded by the interval of its paired change since the first one.
 
-    Subjects differ far more from each other than from themselves, so this, not the interval of the level, shows what
-    training did. The first evaluation has no interval, unless it is the only one. Where all scores lie between 0 and 1
-    the interval does too.
+    Subjects differ far more from each other than over training, so this interval, not that of the level, shows what
+    training did. The first evaluation has no interval, unless it is the only one. If all scores are between 0 and 1,
+    so is the interval.
     """
     if len(evaluations) == 1:
         return [level(evaluations[0], metric)]

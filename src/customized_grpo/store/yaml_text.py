@@ -1,4 +1,4 @@
-"""YAML to plain data: what JSON can hold, and nothing that a later step would stumble over."""
+"""YAML to plain data, restricted to what JSON can represent."""
 
 import math
 import re
@@ -11,9 +11,9 @@ from customized_grpo.errors import UserError
 from customized_grpo.store.files import read_text
 
 MAX_DEPTH = 50
-"""Brackets within brackets. No setting needs ten."""
+"""Deepest nesting. No setting needs ten levels."""
 MAX_VALUES = 10_000
-"""Values in one text. Anchors that repeat each other would otherwise fill the memory."""
+"""Most values in one text, because anchors that repeat each other could otherwise fill the memory."""
 MAX_NUMBER = 2**63
 SHORT_TAG = "tag:yaml.org,2002:"
 
@@ -30,11 +30,11 @@ SAID = {
     "'<document start>'": "text follows after the end; expected one mapping, such as 'name: value' in each line",
     "special characters are not allowed": "it holds a control character; remove it",
 }
-"""What PyYAML says, and what a user can do about it."""
+"""Messages of PyYAML, and what to tell the user instead."""
 
 
 class _Resolver(yaml.resolver.BaseResolver):
-    """Which plain text is no text. Dates are, because JSON has none; 1e-3 is not, though YAML 1.1 asks for 1.0e-3."""
+    """Which plain scalars are not text. Dates are text, because JSON has none. 1e-3 is a number, unlike in YAML 1.1."""
 
 
 for _first, _kinds in yaml.SafeLoader.yaml_implicit_resolvers.items():
@@ -55,7 +55,7 @@ class _Dumper(_Resolver, yaml.SafeDumper):
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """YAML that we do not read."""
+    """YAML that is valid, but not accepted here."""
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -64,7 +64,7 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """YAML to plain data. The names in mappings are text as it is written, and dates are text.
+    """YAML to plain data. The names in mappings are text as written, and dates are text.
 
     Args:
         where: begins the sentence of the error.
@@ -87,7 +87,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def dump_yaml(tree: Any) -> str:
-    """Plain data as YAML that `parse_yaml` reads back as it is."""
+    """Plain data as YAML, which `parse_yaml` reads back unchanged."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=100)
 
 
@@ -108,7 +108,7 @@ def _reason(error: yaml.YAMLError, text: str) -> str:
 
 
 class _Reader:
-    """Nodes to values. A node that several anchors name becomes as many values."""
+    """Converts nodes to values. A node to which several aliases refer is converted once for each."""
 
     def __init__(self, loader: _Loader) -> None:
         self.loader, self.count = loader, 0

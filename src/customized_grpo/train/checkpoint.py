@@ -18,7 +18,7 @@ from torch import Tensor
 
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import METADATA, Policy
-from customized_grpo.store.files import DRAFT
+from customized_grpo.store.files import DRAFT, checksum
 from customized_grpo.train.sharding import holding, is_sharded
 
 FORMAT = 1
@@ -95,7 +95,7 @@ def _write(draft: Path, state: TrainingState, policy: Policy, config_yaml: str, 
         "progress": dict(state.progress),
         "files": {path.relative_to(draft).as_posix(): digest for path, digest in _digests(files)},
     }
-    (draft / "state.json").write_text(json.dumps({**content, "sha256": _seal(content)}, indent=1), encoding="utf-8")
+    (draft / "state.json").write_text(json.dumps({**content, "sha256": checksum(content)}, indent=1), encoding="utf-8")
     for path in [*draft.rglob("*"), draft]:
         _flush(path)
 
@@ -156,7 +156,7 @@ def verify(checkpoint: Path, wanted: Callable[[str], bool]) -> tuple[int, dict[s
         content = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         if not content.keys() & {"format", "files", "sha256"}:  # an earlier version's
             return int(content.pop("iteration")), content
-        if content.pop("sha256") != _seal(content):
+        if content.pop("sha256") != checksum(content):
             raise ValueError("state.json is not as it was written")
         if content["format"] != FORMAT:
             raise UserError(
@@ -219,11 +219,6 @@ def _digest(path: Path) -> str:
         while count := file.readinto(buffer):
             found.update(memoryview(buffer)[:count])
     return found.hexdigest()
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    """SHA-256 of the rest of state.json, whatever its layout."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _portable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
