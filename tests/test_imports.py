@@ -52,7 +52,17 @@ HOMES = {"customized_grpo.settings.build", "customized_grpo.moved"}
 when a configuration asks for one."""
 SHARED = {
     "rewards": {"contract", "client", "open_clip", "protocols"},
-    "policies": {"contract", "settings", "lora", "pipeline", "encodings", "tokens", "quantization", "mixed_precision"}
+    "policies": {
+        "contract",
+        "settings",
+        "lora",
+        "lora_layer",
+        "pipeline",
+        "encodings",
+        "tokens",
+        "quantization",
+        "mixed_precision",
+    }
     | {"flux_model", "flux_names"},
 }
 """What every file of a family may import from its folder."""

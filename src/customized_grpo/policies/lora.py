@@ -59,6 +59,8 @@ def make_trainable(
 def _add_adapter(transformer: Any, lora: LoraSettings, seed: int, family_targets: Sequence[str]) -> None:
     from peft import LoraConfig
 
+    from customized_grpo.policies.lora_layer import quicken
+
     linears = block_linears(transformer)
     for target in lora.targets or ():
         if not any(name.endswith("." + target) for name in linears):
@@ -83,6 +85,7 @@ def _add_adapter(transformer: Any, lora: LoraSettings, seed: int, family_targets
         parameter.requires_grad_(".lora_" in name and f".{ADAPTER}." in name)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    quicken(transformer)
 
 
 def fuse(transformer: nn.Module, state: Mapping[str, Tensor]) -> None:
