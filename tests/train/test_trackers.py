@@ -23,7 +23,7 @@ def test_a_tracker_that_is_not_there_is_refused(name: str, sentence: str) -> Non
 
 
 def test_a_number_has_versions_and_hardware_beside_it() -> None:
-    facts = provenance(["cgrpo", "train"])
+    facts = provenance()
     assert facts["versions"]["torch"]
     assert facts["hardware"]
     json.dumps(facts)

@@ -1,4 +1,4 @@
-"""What pages are made of. Blocks hold values and text; how they look is decided in `render`."""
+"""The blocks of a page. They hold values and text; `render` decides how they look."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from customized_grpo.store.scores import Estimate
 
 
 class Plain(Estimate):
-    """A level, which has no sign to mark."""
+    """A level, which is shown without a sign."""
 
     @property
     def plain(self) -> bool:
@@ -22,7 +22,7 @@ class Share(Plain):
 
 
 class Flipped(Estimate):
-    """A change of which less is better."""
+    """A change of a metric of which less is better."""
 
     @property
     def tone(self) -> str:
@@ -43,7 +43,7 @@ class Bar(NamedTuple):
 
 
 Cell = Estimate | Shift | Bar | str | float
-"""Of a table."""
+"""A cell of a table."""
 
 
 class Remark(NamedTuple):
@@ -77,13 +77,13 @@ class Remarks:
 
 @dataclass(frozen=True)
 class Card:
-    """One number to be seen first."""
+    """One important number."""
 
     title: str
     value: float
     before: float | None = None
     change: Estimate | None = None
-    """Of the value, or the value itself with its interval (`Plain`)."""
+    """The change of the value, or the value itself with its interval (`Plain`)."""
     caption: str = ""
     colour: str = ""
 
@@ -135,7 +135,7 @@ class Figures:
 
 
 class ImageCell(NamedTuple):
-    """One image of a grid, and what the metrics say of it."""
+    """One image of a grid, and what the metrics say about it."""
 
     source: str
     alt: str
@@ -159,7 +159,7 @@ class ImageGrid:
 
 
 class Finding(NamedTuple):
-    """A question, its answer, and the numbers it rests on."""
+    """A question, its answer, and the numbers behind it."""
 
     question: str
     verdict: str
@@ -186,11 +186,10 @@ class Code:
 
 @dataclass(frozen=True)
 class Details:
-    """Blocks that are folded away until asked for."""
+    """Blocks that are collapsed at first."""
 
     summary: str
     blocks: Sequence[Block]
-    opened: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,7 +209,7 @@ Block = Text | Bullets | Remarks | Cards | Table | Figures | ImageGrid | Finding
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page: the answer first, then what it rests on."""
+    """A page: the answer first, then the evidence."""
 
     kind: str
     """Such as "Training report"."""
@@ -218,9 +217,9 @@ class Page:
     headline: str
     lead: str = ""
     question: str = ""
-    """What the headline answers."""
+    """The question that the headline answers."""
     badges: Sequence[str] = ()
     summary: Sequence[Block] = ()
-    """Between the headline and the sections; the terminal shows it."""
+    """Blocks between the headline and the sections, which the terminal shows too."""
     sections: Sequence[Section] = ()
     footer: str = ""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 WIDEST = 2000
-"""Pixels; wider images are scaled down inside the page, the file beside it stays as it is."""
+"""Pixels. Wider images are scaled down inside the page; the file beside it is unchanged."""
 HEAVIEST = 1_500_000
 """Bytes; heavier images are embedded as JPEG."""
 
@@ -34,7 +34,7 @@ def embed_plot(
     return Figure(_uri("image/svg+xml", path.read_bytes()), title, alt or title, width, caption, f"plots/{path.name}")
 
 
-def embed(path: Path, *, base: Path, alt: str, title: str = "", caption: str = "") -> Figure:
+def embed(path: Path, *, base: Path, alt: str) -> Figure:
     """Embed an image file, scaled down or recompressed where it would make the page heavy.
 
     Raises:
@@ -47,7 +47,7 @@ def embed(path: Path, *, base: Path, alt: str, title: str = "", caption: str = "
         if natural > WIDEST or len(content) > HEAVIEST or opened.format != "PNG":
             content, kind = jpeg(opened, (WIDEST, 100 * WIDEST), 90), "image/jpeg"
     zoom = max(1, min(4, 320 // max(natural, 1)))
-    return Figure(_uri(kind, content), title, alt, natural * zoom, caption, path.relative_to(base).as_posix())
+    return Figure(_uri(kind, content), "", alt, natural * zoom, link=path.relative_to(base).as_posix())
 
 
 def thumbnail(path: Path, size: int = 320) -> str:

@@ -1,4 +1,4 @@
-"""Parts that several pages have in common."""
+"""Parts that several pages share."""
 
 import shlex
 from collections.abc import Collection, Mapping, Sequence

@@ -1,6 +1,6 @@
-"""Drawings of numbers. Every function takes arrays and gives a figure; none knows what a run is.
+"""Plots. Every function takes arrays and returns a figure; none knows what a run is.
 
-Colours are Okabe and Ito's, which people with any colour vision can tell apart; nothing is said by colour alone.
+The colours of Okabe and Ito can be told apart with any colour vision, and nothing is shown by colour alone.
 """
 
 from __future__ import annotations

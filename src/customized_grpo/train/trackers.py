@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def provenance(command: Sequence[str] | None = None) -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """Versions, hardware and command line: what a number needs beside it."""
     packages = ("customized-grpo", "torch", "diffusers", "transformers", "accelerate", "peft")
     versions = {"python": platform.python_version()}
@@ -131,7 +131,7 @@ def provenance(command: Sequence[str] | None = None) -> dict[str, Any]:
     else:
         hardware = f"{os.cpu_count()} CPU cores, {_cpu_name()}, {torch.get_num_threads()} threads"
     return {
-        "command": list(command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": versions,
         "hardware": hardware,
         "started": now(),

@@ -1,4 +1,4 @@
-"""The cells of a grid on disk: where each stands, and how they are run. A cell is an ordinary `cgrpo train`."""
+"""The cells of a grid on disk: their state, and how they are run. A cell is an ordinary `cgrpo train`."""
 
 import os
 import shlex
@@ -18,6 +18,7 @@ from customized_grpo.config import load_config
 from customized_grpo.settings.identity import overrides
 from customized_grpo.settings.parse import to_yaml
 from customized_grpo.store import now, write
+from customized_grpo.store.run import seconds
 from customized_grpo.store.scores import read_scores
 from customized_grpo.studies.compare.grid import Cell, Grid, GridFolder, budget, cells, check_runnable, check_same
 from customized_grpo.studies.compare.methods import BASE
@@ -34,13 +35,13 @@ POLL = 0.2
 
 @dataclass(frozen=True)
 class State:
-    """Where a cell stands."""
+    """The state of a cell."""
 
     status: Status
-    """waiting: not started. stopped: resumes from its checkpoint. damaged: the folder holds no whole run."""
+    """waiting: not started. stopped: resumes from its checkpoint. damaged: the folder has no complete run."""
     iteration: int = 0
     seconds: float = 0.0
-    """Of the finished iterations."""
+    """Seconds of the finished iterations."""
     note: str = ""
 
     @property
@@ -50,11 +51,11 @@ class State:
         return f" ({text})" if text else ""
 
 
-# ---- where a cell stands
+# ---- the state of a cell
 
 
 def state(cell: Cell) -> State:
-    """Where a cell stands, as its folder and its locks say.
+    """The state of a cell, according to its folder and its locks.
 
     Raises:
         UserError: if the folder holds a run of another configuration.
@@ -66,7 +67,7 @@ def state(cell: Cell) -> State:
 
 
 def _state_on_disk(cell: Cell) -> State:
-    """Where a cell stands if no process runs it."""
+    """The state of a cell if no process runs it."""
     run = cell.run
     if run.is_empty():
         return State("waiting")
@@ -75,16 +76,15 @@ def _state_on_disk(cell: Cell) -> State:
     check_same(cell)
     rows = run.records()
     done = int(rows[-1]["iteration"]) if rows else 0
-    seconds = sum(value for row in rows for key, value in row.items() if key.startswith("seconds/") and value)
     status = "finished" if cell.method == BASE else run.facts().get("status")  # none if run.json is damaged
     if status != "finished":
-        return State("failed" if status == "failed" else "stopped", done, seconds)
+        return State("failed" if status == "failed" else "stopped", done, seconds(rows))
     try:
         read_scores(cell.evaluation)
     except (OSError, ValueError):
         note = f"{cell.evaluation.relative_to(run.path)} is missing or damaged"
-        return State("damaged", done, seconds, note)
-    return State("finished", done, seconds)
+        return State("damaged", done, seconds(rows), note)
+    return State("finished", done, seconds(rows))
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def open_folder(grid: Grid, root: Path) -> list[Cell]:
 
 
 def set_aside(cell: Cell) -> Path:
-    """Rename the folder of a damaged run, which keeps it."""
+    """Rename the folder of a damaged run, to keep it."""
     path = cell.run.path
     taken = (path.with_name(f".{path.name}-damaged-{n}") for n in range(1, 10**6))
     return path.rename(next(path for path in taken if not path.exists()))
@@ -155,13 +155,13 @@ def run_cells(
     process runs are waited for.
 
     Args:
-        todo: the cells; finished ones are left as they are.
+        todo: the cells; finished ones are not run again.
         workers: processes at once; None takes one for each GPU, or else for each core.
         threads: CPU threads of each; None divides the cores.
-        say: told one line about every cell that starts or ends.
+        say: called with one line about every cell that starts or ends.
 
     Returns:
-        The state of every cell in the end, by name.
+        The final state of every cell, by name.
     """
     ended = {cell.name: state(cell) for cell in todo}
     waiting: SimpleQueue[Cell] = SimpleQueue()

@@ -1,4 +1,4 @@
-"""A grid of methods x seeds from one YAML: which runs it has, and that they can be compared."""
+"""A grid of methods x seeds from one YAML file: its runs, and checks that they can be compared."""
 
 import json
 import re
@@ -37,7 +37,7 @@ class Grid(Settings):
     baseline: str = "naive_1to1"
     """The method that the others have to beat."""
     candidate: str = "customized"
-    """The method in question."""
+    """The method under test."""
     line: tuple[str, str] | None = None
     """Two methods that differ in constant weights alone. The straight line through them is the trade-off that constant
     weights reach; a method beyond it is better, and does not only weight the rewards differently."""
@@ -78,7 +78,7 @@ class Cell:
 
     @property
     def evaluation(self) -> Path:
-        """The evaluation that ends it."""
+        """The evaluation at its end."""
         if self.method == BASE:
             return self.run.path / "iteration-000000.json"
         return self.run.evaluation(self.config.training.iterations)

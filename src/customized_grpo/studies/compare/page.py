@@ -1,4 +1,4 @@
-"""The report of a comparison: the question and the answer first, then everything that they rest on."""
+"""The report of a comparison: the question and the answer first, then the evidence."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -10,6 +10,7 @@ import numpy as np
 from customized_grpo import page
 from customized_grpo.page.formats import duration, listed, percent, words
 from customized_grpo.page.plots import BLUE, GREEN, ORANGE, VERMILLION, Line, Track
+from customized_grpo.store.run import seconds
 from customized_grpo.store.scores import Scores
 from customized_grpo.studies.compare.analysis import Comparison
 from customized_grpo.studies.compare.findings import findings, headline
@@ -89,7 +90,7 @@ def remarks(a: Comparison) -> Iterator[page.Remark]:
     yield from map(page.Remark, a.problems)
     for method, metric, missing, total in a.unscored():
         name = "the base policy" if method == BASE else a.title(method)
-        left = "nothing is left of it" if missing == total else "they are left out"
+        left = "it has no scores" if missing == total else "they are left out"
         text = f"{words(metric)} could not score {missing:,} of {total:,} held-out images of {name}; {left}."
         yield page.Remark(text, metric in a.rewards)
     for method, finished in a.runs.items():
@@ -328,7 +329,7 @@ def probe(a: Comparison) -> list[page.Section]:
 def runs(a: Comparison) -> list[page.Block]:
     """Where the numbers come from."""
     folder, finished = GridFolder(a.folder), [run for seeds in a.runs.values() for run in seeds.values()]
-    seconds = [sum(v for row in run.rows for k, v in row.items() if k.startswith("seconds/") and v) for run in finished]
+    spent = [seconds(run.rows) for run in finished]
     samples = finished[0].series("samples")
     held_out = f"{len(a.base.tasks)} tasks of {a.num_subjects} subjects, {len(a.base.values)} fixed noises each"
     facts = [
@@ -337,7 +338,7 @@ def runs(a: Comparison) -> list[page.Block]:
         ("budget of every run", folder.facts().get("budget", f"{samples[-1]:,.0f} images")),
         ("seeds", ", ".join(map(str, a.grid.seeds))),
         ("held-out", f"{held_out}, deterministic sampling"),
-        ("time", f"{duration(float(np.mean(seconds)))} a run, {duration(sum(seconds))} in all"),
+        ("time", f"{duration(float(np.mean(spent)))} a run, {duration(sum(spent))} in all"),
     ]
     infos = [run.info for run in finished]
     versions = [dict(info.get("versions") or {}) for info in infos]

@@ -3,8 +3,8 @@
 Notation: P examples, M branches, K rewards, T inference steps, S probed steps, U subjects, N latent tokens, C channels.
 
 All branches of an example share one deterministic trajectory up to step s. Step s is drawn M times, each time with
-fresh noise, and from there every branch goes on deterministically. The branches differ by the noise of step s alone, so
-their variance is what that step decides.
+fresh noise, and every branch continues deterministically. The branches differ by the noise of step s alone, so their
+variance is what that step decides.
 """
 
 import time
@@ -89,7 +89,7 @@ def choose(dataset: Sequence[Example], settings: ProbeSettings) -> list[Example]
 
 
 class Probe:
-    """Measures one policy on P fixed examples by K rewards. Every draw is a function of (seed, example, step, branch).
+    """Measures one policy on P fixed examples with K rewards. A draw is a function of (seed, example, step, branch).
 
     Raises:
         UserError: with fewer than two rewards or examples, or if two examples have one id.
@@ -204,7 +204,7 @@ class Probe:
             return sde.log_prob(gaussian, sde.sample(gaussian, noise=noise))
 
     def _noise(self, examples: Sequence[Example], step: int, latents: Tensor) -> Tensor:
-        """(P * M, N, C), like `latents`: of these examples' branches at one step."""
+        """The noise of these examples' branches at one step: (P * M, N, C), on the device of `latents`."""
         branches = range(self.settings.branches)
         keys = [("probe", self.settings.seed, example.id, step, m) for example in examples for m in branches]
         return normal(latents.shape[1:], keys).to(latents.device)

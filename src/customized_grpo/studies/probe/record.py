@@ -1,4 +1,4 @@
-"""The folder of a probe, with a file for each finished step, so that a kill loses one step at most."""
+"""The folder of a probe. Each finished step has a file, so that a kill loses at most one step."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ class ProbeFolder(Folder):
         self.write(f"steps/{branches.name}.json", json.dumps(plain(vars(branches))))
 
     def finished(self) -> dict[tuple[int, ...], Branches]:
-        """The finished measurements by their stochastic steps; a damaged file counts as none."""
+        """The finished measurements by their stochastic steps. Damaged files are ignored."""
         rows = self.rows("steps/*.json", steps=list, rewards=list, seconds=float)
         measured = (
             Branches(tuple(row["steps"]), _tensor(row["rewards"]).float(), _tensor(row.get("gram")), row["seconds"])
@@ -43,7 +43,7 @@ def _tensor(values: Any) -> Any:
 
 
 def identity(probe: Probe) -> dict[str, Any]:
-    """What a probe measures. Steps of probes that differ in any of it must not be mixed."""
+    """What identifies a probe. Steps of probes that differ in any of this must not be mixed."""
     return {
         "rewards": list(probe.rewards),
         "examples": [{"id": e.id, "subject": cluster(e), "prompt": e.prompt} for e in probe.examples],

@@ -1,4 +1,4 @@
-"""From a finished probe folder to findings.json, time_weights.json, and a page that shows them."""
+"""Write findings.json, time_weights.json and a page from a finished probe folder."""
 
 import json
 from itertools import cycle

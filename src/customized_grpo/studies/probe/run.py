@@ -1,4 +1,4 @@
-"""Measure, conclude and report in a folder, from where a kill left it."""
+"""Measure, conclude and report in a folder. After a kill it continues with the missing steps."""
 
 from typing import Any
 

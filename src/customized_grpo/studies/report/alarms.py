@@ -1,7 +1,7 @@
-"""What should alarm the reader of two evaluations: one function a rule, for the terminal and the report alike.
+"""Alarms about two evaluations, one function for each rule, for the terminal and the report.
 
 A change is clear if its paired 95 % interval, clustered by subject, excludes 0. An alarm on fewer than 10 subjects is
-said, and is not serious. docs/metrics.md has the rules too.
+shown, but not as serious. docs/metrics.md lists the rules too.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What the update prefers: training groups with all their images, rewards and advantages."""
+"""Training groups with all their images, rewards and advantages, which show what the update prefers."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the reader of a run's report should know before trusting it. The limits are explained in docs/metrics.md."""
+"""What to know before trusting the report of a run. docs/metrics.md explains the limits."""
 
 from collections.abc import Iterable, Iterator
 

@@ -409,22 +409,16 @@ def facts(record: RunRecord) -> list[tuple[str, Any]]:
     summary = record.summary
     trainable, total = summary.get("trainable_parameters"), summary.get("total_parameters")
     share = f" of {count(total)}" if total else ""
+    samples, best = summary.get("samples_per_iteration"), record.info.get("best_checkpoint")
+    gain = f"iteration {best['iteration']}, worst-reward gain {number(best['worst_reward_gain'])}" if best else None
     seconds = sum(stage.total for stage in stages(record))
     return [
         ("model", summary.get("model")),
         ("trained parameters", f"{count(trainable)}{share}" if trainable else None),
         ("rewards", ", ".join(record.rewards)),
-        (
-            "samples per iteration",
-            count(summary["samples_per_iteration"]) if "samples_per_iteration" in summary else None,
-        ),
+        ("samples per iteration", None if samples is None else count(samples)),
         ("iterations", progress(record)),
-        (
-            "best checkpoint",
-            f"iteration {best['iteration']}, worst-reward gain {number(best['worst_reward_gain'])}"
-            if (best := record.info.get("best_checkpoint"))
-            else None,
-        ),
+        ("best checkpoint", gain),
         ("time", duration(seconds) if seconds else None),
     ]
 

@@ -1,4 +1,4 @@
-"""What an evaluation after training says against one before it, in numbers: in all, by kind, and of the worst kind."""
+"""What changed between an evaluation before training and one after it: in all, by kind, and in the worst kind."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -194,7 +194,7 @@ class Verdict:
 
 
 def kind_name(kind: str) -> str:
-    """A kind as it is written, or what stands for tasks without one."""
+    """The name of a kind, or the name for tasks without one."""
     return kind or "no kind"
 
 
