@@ -1,4 +1,4 @@
-"""JSON over HTTP: one request and one answer, bounded in time and size, with one kind of failure."""
+"""JSON over HTTP: requests that are bounded in time and size, and fail with one exception."""
 
 import functools
 import ipaddress
@@ -11,7 +11,7 @@ from typing import Any
 from customized_grpo.errors import printable
 
 MAX_BYTES = 2**24
-"""Bytes of an answer that are read at most."""
+"""Most bytes that are read of an answer."""
 
 
 class NoAnswer(Exception):

@@ -134,10 +134,7 @@ class EditReward(_Inferencer):
         )
 
     def _inputs(self, images: Tensor, examples: Sequence[Example]) -> dict[str, Any]:
-        return {
-            "image_src": [example.references[0] for example in examples],
-            "image_paths": list(map(to_pil, images)),
-        }
+        return {"image_src": [example.references[0] for example in examples], "image_paths": list(map(to_pil, images))}
 
 
 def _device(name: str | int | None) -> str | int:

@@ -36,9 +36,9 @@ TOKEN = "CGRPO_REWARD_TOKEN"
 class RemoteReward:
     """Sends images and examples (all but `weights`) to a reward behind HTTP; in that reward's units.
 
-    Pictures travel as PNG, so images are rounded to 8 bits per channel: what a saved picture holds. What fails is
-    tried again after `backoff` seconds, then twice that, and so on. A process of ours that crashed or hangs is started
-    again; it ends when this object does, and with the trainer, however that ends.
+    Images are sent as PNG and thereby rounded to 8 bits per channel, like saved images. A failed request is repeated
+    after `backoff` seconds, then after twice that, and so on. A process that this object started is restarted if it
+    crashes or hangs. It ends with this object and with the trainer, however that ends.
 
     Args:
         reward: what to start: `package.module:name`, a name of `customized_grpo.rewards`, or {use: ..., argument: ...}.
@@ -88,7 +88,7 @@ class RemoteReward:
         self.whole_groups = whole_groups
         self._one_caller = threading.Lock()  # it may be called from the thread that overlaps rewards with rollouts
         self.counters = {"retries": 0, "restarts": 0}
-        """How often a request was repeated and the process started again."""
+        """How often requests were repeated, and the process restarted."""
         if url is not None:
             self.server: _Process | _Host = _Host(url.rstrip("/"), start_timeout, os.environ.get(token_variable, ""))
         else:
@@ -121,7 +121,7 @@ class RemoteReward:
 
     @property
     def memory(self) -> float | None:
-        """MiB of main memory that our process has in use; None if it is not ours or cannot be asked."""
+        """MiB of main memory that our process uses; None if it is not ours or this is unknown."""
         return self.server.memory()
 
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
@@ -159,7 +159,7 @@ class RemoteReward:
                 reason = str(error)
                 if error.final:
                     break
-                if error.status is None:  # a process of ours crashed or hangs: the next attempt gets a fresh one
+                if error.status is None:  # our process crashed or hangs: the next attempt starts another one
                     self.server.stop()
         raise RewardUnavailable(
             f"The reward {self.server.label} at {self.server.url} gave no scores after {attempt + 1} attempts "
@@ -224,7 +224,7 @@ def _wait_until_ready(
     url: str, label: str, timeout: float, *, headers: Mapping[str, str], patience: float,
     alive: Callable[[], bool] = lambda: True,
 ) -> None:  # fmt: skip
-    """Ask for its health until the reward is loaded.
+    """Poll the server until the reward is loaded.
 
     Args:
         url: of the server.
@@ -259,7 +259,7 @@ def _wait_until_ready(
 
 
 class _Host:
-    """A server that someone else runs."""
+    """A server that is already running and is not ours to watch or to end."""
 
     def __init__(self, url: str, start_timeout: float, token: str) -> None:
         self.url, self.label, self.where, self.start_timeout = url, url, url, start_timeout
@@ -341,7 +341,7 @@ class _Process:
             raise
 
     def revive(self) -> int:
-        """Start it again if it ended; how many times that was (0 or 1)."""
+        """Restart it if it ended. Returns the number of restarts, 0 or 1."""
         if self.process is not None and self.process.poll() is None:
             return 0
         try:
@@ -362,13 +362,13 @@ class _Process:
         return int(resident[0]) / 1024 if resident else None
 
     def last_words(self) -> str:
-        """The last line of its log, to be put behind an error."""
+        """The last line of its log, to append to an error."""
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
         return f" Its last message: {lines[-1][:300]}" if lines else ""
 
 
 def _first_line(process: "subprocess.Popen[bytes]", timeout: float) -> bytes:
-    """What the server announces on its standard output; empty if it ended or time is up."""
+    """The line that the server prints when it is ready; empty if it ended or time is up."""
     lines: list[bytes] = []
     output = process.stdout
     assert output is not None
@@ -379,7 +379,7 @@ def _first_line(process: "subprocess.Popen[bytes]", timeout: float) -> bytes:
 
 
 def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
-    """Close the supervisor's standard input, on which it ends all it started; kill its group if it does not."""
+    """Close the standard input of the supervisor, which then ends all its processes. Kill its group if it does not."""
     if os.getpid() != owner:  # a fork of the trainer: not its process to end
         return
     for pipe in (process.stdin, process.stdout):
@@ -395,7 +395,7 @@ def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
 
 
 def _own_gpu() -> dict[str, str]:
-    """In a distributed run, show the process the one GPU of this rank."""
+    """In a distributed run, make only the GPU of this rank visible to the process."""
     rank = os.environ.get("LOCAL_RANK")
     if rank is None or not torch.cuda.is_available():
         return {}

@@ -42,21 +42,21 @@ TOKEN = "CGRPO_REWARD_TOKEN"
 """The environment variable that holds the token, unless `--token-variable` names another."""
 
 MAX_BYTES = 2**29
-"""Bytes of all requests that are held at once."""
+"""Most bytes of requests in memory at once."""
 MAX_VALUES = 10**5
-"""Commas in a request, which bound the number of its values."""
+"""Most commas in a request, which bound the number of its values."""
 MAX_PICTURE = 2**26
-"""Pixels of one picture, and of all images in a request together."""
+"""Most pixels of one picture, and of all images of a request together."""
 MAX_PICTURES = 2**28
-"""Pixels of all pictures in a request together."""
+"""Most pixels of all pictures of a request together."""
 MAX_CONNECTIONS = 64
 HEAD_SECONDS, BODY_SECONDS = 30, 300
-"""Time to receive the head and the body of a request."""
+"""Seconds to receive the head and the body of a request."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """What the trainer knows of a row; the fields of `customized_grpo.structures.Example`."""
+    """The example of a row, with fields of `customized_grpo.structures.Example`."""
 
     id: str
     prompt: str
@@ -195,7 +195,7 @@ def _check_pixels(pictures: Sequence[Image.Image], images: Sequence[Image.Image]
 
 
 class Server(ThreadingHTTPServer):
-    """Serves up to `MAX_CONNECTIONS` at once. One more takes the place of the one that has been sending for longest."""
+    """Serves up to `MAX_CONNECTIONS` at once. Another one replaces the connection that has been sending for longest."""
 
     daemon_threads = True
     request_queue_size = 512
@@ -204,7 +204,7 @@ class Server(ThreadingHTTPServer):
         self.scorer, self.token = scorer, token
         self.lock = threading.Lock()
         self.stages: dict[socket.socket, int] = {}
-        """Of each connection, in order of arrival: 0 while it sends the head of a request, 1 the body, then 2."""
+        """Stage of each connection, in order of arrival: 0 while it sends the head of a request, 1 the body, then 2."""
         self.held = 0
         super().__init__(address, Handler)
 
@@ -239,7 +239,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Incoming(io.RawIOBase):
-    """What a connection sends until a deadline, however slowly."""
+    """Reads from a connection until a deadline, however slowly it sends."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self.connection, self.deadline = connection, time.monotonic() + seconds
@@ -305,7 +305,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(500, {"error": f"{type(error).__name__}: {error}"})
 
     def _refused(self, path: str) -> bool:
-        """Whether the request was answered already, because it may not be made here."""
+        """Refuse a request that is not permitted; returns whether it was refused."""
         given = self.headers.get("Authorization", "").encode("latin-1", "replace")
         if self.headers.get("Origin") is not None:
             self._refuse(403, "requests of web pages are not answered")
@@ -318,7 +318,7 @@ class Handler(BaseHTTPRequestHandler):
         return True
 
     def _refuse(self, status: int, error: str) -> None:
-        """Answer without having read the body, then read it for two seconds so that the client gets to the answer."""
+        """Answer before the body was read, then read it for two seconds, so that the client reads the answer."""
         self._answer(status, {"error": error})
         self.incoming.deadline = time.monotonic() + 2
         with contextlib.suppress(OSError):

@@ -2,8 +2,8 @@
 
     python supervisor.py COMMAND [ARGUMENT ...]
 
-`RemoteReward` starts rewards with it, so that nothing stays behind however the trainer ends. On Linux that includes
-processes in other sessions and process groups: without a parent they become children of this process.
+`RemoteReward` starts rewards with it, so that no process remains, however the trainer ends. On Linux this includes
+processes in other sessions and process groups: when their parent ends, they become children of this process.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def descendants(root: int) -> set[int]:
 
 
 def end() -> None:
-    """Kill all descendants, also those started meanwhile, then this process and its group."""
+    """Kill all descendants, including those started meanwhile, then this process and its group."""
     deadline = time.monotonic() + 2
     while (found := descendants(os.getpid())) and time.monotonic() < deadline:
         for pid in found:

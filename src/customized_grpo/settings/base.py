@@ -14,7 +14,7 @@ from customized_grpo.errors import UserError, nearest
 from customized_grpo.store.yaml_text import missing_space
 
 AtLeastOne = Annotated[int, Field(ge=1)]
-"""A number of things, as an argument of what a configuration names."""
+"""The type of an argument that counts things."""
 
 
 class Role(Enum):
@@ -69,7 +69,7 @@ class Spec(BaseModel):
 
 
 def make_spec(fields: Mapping[str, Any], where: str) -> Spec:
-    """A spec from plain data, which may come from a user. Raises UserError; `where` is the setting that holds it."""
+    """A spec from plain data of a user. Raises UserError, which names the setting `where`."""
     try:
         return Spec(**fields)
     except ValidationError as error:
@@ -104,11 +104,11 @@ _EXPECTED = {
     "value_error": "{error}",
 }
 _PYTHON_ONLY = ("is_instance_of", "needs_python_object")
-"""Errors of types that YAML cannot hold. Another type of the union is the one to name."""
+"""Errors of types that YAML cannot represent, which are left out if another type of the union is possible."""
 
 
 def expectation(problem: ErrorDetails) -> str:
-    """The expected value according to an error of pydantic, without pydantic's vocabulary."""
+    """The expected value according to an error of pydantic, in plain words."""
     if problem["type"] in ("model_type", "model_attributes_type"):
         spec = problem.get("ctx", {}).get("class_name") == "Spec"
         return "a name, or a mapping such as {use: name}" if spec else "a mapping of settings"
@@ -121,8 +121,8 @@ def sentence(problems: Sequence[ErrorDetails], value: Any, kind: Any = None, pre
     """What is wrong with settings, according to the errors of pydantic.
 
     Args:
-        problems: one or more; those of the first wrong value are told.
-        value: what was validated.
+        problems: one or more errors; those of the first wrong value are reported.
+        value: the value that was validated.
         kind: its type, to suggest the nearest name.
         prefix: the setting that holds the value, such as `policy.lora`; empty for a whole configuration.
     """
@@ -147,9 +147,9 @@ def sentence(problems: Sequence[ErrorDetails], value: Any, kind: Any = None, pre
 
 
 def mistakes(value: Any, kind: Any) -> list[ErrorDetails]:
-    """Why a value from YAML is not of a type; nothing if it is, or if that cannot be told, as for other Python objects.
+    """The reasons why a value from YAML is not of a type. Empty if it is, or if the type cannot be checked.
 
-    Nothing is converted: text that holds digits is no number.
+    Nothing is converted: text that consists of digits is not a number.
     """
     try:
         adapter = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
@@ -175,7 +175,7 @@ def _given(location: Sequence[int | str], value: Any) -> list[str]:
 
 
 def _model_at(kind: Any, keys: Sequence[str]) -> type[BaseModel] | None:
-    """The settings that a type holds at a dotted name, whatever else it may hold there."""
+    """The class of settings at a dotted name inside a type, which may be a union; None if there is none."""
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
     if not models or not keys:

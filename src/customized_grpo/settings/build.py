@@ -33,9 +33,9 @@ HOMES = {
 """Modules in which a name without a module is looked up, by slot and in this order; only names in `__all__` count."""
 
 GIVEN = {"self", "params", "pipeline", "generator", "scored", "copies"}
-"""Parameters that the caller gives, and no configuration sets."""
+"""Parameters that the caller passes and no configuration can set."""
 MAY_BE_GIVEN = {"num_inference_steps", "seed", "sigma_max"}
-"""Parameters that the caller gives where the configuration does not."""
+"""Parameters that the caller passes if the configuration does not set them."""
 
 
 def exported(use: str, slot: str) -> Any | None:
@@ -120,7 +120,7 @@ def split_name(use: str, slot: str, where: str) -> tuple[str, str]:
 
 
 def check_unimported(use: str, slot: str, where: str) -> None:
-    """What can be said of a name outside this package without running its code.
+    """Check a name outside this package as far as possible without running its code.
 
     Raises:
         UserError: as `resolve`, if there is no such package, or the module is imported already and has no such name.
@@ -153,7 +153,7 @@ def bind(spec: Spec, slot: str, where: str = "") -> Callable[..., Any]:
 
 @contextmanager
 def naming(setting: str) -> Iterator[None]:
-    """Begin the sentence of a UserError with the setting, unless it does."""
+    """Begin the message of a UserError with the setting, unless it already does."""
     try:
         yield
     except UserError as error:
@@ -164,7 +164,7 @@ def naming(setting: str) -> Iterator[None]:
 
 @contextmanager
 def named_after(setting: str) -> Iterator[None]:
-    """`naming` for anybody's function, which fails with its arguments in its own words."""
+    """`naming` for third-party functions, whose exceptions become UserErrors too."""
     with naming(setting):
         try:
             yield
@@ -199,9 +199,9 @@ def construct(spec: Spec, slot: str, **extra: Any) -> Any:
 
 
 def check_spec(spec: Spec, slot: str, where: str = "") -> Any:
-    """Resolve a spec and check its arguments against the signature, without making anything.
+    """Resolve a spec and check its arguments against the signature, without constructing the object.
 
-    Of this package and of torch, the types of the arguments are checked too.
+    For objects of this package and of torch, the types of the arguments are checked too.
 
     Args:
         spec: the name and its arguments.
@@ -244,8 +244,8 @@ def _check_types(given: Mapping[str, Any], known: Mapping[str, inspect.Parameter
 
 
 def _is_setting(parameter: inspect.Parameter, target: Any) -> bool:
-    """Whether a configuration may set a parameter: the caller gives what `GIVEN` names, and the first ones, without a
-    default, of a function."""
+    """Whether a configuration may set a parameter. The caller passes those in `GIVEN`, and the parameters of a function
+    that have no default."""
     for_caller = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     return parameter.name not in GIVEN and (inspect.isclass(target) or not for_caller)
 

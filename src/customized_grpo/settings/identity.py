@@ -1,4 +1,4 @@
-"""What makes two runs or studies the same, and what a resumed one may change.
+"""Which settings identify a run or study, and which ones a resumed run may change.
 
 Every setting declares its `Role` in its annotation. Arguments of a spec have the role of their setting, except those
 that the function or class lists in an attribute `RUNTIME`, such as the device and the batch size of a reward.
@@ -61,7 +61,7 @@ def runtime_arguments(spec: Spec, slot: str, *, foreign: bool = True) -> Collect
     """The arguments of a spec that do not change the result.
 
     Args:
-        foreign: also import code from outside this package, to ask it; if false, all its arguments count.
+        foreign: whether to import code from outside this package. If not, all its arguments count.
 
     Raises:
         UserError: if the spec cannot be imported.
@@ -112,8 +112,8 @@ def result_differences(before: Settings, after: Settings, *, foreign: bool = Tru
 
 
 def overrides(before: Settings, after: Settings) -> dict[str, str]:
-    """Every setting that differs, by name, with its new value as a command line takes it. Specs are given whole, so
-    that arguments which are no longer set go away."""
+    """Every setting that differs, with its new value as an override. Specs are written in full, so that arguments which
+    are no longer set are removed."""
     values = {}
     for setting, _ in (setting_of(name, type(after)) for name in differences(before, after)):
         value: Any = json.loads(after.model_dump_json())
@@ -128,7 +128,7 @@ def changes_on_resume(checkpoint: Path, config: Settings) -> Mapping[str, tuple[
 
     Args:
         checkpoint: its folder, which holds the configuration in force when it was written.
-        config: what the resumed run is to use.
+        config: the settings of the resumed run.
 
     Raises:
         UserError: if one of them cannot change in a resumed run.

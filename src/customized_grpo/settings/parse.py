@@ -47,7 +47,7 @@ def read_tree(path: str | Path, *, stored: bool = False) -> dict[str, Any]:
 
     Args:
         path: of the file, or the name of a packaged recipe.
-        stored: a command wrote the file, so that it cannot be empty.
+        stored: whether a command wrote the file, which then cannot be empty.
 
     Raises:
         UserError: if the file or one that it extends is missing, is not YAML, is not a mapping, or is empty and may not
@@ -75,7 +75,7 @@ def _read_file(
 
 
 def _extended(tree: dict[str, Any], file: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
-    """What a file holds, over the files that it extends. Those are found beside it, or are packaged recipes."""
+    """The content of a file merged over the files that it extends, which lie beside it or are packaged recipes."""
     names = tree.pop("extends", None) or []
     names = names if isinstance(names, list) else [names]
     if not all(isinstance(name, str) for name in names):
@@ -86,12 +86,12 @@ def _extended(tree: dict[str, Any], file: Path, extending: tuple[Path, ...]) -> 
         if other.resolve() in extending:
             raise UserError(f"'{file}' extends '{name}', which extends it in turn; remove one of the two.")
         merged = _laid_over(_read_file(other, name, extending), merged)
-    merged.pop("verified", None)  # says something of that file alone
+    merged.pop("verified", None)  # which describes that file alone
     return _laid_over(tree, merged)
 
 
 def _laid_over(given: Any, below: Any) -> Any:
-    """Mappings are merged; anything else replaces what is below it, and so does another function or class."""
+    """Merge mappings. Any other value replaces the one below it, and so does another function or class."""
     below = {"use": below} if isinstance(below, str) and isinstance(given, Mapping) else below
     if not isinstance(given, Mapping) or not isinstance(below, Mapping):
         return given
@@ -142,7 +142,7 @@ def _read_override(text: str) -> tuple[list[str], Any]:
 def _change(
     tree: dict[str, Any], keys: Sequence[str], value: Any, model: type[BaseModel], inner: Mapping[str, type[BaseModel]]
 ) -> None:
-    """Set one value in a tree and leave all others, those that stand for defaults too."""
+    """Set one value in a tree and keep all others, including defaults that are not written in it."""
     branch: type[BaseModel] | None = model
     for depth, key in enumerate(keys[:-1], start=1):
         below = tree.get(key)
@@ -174,8 +174,8 @@ def _is_mapping(model: type[BaseModel], key: str) -> bool:
 
 
 def _entries(model: type[BaseModel], key: str, tree: Mapping[str, Any], changing: str) -> Any:
-    """What is in force of a mapping such as `rewards`: that of the tree, or the default, or both merged. The entry that
-    is about to change is as the tree has it, so that its change goes on top of the default by the usual rules."""
+    """The entries in force of a mapping such as `rewards`: of the tree, the default ones, or both merged. The entry
+    that is about to change is as in the tree, so that the change is merged with the default by the usual rules."""
     given, default = tree.get(key), _default(model, key, tree)
     if given is not None and not (isinstance(given, Mapping) and _is_merged(model, key, given)):
         return given
@@ -183,7 +183,7 @@ def _entries(model: type[BaseModel], key: str, tree: Mapping[str, Any], changing
     return {**known, changing: {}, **(given or {})} if changing in known else {**known, **(given or {})}
 
 
-# ---- what is not given
+# ---- defaults
 
 
 def _default(model: type[BaseModel], key: str, tree: Mapping[str, Any]) -> Any:
@@ -191,7 +191,7 @@ def _default(model: type[BaseModel], key: str, tree: Mapping[str, Any]) -> Any:
 
 
 def _is_merged(model: type[BaseModel], key: str, given: Mapping[str, Any]) -> bool:
-    """Whether a mapping goes on top of the default: entries without `use` are changes of what is there."""
+    """Whether a mapping is merged with the default: entries without `use` change the default ones."""
     of_specs = get_args(model.model_fields[key].annotation)[1] is Spec
     return of_specs and any(isinstance(spec, Mapping) and "use" not in spec for spec in given.values())
 
@@ -220,7 +220,7 @@ def _over_defaults(tree: Mapping[str, Any], model: type[BaseModel]) -> dict[str,
 
 
 def over_spec(given: Mapping[str, Any], default: Spec | None) -> dict[str, Any]:
-    """What was given for a spec, with the default's arguments where they still fit."""
+    """The given spec, with the arguments of the default where these still apply."""
     if default is None or ("use" in given and given["use"] != default.use):
         return dict(given)
     kept = default.model_dump()

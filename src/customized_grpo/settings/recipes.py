@@ -1,4 +1,4 @@
-"""The configurations, grids and benchmarks that are part of the package."""
+"""The packaged configurations, grids and benchmarks."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """The names of the packaged recipes, such as `kontext` and `toyworld/early`, without the parts of them."""
+    """The names of the packaged recipes, such as `kontext` and `toyworld/early`, without `parts/`."""
     names = (path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
     return sorted(name for name in names if not name.startswith("parts/"))
 
