@@ -1,4 +1,4 @@
-"""A configuration to living objects: policy, rewards, datasets, trainer."""
+"""Build the objects that a configuration names: policy, rewards, datasets, trainer."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -40,14 +40,14 @@ def build_rewards(specs: dict[str, Spec], slot: str = "reward") -> dict[str, Rew
 
 
 def build_reward(spec: Spec, slot: str = "reward") -> Any:
-    """The reward (or metric) that a spec names; importing and making it is contained, as its calls are."""
+    """The reward (or metric) that a spec names. Importing and constructing it is contained, like its calls."""
     with contained(f"{slot}: {spec.use}"):
         return construct(spec, slot)
 
 
 @contextmanager
 def loaded_reward(spec: Spec, slot: str = "reward") -> Iterator[Any]:
-    """A reward that is in memory only inside the block, so that a large judge has the machine for itself."""
+    """A reward that is in memory only inside the block, so that a large judge can use the whole machine."""
     reward = build_reward(spec, slot)
     try:
         yield reward
@@ -60,11 +60,11 @@ def loaded_reward(spec: Spec, slot: str = "reward") -> Iterator[Any]:
 
 
 def build_trainer(config: Config, *, new: bool = False) -> Trainer:
-    """Everything a run needs, checked first, so that a wrong setting fails before a large model is loaded.
+    """The trainer of a run. Settings are checked first, so that a wrong one fails before a large model is loaded.
 
     Args:
-        config: of the run.
-        new: whether a run begins, so that its folder has to be free.
+        config: the configuration of the run.
+        new: whether a new run begins, whose folder has to be empty.
     """
     train, held_out, _ = check_config(config, new=new)
     assert train is not None, "with third-party code everything is read"
@@ -77,7 +77,7 @@ def open_run(path: str | Path, overrides: Sequence[str] = (), *, trust_code: boo
     """A run folder and its configuration, with overrides on top.
 
     Args:
-        trust_code: run whatever the folder names. Folders that this user's training made need no such word.
+        trust_code: run the code that the folder names. It is not needed for folders of this user's own training.
 
     Raises:
         UserError: if the folder names code, programs or addresses that this user does not trust, or the overrides name
@@ -88,7 +88,7 @@ def open_run(path: str | Path, overrides: Sequence[str] = (), *, trust_code: boo
     trained = load_config(run.config) if overrides else None
     if trained and (chosen := [word for word in overrides if word.startswith(("objective=", "objective.use="))]):
         asked = load_config(None, chosen).objective.use
-        if trained.objective.use != asked:  # said first: what the run's other settings mean depends on it
+        if trained.objective.use != asked:  # reported first, because the meaning of other settings depends on it
             raise UserError(
                 f"The run in '{run.path}' was trained with the objective {trained.objective.use}, and its checkpoints "
                 f"are not for {asked}; leave objective out, or start a new run in another output."
@@ -105,7 +105,7 @@ def open_run(path: str | Path, overrides: Sequence[str] = (), *, trust_code: boo
 def resume_run(
     path: str | Path, overrides: Sequence[str] = (), *, trust_code: bool = False
 ) -> tuple[RunFolder, Config]:
-    """A run folder to go on in, and its configuration with overrides on top.
+    """A run folder to resume, and its configuration with overrides on top.
 
     Raises:
         UserError: if they change a setting that a resumed run keeps, or another process is training it.
@@ -118,7 +118,7 @@ def resume_run(
 
 
 def finished_iterations(run: RunFolder, config: Config) -> int | None:
-    """How many iterations a run has finished, if it has nothing left to do; else None."""
+    """How many iterations a run has finished if all are finished, else None."""
     found = checkpoint.checkpoints(run.checkpoints)
     done = checkpoint.iteration_of(found[-1]) if found else 0
     return done if run.facts().get("status") == "finished" and done >= config.training.iterations else None
@@ -145,10 +145,10 @@ def find_checkpoint(run: RunFolder, iteration: int | str | None = None) -> Path:
 
 
 def load_trained(policy: Policy, run: RunFolder, iteration: int | str | None = None) -> int:
-    """Put the weights of a checkpoint (see `find_checkpoint`) into a policy: the averaged ones where there are any.
+    """Load the weights of a checkpoint (see `find_checkpoint`) into a policy: the averaged ones if there are any.
 
     Returns:
-        The iteration they are of.
+        The iteration of the checkpoint.
 
     Raises:
         UserError: if there is no such checkpoint, or it is of another model.
@@ -165,7 +165,7 @@ class PolicySource:
     config: Config
     run: RunFolder | None = None
     iteration: int | None = None
-    """Of the checkpoint."""
+    """The iteration of the checkpoint."""
 
     def build(self) -> Policy:
         """The policy with its weights."""

@@ -1,4 +1,4 @@
-"""What stops a run before anything is loaded: `cgrpo config --check` and `cgrpo train` ask the same questions here."""
+"""The checks of `cgrpo config --check` and `cgrpo train`, before any weights are loaded."""
 
 import inspect
 import os
@@ -27,7 +27,7 @@ from customized_grpo.train.update import try_optimizer
 
 
 class Checked(NamedTuple):
-    """A configuration that can be run, as far as can be told without loading weights."""
+    """A configuration that can be run, as far as this is known without loading weights."""
 
     train: Sequence[Example] | None
     """The training data; None if it was not read."""
@@ -45,10 +45,10 @@ def check_config(config: Config, *, foreign: bool = True, new: bool = True, data
     """Check everything about a run that needs no weights, and read its data.
 
     Args:
-        config: of the run.
-        foreign: also run third-party code and download data. Without it, those parts are not checked.
-        new: whether a run begins, so that its folder has to be free.
-        data: what the configuration names, if it was read already.
+        config: the configuration of the run.
+        foreign: also run third-party code and download data. Otherwise those parts are not checked.
+        new: whether a new run begins, whose folder has to be empty.
+        data: the data that the configuration names, if it was read already.
 
     Raises:
         UserError: for the first thing that is wrong.
@@ -72,10 +72,10 @@ def check_config(config: Config, *, foreign: bool = True, new: bool = True, data
 
 
 def check_named(config: Config, *, foreign: bool = True) -> list[str]:
-    """Check every function and class that a configuration names, with its arguments; the result is `unchecked`.
+    """Check every function and class that a configuration names, with its arguments. Returns `Checked.unchecked`.
 
     Raises:
-        UserError: for the first that does not exist or could not be made.
+        UserError: for the first one that does not exist or cannot be constructed.
     """
     if not config.rewards:
         raise UserError("No reward is given; name at least one under rewards.")
@@ -89,14 +89,14 @@ def check_named(config: Config, *, foreign: bool = True) -> list[str]:
 
 
 def check_parts(spec: Spec, slot: str, where: str = "") -> None:
-    """Look whether an object of this package could be made: its folders exist, its device has a name that is known,
-    and its class's `check_arguments`, if it has one, raises nothing. Nothing is loaded.
+    """Check that an object of this package can be constructed: its folders exist, its device has a known name, and the
+    `check_arguments` of its class, if there is one, raises nothing. Nothing is loaded.
 
     Args:
-        spec, slot, where: as in `check_spec`, which comes before.
+        spec, slot, where: as in `check_spec`, which has to be called first.
 
     Raises:
-        UserError: if it could not.
+        UserError: if it cannot be constructed.
     """
     where, target = where or slot, exported(spec.use, slot)
     if not inspect.isclass(target):
@@ -114,7 +114,7 @@ def check_parts(spec: Spec, slot: str, where: str = "") -> None:
 
 
 def check_device(name: str, where: str) -> None:
-    """Raise UserError for text that names no device. Whether the device is there is not asked."""
+    """Raise UserError unless the text names a device. The device need not exist."""
     try:
         torch.device(name)
     except RuntimeError:
@@ -122,7 +122,7 @@ def check_device(name: str, where: str) -> None:
 
 
 def _check_functions(config: Config, foreign: bool) -> None:
-    """Compute once what the settings name: the objective's places, time weights, advantages, an optimizer step."""
+    """Compute once what the settings name: the objective's plan, time weights, advantages, an optimizer step."""
 
     def runs(*slots: str) -> bool:
         named = [(spec, slot) for _, slot, spec in config.specs() if slot in slots]
@@ -152,7 +152,7 @@ def _is_remote(spec: Spec) -> bool:
 
 
 def _check_base(config: Config, held_out: Sequence[Example]) -> None:
-    """Read the evaluation of the base policy that the run is to take over."""
+    """Read the evaluation of the base policy that the run reuses."""
     settings = config.evaluation
     if settings.base is not None:
         examples = [held_out[n] for n in range(min(settings.examples, len(held_out)))]

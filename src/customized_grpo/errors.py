@@ -32,7 +32,7 @@ class UserError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """A guard stopped the run, because going on would have trained nothing or trained nonsense."""
+    """A guard stopped the run, because it would have trained nothing or nonsense."""
 
     advice = ""
     shared = False

@@ -1,4 +1,4 @@
-"""Libraries that do not work together fail while they are imported, which is no fault of a setting."""
+"""Explain errors of libraries that do not work together, which are raised while they are imported."""
 
 import os
 import re
@@ -14,12 +14,12 @@ from customized_grpo.errors import UserError, chain
 from customized_grpo.shell import program
 
 KEPT = ("torch", "customized-grpo")
-"""Distributions that no advice replaces: the build of torch depends on the machine."""
+"""Distributions that the advice never upgrades: the build of torch depends on the machine."""
 
 
 @contextmanager
 def quiet_loading(*names: str) -> Iterator[None]:
-    """Inside it diffusers or transformers, as named, show no loading bars and no advice. CGRPO_DEBUG leaves them."""
+    """Hide the progress bars and advice of diffusers or transformers inside the block, unless CGRPO_DEBUG is set."""
     logs = [] if os.environ.get("CGRPO_DEBUG") else [import_module(f"{name}.utils.logging") for name in names]
     before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
     try:
@@ -35,7 +35,7 @@ def quiet_loading(*names: str) -> Iterator[None]:
 
 
 def library_problem(error: BaseException) -> UserError | None:
-    """What to tell instead of an error, if an installed library could not be imported, or not import another."""
+    """The error to raise instead, if an installed library cannot be imported or cannot import another one."""
     for cause in reversed(list(chain(error))):  # libraries wrap such errors in errors of their own
         if isinstance(cause, ImportError | AttributeError | RuntimeError) and (importer := _importer(cause)):
             return UserError(_sentence(cause, importer))

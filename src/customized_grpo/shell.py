@@ -1,4 +1,4 @@
-"""Commands to type next, as the user's shell finds them: this environment may not be on PATH."""
+"""Commands for the user to type. This environment may not be on PATH."""
 
 import os
 import shlex
@@ -12,7 +12,7 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def program(name: str = "cgrpo") -> str:
-    """What to type for a program of this environment: its name where the shell finds it by that, else its path."""
+    """How to call a program of this environment: by its name if the shell finds it, else by its path."""
     folders = (Path(sys.argv[0]).parent, Path(sys.executable).parent)
     own = shutil.which(name, path=os.pathsep.join(map(str, folders)))
     if own is None:

@@ -83,7 +83,7 @@ def run_grid(
 
 
 def show_status(console: Console, folder: Path) -> dict[str, State]:
-    """The progress of a comparison: a mark for every cell, what failed, and about how long the rest will take."""
+    """Print the progress of a comparison: a mark for every cell, what failed, and about how much time remains."""
     grid = open_grid(folder)
     base, *made = cells(grid, folder)
     found = {cell.name: state(cell) for cell in made}

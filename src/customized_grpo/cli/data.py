@@ -24,7 +24,7 @@ Count = Annotated[int, typer.Option("--count", min=1, help="Rows in the contact 
 Sheet = Annotated[Path | None, typer.Option(help="Contact sheet to write.")]
 
 NAMED = 20
-"""Names to print of what an import leaves out for one reason."""
+"""How many names are printed of the entries that an import leaves out for one reason."""
 FORMATS = ("dreambench", "folder", "syncd", "subjects200k")
 
 
@@ -63,7 +63,7 @@ def import_(
 
 @contextmanager
 def _counted(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar that is told how many are done, of how many."""
+    """A progress bar. The function takes how many are done, and how many there are."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -176,7 +176,7 @@ def check(
         report = check_data(manifest, smallest=smallest, progress=count)
     splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
     console.print(
-        f"{report.examples} examples ({splits or 'none'}), {report.subjects} subjects, {report.pictures} images",
+        f"{report.examples} examples ({splits or 'none'}), {report.subjects} subjects, {report.pictures} images"
     )
     if report.findings:
         table = Table("problem", "location", "message")

@@ -198,8 +198,7 @@ def config(
         console.print(f"{file or 'The configuration'} is valid.")
         if unchecked:
             console.print(
-                f"Not checked, because that would run code or download data: {', '.join(unchecked)}.",
-                soft_wrap=True,
+                f"Not checked, because that would run code or download data: {', '.join(unchecked)}.", soft_wrap=True
             )
     else:
         typer.echo(to_yaml(resolved), nl=False)
@@ -210,9 +209,9 @@ def plan(
     settings: Settings = None,
     gpu: Annotated[str, typer.Option(help="4090, a6000, a100-80, h100-80, h200 ...")] = "h100-80",
     gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs; prompts are divided among them.")] = 1,
-    price: Annotated[float | None, typer.Option(min=0, help="Of one GPU for an hour.")] = None,
-    share: Annotated[float, typer.Option(help="Of the GPU's peak rate that is reached.")] = 0.4,
-    references: Annotated[int, typer.Option(min=1, help="References of each example.")] = 1,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of one GPU for one hour.")] = None,
+    share: Annotated[float, typer.Option(help="Share of the GPU's peak rate that a run reaches.")] = 0.4,
+    references: Annotated[int, typer.Option(min=1, help="Number of reference images of each example.")] = 1,
     table: Annotated[bool, typer.Option("--table", help="Print a row of docs/hardware.md instead.")] = False,
 ) -> None:
     """Tell whether a run fits on a GPU, how long it takes and what it costs. Needs no weights, data, GPU or network."""
@@ -268,7 +267,9 @@ def probe(
         given |= {} if batch is None else {"batch": batch}
         new_probe(console, file, overrides, given, run=run, iteration=checkpoint, output=output, trust_code=trust_code)
     elif file or given or run or output or checkpoint is not None:
-        raise UserError("--resume reads everything but --batch and overrides from the folder; remove the rest.")
+        raise UserError(
+            "--resume reads everything but --batch and overrides from the folder; remove the other options."
+        )
     else:
         resume_probe(console, resume, overrides, batch, trust_code=trust_code)
 
@@ -278,7 +279,9 @@ def compare(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[GRID.yaml] [seeds=[0] ...]", help="A grid and overrides.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder; default: comparisons/NAME, that of the grid.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: comparisons/NAME, with the name of the grid.")
+    ] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Resume the comparison in this folder.")] = None,
     status: Annotated[Path | None, typer.Option("--status", help="Only show the progress of this comparison.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs; default: one per GPU, or core.")] = None,
@@ -324,7 +327,7 @@ def bench(
 
 
 def program() -> None:
-    """`main` as the whole of a process: what the commands `cgrpo` and `python -m customized_grpo` start."""
+    """Run `main` and end the process: the entry point of `cgrpo` and `python -m customized_grpo`."""
     with leave_at_once():
         main()
 
@@ -359,7 +362,7 @@ def main(command: typer.Typer | None = None) -> None:
 
 
 def _check_text(words: Sequence[str]) -> None:
-    """Refuse words that no file of ours could hold, such as names of files in an older encoding."""
+    """Raise UserError for words that cannot be written to a file, such as file names in an older encoding."""
     odd = next((word for word in words if not is_text(word)), None)
     if odd is not None:
         raise UserError(f"'{odd[:100]}' is not UTF-8 text; rename the file, or type the word again.")

@@ -1,4 +1,4 @@
-"""`cgrpo plan`: what a run needs, as tables."""
+"""The command `cgrpo plan`: print what a run needs as tables."""
 
 from collections.abc import Mapping
 

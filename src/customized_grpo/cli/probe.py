@@ -1,4 +1,4 @@
-"""The command `cgrpo probe`: measure, conclude and report in a folder, from where a kill left it."""
+"""The command `cgrpo probe`: measure, conclude and report in a folder, which can be resumed."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,8 +29,8 @@ def new_probe(
     """Probe the base policy of a configuration, or a run's checkpoint.
 
     Args:
-        settings: of `ProbeSettings`; the seed is the configuration's unless given.
-        output: a folder that is free; None makes one under probes/.
+        settings: fields of `ProbeSettings`; the default seed is that of the configuration.
+        output: an empty folder; None creates one under probes/.
     """
     if output is not None:
         ProbeFolder(output).check_free()

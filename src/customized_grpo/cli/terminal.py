@@ -1,4 +1,4 @@
-"""What all commands share: how arguments are read, and which libraries keep quiet."""
+"""What all commands share: reading arguments, the console, and silencing libraries."""
 
 import atexit
 import os
@@ -60,13 +60,13 @@ class PlainConsole(Console):
 
 
 def new_console(**options: Any) -> Console:
-    """For standard output. Without a terminal, tables are wide, because a table in a log is not to be folded."""
+    """A console for standard output. Without a terminal it is wide, because tables in a log should not be folded."""
     folded = sys.stdout.isatty() or "COLUMNS" in os.environ
     return PlainConsole(width=None if folded else 140, **options)
 
 
 def show_trusted(console: Console, found: "Iterable[Item]") -> None:
-    """What a command that trusts its file is about to run beyond this package, in one line of the first process."""
+    """Print in one line what a command that trusts its file will run outside this package; first process only."""
     from customized_grpo.trust import describe
 
     if found and os.environ.get("RANK", "0") == "0":
@@ -74,7 +74,7 @@ def show_trusted(console: Console, found: "Iterable[Item]") -> None:
 
 
 def quiet_libraries() -> None:
-    """Loading bars and advice of the libraries below would drown our own output; theirs stay for --debug."""
+    """Hide the progress bars and advice of other libraries, which would drown our output. --debug shows them."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if os.environ.get("CGRPO_DEBUG"):
         return
@@ -93,11 +93,11 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def leave_at_once() -> Iterator[None]:
-    """End one of several processes when the block ends, without the interpreter's shutdown, but with what was
-    registered for it. A process on its own goes on.
+    """End one of several processes when the block ends: exit functions run, but the interpreter's shutdown does not.
+    A single process continues after the block.
 
-    A thread of PyTorch's gloo may still hold a tensor of the last collective operation. If it lets go while the
-    interpreter shuts down, the process aborts (seen with torch 2.13: one exit in ten on a busy machine), and the
+    A thread of PyTorch's gloo may still hold a tensor of the last collective operation. If it releases the tensor while
+    the interpreter shuts down, the process aborts (with torch 2.13, one exit in ten on a busy machine), and the
     launcher reports a failure.
     """
     status: object = 0
@@ -121,6 +121,6 @@ def leave_at_once() -> Iterator[None]:
 
 
 def _is_one_of_several() -> bool:
-    """Whether a launcher started this process beside others, and it went far enough to have met them. The threads of
-    gloo outlive the process group, so that is not asked."""
+    """Whether a launcher started this process beside others, and it has imported torch.distributed. The process group
+    is not asked, because gloo's threads outlive it."""
     return os.environ.get("WORLD_SIZE", "1") != "1" and "torch.distributed" in sys.modules
