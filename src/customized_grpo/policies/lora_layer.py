@@ -24,7 +24,8 @@ def quicken(transformer: nn.Module) -> None:
 class _Linear(Linear):
     """An adapter of scale 0 is not computed, and one of scale 1 is not multiplied.
 
-    In float32 a lone adapter is added to the weight, as in `_Added`. In bfloat16 the sum would round the update away.
+    In float32 the adapter of a layer with no other is added to the weight, as in `_Added`. In bfloat16 the sum would round
+    the update away.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -33,7 +34,7 @@ class _Linear(Linear):
         base: Any = self.base_layer
         names = [name for name in self.active_adapters if name in self.lora_A and self.scaling[name]]
         if (
-            len(names) == 1
+            len(names) == len(self.lora_A) == 1
             and x.dtype == base.weight.dtype == torch.float32
             and not torch.is_autocast_enabled(x.device.type)
         ):
