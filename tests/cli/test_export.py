@@ -24,7 +24,7 @@ from policies import tiny
 from policies.runs import write_run
 from store.tables import by_kind
 
-KONTEXT, UNO, KLEIN, QWEN, DEV = tiny.FAMILIES
+KONTEXT, UNO, KLEIN, QWEN, KV, DEV = tiny.FAMILIES
 ODD = 'it\'s "{{ 7 * 7 }}"\n{% raw %} \\ """'
 """Text that is code in templates, in strings and in Markdown."""
 REWARDS = {
@@ -84,6 +84,7 @@ CASES = {
         {"aspect": "reference", "resolution": 32, "reference_resolution": 80, "shift": 3, "offload": "swap", **GUIDED},
     ),
     "klein, distilled": (DISTILLED, ((64, 64),), {}, {}),
+    "klein-kv": (KV, ((120, 80), (64, 80)), {}, {"aspect": "reference", "resolution": 32, "reference_resolution": 80}),
     "dev": (DEV, ((64, 64),), {"guidance_scale": 2.5}, {}),
     "dev with every setting": (
         DEV, ((120, 80), (64, 80)), {},

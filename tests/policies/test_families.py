@@ -167,9 +167,9 @@ def test_two_iterations_from_the_command_line_change_the_adapter(family, tmp_pat
 def test_it_is_used_with_other_guidance_and_another_size_and_then_as_before(family):
     policy = make(family)
     before = sample(policy, family)
-    assert policy.GUIDED_BY
-    with policy.sampled_with(**{policy.GUIDED_BY: 1.5}):
-        assert not torch.equal(sample(policy, family), before)
+    for guidance in {policy.GUIDED_BY} - {None}:
+        with policy.sampled_with(**{guidance: 1.5}):
+            assert not torch.equal(sample(policy, family), before)
     side = 2 * policy.resolution
     with policy.sampled_with(resolution=side):
         larger = sample(policy, family)
@@ -183,6 +183,6 @@ def test_guidance_and_sizes_that_it_cannot_take_name_their_setting(family):
     policy = make(family)
     with pytest.raises(UserError, match=r"evaluation.resolution is 17; it must be a multiple"):
         policy.sampled_with(resolution=17).__enter__()
-    if policy.GUIDED_BY == "true_cfg_scale":
+    if policy.GUIDED_BY != "guidance_scale":
         with pytest.raises(UserError, match=r"evaluation.guidance_scale is 2, but this model has no embedded guidance"):
             policy.sampled_with(guidance_scale=2.0).__enter__()

@@ -1,35 +1,43 @@
+from typing import Any
+
 import pytest
 import torch
 
 from customized_grpo.errors import UserError
-from customized_grpo.policies import Flux2DevPolicy, Flux2KleinPolicy, PipelinePolicy
+from customized_grpo.policies import Flux2DevPolicy, Flux2KleinKVPolicy, Flux2KleinPolicy, PipelinePolicy
 from customized_grpo.policies.lora import LoraSettings
 from customized_grpo.train.rollout import sample_ode
 
 from . import tiny
 
 
-def policy(pipeline=None, **settings) -> Flux2KleinPolicy:
+def make(kind: type[PipelinePolicy], pipeline: Any, **settings: Any) -> Any:
     arguments = {"lora": LoraSettings(rank=2), "device": "cpu", "max_text_tokens": tiny.MAX_TOKENS, **settings}
-    made = Flux2KleinPolicy(pipeline or tiny.klein_pipeline(), **arguments)
+    made = kind(pipeline, **arguments)
     tiny.disturb(made)
     return made
 
 
-def dev(**settings) -> Flux2DevPolicy:
-    arguments = {"lora": LoraSettings(rank=2), "device": "cpu", "max_text_tokens": tiny.DEV_TOKENS, **settings}
-    made = Flux2DevPolicy(tiny.dev_pipeline(), **arguments)
-    tiny.disturb(made)
-    return made
+def policy(pipeline: Any = None, **settings: Any) -> Flux2KleinPolicy:
+    return make(Flux2KleinPolicy, pipeline or tiny.klein_pipeline(), **settings)
+
+
+def kv(**settings: Any) -> Flux2KleinKVPolicy:
+    return make(Flux2KleinKVPolicy, tiny.kv_pipeline(), **settings)
+
+
+def dev(**settings: Any) -> Flux2DevPolicy:
+    return make(Flux2DevPolicy, tiny.dev_pipeline(), **settings)
 
 
 def theirs(ours: PipelinePolicy, example, noise, steps=3):
     width, height = ours.picture_size(example)
     rows, columns = ours.grid((width, height))
+    guidance = {"guidance_scale": getattr(ours, ours.GUIDED_BY)} if ours.GUIDED_BY else {}
     return ours.pipeline(
         image=list(example.references), prompt=example.prompt, width=width, height=height, num_inference_steps=steps,
-        latents=noise.mT.unflatten(2, (rows, columns)), guidance_scale=getattr(ours, str(ours.GUIDED_BY)),
-        max_sequence_length=ours.text_limit, output_type="pt",
+        latents=noise.mT.unflatten(2, (rows, columns)), max_sequence_length=ours.text_limit, output_type="pt",
+        **guidance,
     ).images  # fmt: skip
 
 
@@ -39,6 +47,8 @@ def theirs(ours: PipelinePolicy, example, noise, steps=3):
         (policy, {}, ((64, 64),)),
         (policy, {"true_cfg_scale": 1.0, "resolution": 32}, ((64, 64),)),
         (policy, {"width": 24, "height": 12, "true_cfg_scale": 2.0}, ((64, 66), (75, 64), (64, 64))),
+        (kv, {}, ((64, 64),)),
+        (kv, {"width": 24, "height": 12}, ((64, 66), (75, 64), (64, 64))),
         (dev, {}, ((64, 64),)),
         (dev, {"width": 24, "height": 12, "guidance_scale": 2.5}, ((64, 66), (75, 64), (64, 64))),
     ],
@@ -64,14 +74,17 @@ def test_the_distilled_model_runs_without_guidance():
     )
     with pytest.raises(UserError, match="is distilled and runs without classifier-free guidance"):
         policy(tiny.klein_pipeline(is_distilled=True), true_cfg_scale=4.0)
+    assert kv().step_distilled
+    with pytest.raises(UserError, match="is distilled and runs without classifier-free guidance"):
+        kv(true_cfg_scale=4.0)
 
 
 def test_dev_takes_no_classifier_free_guidance_and_counts_its_system_message():
     assert not dev().step_distilled
     with pytest.raises(UserError, match=r"evaluation.true_cfg_scale is 2, but"):
         dev().sampled_with(true_cfg_scale=2.0).__enter__()
-    with pytest.warns(UserWarning, match=r"A prompt has 179 tokens and the encoder takes 175"):
-        dev(max_text_tokens=175).encode([tiny.example()])
+    with pytest.warns(UserWarning, match=r"A prompt has 16 tokens and the encoder takes 15"):
+        dev(max_text_tokens=15).encode([tiny.example()])
 
 
 def test_a_large_reference_is_scaled_down_as_the_pipeline_does():

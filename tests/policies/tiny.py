@@ -126,9 +126,9 @@ def flux2_parts(seed: int = 0, **transformer: Any) -> dict[str, Any]:
     return {"scheduler": scheduler, "vae": vae, "transformer": small}
 
 
-def klein_pipeline(seed: int = 0, *, is_distilled: bool = False) -> Any:
+def klein_pipeline(seed: int = 0, *, kind: str = "Flux2KleinPipeline", is_distilled: bool = False) -> Any:
     """28 layers of text encoder, because the pipeline reads the states after layers 9, 18 and 27."""
-    from diffusers import Flux2KleinPipeline
+    import diffusers
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     parts, letters = flux2_parts(seed, guidance_embeds=False), tokenizer()
@@ -138,29 +138,29 @@ def klein_pipeline(seed: int = 0, *, is_distilled: bool = False) -> Any:
         num_key_value_heads=1, head_dim=8, max_position_embeddings=64, pad_token_id=0, eos_token_id=len(letters) - 1,
     )  # fmt: skip
     encoder = Qwen3ForCausalLM(text)
-    return quiet(Flux2KleinPipeline(**parts, text_encoder=encoder, tokenizer=letters, is_distilled=is_distilled))
+    made = getattr(diffusers, kind)(**parts, text_encoder=encoder, tokenizer=letters, is_distilled=is_distilled)
+    return quiet(made)
 
 
-DEV_TOKENS = 200
-"""FLUX.2-dev's system message takes 169 of them."""
+def kv_pipeline(seed: int = 0) -> Any:
+    return klein_pipeline(seed, kind="Flux2KleinKVPipeline", is_distilled=True)
 
 
 def dev_pipeline(seed: int = 0) -> Any:
     """The states are read after layers 10, 20 and 30. A tokenizer takes the place of PixtralProcessor, which asks it
-    for the same and requires torchvision."""
+    for the same and requires torchvision. Its template keeps five letters of the system message."""
     from diffusers import Flux2Pipeline
     from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
-    parts, letters = flux2_parts(seed), tokenizer(DEV_TOKENS)
+    parts, letters = flux2_parts(seed), tokenizer()
     letters.chat_template = (
-        "{% for message in messages %}<bos>{% for part in message['content'] %}{{ part['text'] }}{% endfor %}"
-        "{% endfor %}"
+        "{% for message in messages %}<bos>{{ message['content'][0]['text'][: 5 if loop.first else None] }}{% endfor %}"
     )
     config = Mistral3Config(
         text_config={
             "model_type": "mistral", "vocab_size": len(letters), "hidden_size": 8, "intermediate_size": 8,
             "num_hidden_layers": 30, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8,
-            "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": len(letters) - 1,
+            "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": len(letters) - 1,
         },
         vision_config={
             "model_type": "pixtral", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
@@ -315,5 +315,6 @@ FAMILIES = [
         ((16, 16), (12, 24)),
         on_disk=False,
     ),
-    Family("Flux2DevPolicy", dev_pipeline, {"max_text_tokens": DEV_TOKENS}, ((16, 16), (12, 8))),
+    Family("Flux2KleinKVPolicy", kv_pipeline, {"max_text_tokens": MAX_TOKENS}, ((16, 16), (12, 8))),
+    Family("Flux2DevPolicy", dev_pipeline, {"max_text_tokens": MAX_TOKENS}, ((16, 16), (12, 8))),
 ]

@@ -82,7 +82,7 @@ def measure(policy: Any, work: Callable[[], object]) -> int:
     return before + top
 
 
-KONTEXT, UNO, KLEIN, QWEN, _ = tiny.FAMILIES
+KONTEXT, UNO, KLEIN, QWEN, *_ = tiny.FAMILIES
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,14 @@ CARD, SCRIPT = "README.md", "use.py"
 TAGS = ["lora", "subject-driven-generation", "reinforcement-learning", "customized-grpo"]
 FLUX2 = (
     "With its own defaults the pipeline draws in the size of the reference, shrinks references beyond 1024 x 1024 "
-    "pixels only, and takes 50 steps with guidance 4."
+    "pixels only, and takes {}."
 )
 DIFFERENCES = {
     "FluxKontextPolicy": "With its own defaults the pipeline moves image and reference to about 1024 x 1024 pixels, "
     "and takes 28 steps.",
-    "Flux2KleinPolicy": FLUX2,
-    "Flux2DevPolicy": FLUX2,
+    "Flux2KleinPolicy": FLUX2.format("50 steps with guidance 4"),
+    "Flux2KleinKVPolicy": FLUX2.format("4 steps"),
+    "Flux2DevPolicy": FLUX2.format("50 steps with guidance 4"),
     "QwenImageEditPolicy": "With its own defaults the pipeline moves image and references to about 1024 x 1024 pixels, "
     "takes 50 steps, and has no guidance unless a negative prompt is given, even an empty one.",
 }
@@ -117,7 +118,7 @@ def _template(config: Config, target: Any) -> str:
     own = target.__name__ in DIFFERENCES and target is getattr(policies, target.__name__)
     plain = arguments.get("quantize", "none") == "none" and config.evaluation.solver == "euler"
     packaged = str(arguments.get("path", PACKAGED)).startswith(PACKAGED)
-    beyond = DIFFERENCES.get(target.__name__) == FLUX2 and (arguments.get("reference_resolution") or 0) > 1024
+    beyond = target.__name__.startswith("Flux2") and (arguments.get("reference_resolution") or 0) > 1024
     return target.__name__ if own and plain and not packaged and not beyond else "package"
 
 

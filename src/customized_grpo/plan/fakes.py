@@ -135,6 +135,7 @@ class FakeFamily:
             return _read_folder(folder)
         known: dict[str, Any] = read_json(PACKAGED / "models.json")
         known["FluxKontextPipeline"] = known["FluxPipeline"]
+        known["Flux2KleinKVPipeline"] = known["Flux2KleinPipeline 9B"]
         large = f"{pipeline} 9B"
         name = large if large in known and "9b" in path.lower() else pipeline
         if name not in known:

@@ -3,6 +3,7 @@ from .contract import check_policy as check_policy
 from .export import export_kohya as export_kohya
 from .flux import FluxKontextPolicy as FluxKontextPolicy
 from .flux2 import Flux2DevPolicy as Flux2DevPolicy
+from .flux2 import Flux2KleinKVPolicy as Flux2KleinKVPolicy
 from .flux2 import Flux2KleinPolicy as Flux2KleinPolicy
 from .pipeline import PipelinePolicy as PipelinePolicy
 from .qwen_image import QwenImageEditPolicy as QwenImageEditPolicy

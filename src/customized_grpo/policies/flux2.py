@@ -1,7 +1,7 @@
 """FLUX.2: references follow the picture, each in its own plane of time. Families differ in their text encoders."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -99,18 +99,22 @@ class Flux2Policy(PipelinePolicy):
         return compute_empirical_mu(tokens, num_inference_steps)
 
     def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        text, batch = conditioning["text"], len(latents)
+        tokens = torch.cat([latents, conditioning["reference"]], dim=1)
+        return self._pass(tokens, conditioning["ids"], sigma, conditioning["text"])[:, : latents.shape[1]]
+
+    def _pass(self, tokens: Tensor, ids: Tensor, sigma: Tensor, text: Tensor, **more: Any) -> Tensor:
         text_ids = torch.zeros(text.shape[1], 4, device=text.device)
         text_ids[:, 3] = torch.arange(text.shape[1])
         return self.module(
-            hidden_states=torch.cat([latents, conditioning["reference"]], dim=1).to(self._input_dtype),
+            hidden_states=tokens.to(self._input_dtype),
             encoder_hidden_states=text,
             timestep=sigma,
             guidance=self._embedded_guidance(sigma),
-            img_ids=conditioning["ids"],
-            txt_ids=text_ids.expand(batch, -1, -1),
+            img_ids=ids,
+            txt_ids=text_ids.expand(len(tokens), -1, -1),
             return_dict=False,
-        )[0][:, : latents.shape[1]]
+            **more,
+        )[0]
 
     def _decode(self, latents: Tensor, rows: int, columns: int) -> Tensor:
         mean, std = self._statistics()
@@ -133,6 +137,27 @@ class Flux2KleinPolicy(Flux2Policy):
             messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
         return len(tokenizer(chat).input_ids)
+
+
+class Flux2KleinKVPolicy(Flux2KleinPolicy):
+    """A diffusers `Flux2KleinKVPipeline` as a policy: distilled, and references attend to themselves alone.
+
+    So their keys and values are the same in every step, and the pipeline computes them in the first step only. Here
+    each step computes them, because the gradient reaches through them.
+    """
+
+    PIPELINE: ClassVar[str] = "Flux2KleinKVPipeline"
+    GUIDED_BY = None
+
+    @property
+    def step_distilled(self) -> bool:
+        return True
+
+    def _predict(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        reference = conditioning["reference"]
+        tokens, ids = torch.cat([reference, latents], dim=1), conditioning["ids"].roll(-latents.shape[1], dims=1)
+        text, count = conditioning["text"], reference.shape[1]
+        return self._pass(tokens, ids, sigma, text, kv_cache_mode="extract", num_ref_tokens=count)
 
 
 class Flux2DevPolicy(Flux2Policy):

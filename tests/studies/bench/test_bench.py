@@ -377,6 +377,7 @@ FREE = "Guidance: true_cfg_scale 4, classifier-free, two passes a step."
         ("UnoPolicy", {}, "guidance_scale", "Guidance: guidance_scale 4, embedded in the model."),
         ("Flux2KleinPolicy", {}, "true_cfg_scale", FREE),
         ("QwenImageEditPolicy", {}, "true_cfg_scale", FREE),
+        ("Flux2KleinKVPolicy", {}, None, NO_GUIDANCE),
         ("Flux2KleinPolicy", {"model_index.json": {"is_distilled": True}}, None, NO_GUIDANCE),
         ("FluxKontextPolicy", {"transformer/config.json": {"guidance_embeds": False}}, "true_cfg_scale", FREE),
     ],

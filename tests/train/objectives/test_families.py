@@ -12,24 +12,22 @@ from customized_grpo.config import load_config
 from policies import tiny
 from policies.runs import train, write_run
 
-KONTEXT, UNO, KLEIN, QWEN, DEV = tiny.FAMILIES
+KONTEXT, UNO, KLEIN, QWEN, KV, DEV = tiny.FAMILIES
 LORA = {"dtype": "bfloat16", "gradient_checkpointing": True}
 NFT = "{use: nft, levels: 2}"
+OBJECTIVES = (NFT, "{use: awm, levels: 2}", "{use: grpo, divergence_threshold: 1e-5}")
 CASES = [
-    (KONTEXT, LORA, NFT),
-    (KONTEXT, LORA, "{use: awm, levels: 2}"),
-    (KONTEXT, LORA, "{use: grpo, divergence_threshold: 1e-5}"),
+    *((KONTEXT, LORA, objective) for objective in OBJECTIVES),
     (KONTEXT, {"trainable": "full", "dtype": "float32"}, NFT),
     (KONTEXT, {"trainable": "full", **LORA}, "{use: awm, levels: 2}"),
     (UNO, {"dtype": "float32"}, NFT),
     (KLEIN, {"dtype": "float32", "true_cfg_scale": 1.0}, NFT),
-    (DEV, LORA, "{use: grpo, divergence_threshold: 1e-5}"),
-    (DEV, LORA, NFT),
-    (DEV, LORA, "{use: awm, levels: 2}"),
     (QWEN, {"dtype": "float32", "true_cfg_scale": 1.0}, NFT),
+    *((family, LORA, objective) for family in (KV, DEV) for objective in OBJECTIVES),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Flux2KleinKVPolicy has a model that was distilled to few steps")
 @pytest.mark.parametrize(
     ("family", "settings", "objective"), CASES, ids=lambda case: getattr(case, "policy", str(case))
 )
