@@ -1,4 +1,4 @@
-"""`cgrpo data masks`, `split` and `view`."""
+"""`cgrpo data import`, `masks`, `split` and `view`."""
 
 import sys
 from pathlib import Path
@@ -38,6 +38,29 @@ def said(*words: str) -> str:
 
 def imported(place: Path) -> None:
     import_folder(place / "photos", place / "data.jsonl", ["a {subject}", "a red {subject}"])
+
+
+def test_import_passes_what_a_format_takes(place: Path) -> None:
+    Path("rows.jsonl").write_text(
+        '{"text": "a red dog", "a": "photos/dog/0.png", "b": "photos/cat/0.png", "score": 3}\n'
+        '{"text": "a cat", "a": "photos/cat/0.png", "score": 2}\n{"text": "a dog", "a": "photos/dog/0.png"}\n'
+    )
+    columns = ["--columns", "prompt=text", "--columns", "references=a,b"]
+    printed = said("import", "rows", "rows.jsonl", "one.jsonl", *columns, "--least", "score=2.5", "--limit", "2")
+    assert "one.jsonl: 1 examples of 1 subjects, 1 entries left out.\n" in printed
+    assert "left out, score below 2.5: rows.jsonl, line 2\nnext: " in printed
+    assert len(JsonlDataset("one.jsonl")[0].references) == 2
+    Path("prompts.txt").write_text("a {subject} in the snow\n")
+    assert "2 examples" in said("import", "folder", "photos", "data.jsonl", "--prompts", "prompts.txt")
+    for words, expected in {
+        ("folder", "photos", "x.jsonl"): "A folder requires --prompts FILE",
+        ("dreambench", "photos", "x.jsonl", "--limit", "2"): "'dreambench' takes no --limit; leave it out",
+        ("omnirf", "photos", "x.jsonl"): "Unknown format 'omnirf'.*Did you mean 'omniref'",
+        ("rows", "rows.jsonl", "x.jsonl", "--columns", "text"): "'text' is not NAME=VALUE; write prompt=COLUMN",
+        ("rows", "rows.jsonl", "x.jsonl", "--least", "score=high"): "'score=high' is not NAME=VALUE",
+    }.items():
+        with pytest.raises(UserError, match=expected):
+            said("import", *words)
 
 
 def test_masks_of_a_folder_and_of_a_manifest(place: Path) -> None:

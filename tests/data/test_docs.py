@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from customized_grpo.data import HubDataset, JsonlDataset, importers
+from customized_grpo.data import HubDataset, JsonlDataset, importers, rows
 from customized_grpo.data.check import check_data
 from customized_grpo.data.importers import import_folder
 
@@ -45,8 +45,21 @@ def test_the_folder(tmp_path):
 
 def test_functions_and_settings_exist():
     for name, arguments in re.findall(r"`(import_\w+)\(([\w, ]+)\)`", TEXT):
-        assert list(inspect.signature(getattr(importers, name)).parameters)[: arguments.count(",") + 1] == (
+        home = rows if name == "import_rows" else importers
+        assert list(inspect.signature(getattr(home, name)).parameters)[: arguments.count(",") + 1] == (
             arguments.split(", ")
         )
     for spec in [spec for text in blocks("yaml") for spec in yaml.safe_load(text)["data"].values()]:
         assert set(spec) - {"use"} <= set(inspect.signature(HubDataset).parameters)
+
+
+def test_the_layouts():
+    lines = re.findall(
+        r"^\| `([\w-]+)` \|(.*)\|.*\|$", TEXT.partition("### Rows")[2].partition("\n## ")[0], re.MULTILINE
+    )
+    told = {name: [re.findall(r"`([\w.]+)`", cell) for cell in cells.split("|")] for name, cells in lines}
+    known = {
+        name: [[some.prompt], list(some.references), [some.target][: bool(some.target)], [some.kind][: bool(some.kind)]]
+        for name, some in rows.LAYOUTS.items()
+    }
+    assert told == known

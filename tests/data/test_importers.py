@@ -291,6 +291,52 @@ def test_which_images_of_a_set_are_references(references, tasks, syncd, tmp_path
     assert set(dataset.subjects) == {"7"}, "all examples of an object are one subject"
 
 
+SCORED = {
+    "filenames": ["a.jpg", "b.jpg", "c.jpg", "d.jpg"],
+    "prompts": ["a", "b", "c", "d"],
+    "dino_scores": [[0, 0.9, 0.2, 0.99], [0, 0, 0.6, 0.1], [0, 0, 0, 0.3], [0, 0, 0, 0]],
+    "aesthetics_scores": {"a": 6.0, "b": 6.5, "c": 5.0, "d": 7.0},
+}
+"""What SynCD's cal_scores.py writes: an upper triangle, and scores by name."""
+
+
+@pytest.mark.parametrize(
+    ("least", "kept"),
+    [
+        ({"aesthetics": 6}, "abd"),
+        ({"dino": 0.5}, "abc"),
+        ({"dino": 0.5, "aesthetics": 6}, "ab"),
+        ({"dino": 0.95}, ""),
+        ({"dino": 0.25}, "abcd"),
+    ],
+)
+def test_syncd_is_filtered_as_its_loader_does(least, kept, tmp_path):
+    for name in SCORED["filenames"]:
+        save(tmp_path / name)
+    (tmp_path / "metadata_with_scores.json").write_text(json.dumps([SCORED]))
+    (tmp_path / "metadata.json").write_text("not read")
+    if not kept:
+        with pytest.raises(
+            UserError, match=r"set of fewer than two images that pass: metadata_with_scores.json, entry 0"
+        ):
+            import_syncd(tmp_path, tmp_path / "data.jsonl", least=least)
+        return
+    records = JsonlDataset(import_syncd(tmp_path, tmp_path / "data.jsonl", least=least).manifest).records
+    assert [record.prompt for record in records] == list(kept[1:])
+    assert {record.references for record in records} == {(f"{kept[0]}.jpg",)}
+
+
+def test_a_filter_needs_scores(tmp_path):
+    (tmp_path / "metadata.json").write_text(json.dumps([SCORED | {"dino_scores": [[0]]}]))
+    for path, least, sentence in (
+        (tmp_path, {"dino": 0.5}, r"is no folder with \*metadata_with_scores.json"),
+        (tmp_path / "metadata.json", {"dino": 0.5}, r"entry 0 lacks scores of its images \(IndexError.*cal_scores.py"),
+        (tmp_path / "metadata.json", {"score": 1}, "SynCD has no score 'score'; filter by dino or aesthetics"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            import_syncd(path, tmp_path / "data.jsonl", least=least)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -1,9 +1,11 @@
 """`cgrpo data import`, `check`, `masks`, `split` and `view`."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import Progress
@@ -25,40 +27,69 @@ Sheet = Annotated[Path | None, typer.Option(help="Contact sheet to write.")]
 
 NAMED = 20
 """How many names are printed of the entries that an import leaves out for one reason."""
-FORMATS = ("dreambench", "folder", "syncd", "subjects200k")
+Pairs = list[str] | None
 
 
 @app.command(name="import")
 def import_(
-    source: Annotated[str, typer.Argument(help="Format of the data set: dreambench, folder, syncd or subjects200k.")],
-    path: Annotated[Path, typer.Argument(help="Path of the data set: a folder, or SynCD's metadata.json.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Format of the data set: dreambench, folder, syncd, subjects200k, edit-r1, musar-gen, omnigen2, "
+            "omniref, uno, uno-1m, or rows."
+        ),
+    ],
+    path: Annotated[Path, typer.Argument(help="Path of the data set: a folder, a file or a hub id.")],
     output: Annotated[Path, typer.Argument(help="The manifest to write, ending in .jsonl.")],
     prompts: Annotated[Path | None, typer.Option(help="For folder: a text file of prompts with {subject}.")] = None,
     references: Annotated[
-        Literal["first", "all", "each"], typer.Option(help="Reference images of a subject: first, all, or each.")
-    ] = "first",
+        Literal["first", "all", "each"] | None, typer.Option(help="Reference images of a subject; default: the first.")
+    ] = None,
+    columns: Annotated[Pairs, typer.Option(help="For rows: prompt=COLUMN, references=COLUMN,COLUMN.")] = None,
+    least: Annotated[
+        Pairs, typer.Option(help="Leave out what scores less: COLUMN=NUMBER; for syncd dino=NUMBER.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="For rows: the folder where paths of images begin.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many rows.")] = None,
 ) -> None:
     """Write a JSONL manifest of a data set. The images stay where they are."""
-    from customized_grpo.data import importers
+    from customized_grpo.data import importers, rows
 
-    if source == "dreambench":
-        done = importers.import_dreambench(path, output, references=references)
-    elif source == "folder":
-        if prompts is None:
-            raise UserError("A folder requires --prompts FILE, one prompt per line, with {subject} for the noun.")
-        done = importers.import_folder(path, output, prompts, references=references)
-    elif source == "syncd":
-        done = importers.import_syncd(path, output, references=references)
-    elif source == "subjects200k":
-        done = importers.import_subjects200k(path, output)
-    else:
-        raise UserError(f"Unknown format '{source}'; expected one of {', '.join(FORMATS)}.{nearest(source, FORMATS)}")
+    formats: dict[str, Callable[..., importers.Imported]] = {
+        "dreambench": importers.import_dreambench,
+        "folder": importers.import_folder,
+        "syncd": importers.import_syncd,
+        "subjects200k": importers.import_subjects200k,
+        **{name: partial(rows.import_rows, layout=name) for name in rows.LAYOUTS},
+    }
+    if source not in formats:
+        raise UserError(f"Unknown format '{source}'; expected one of {', '.join(formats)}.{nearest(source, formats)}")
+    if source == "folder" and prompts is None:
+        raise UserError("A folder requires --prompts FILE, one prompt per line, with {subject} for the noun.")
+    options = {
+        "prompts": prompts, "references": references, "columns": _pairs(columns, str), "least": _pairs(least, float),
+        "images": images, "limit": limit,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    taken = inspect.signature(formats[source]).parameters
+    if unknown := [name for name in given if name not in taken]:
+        raise UserError(f"'{source}' takes no --{unknown[0]}; leave it out.")
+    done = formats[source](path, output, **given)
     lines = [f"{done.manifest}: {done.examples} examples of {done.subjects} subjects, {done.skipped} entries left out."]
     for reason, names in done.left_out.items():
         more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
         lines.append(f"left out, {reason}: {', '.join(names[:NAMED])}{more}")
     lines.append(f"next: {command('data', 'check', done.manifest)}")
     console.print("\n".join(lines), soft_wrap=True)
+
+
+def _pairs(texts: Pairs, read: Callable[[str], Any]) -> dict[str, Any] | None:
+    """NAME=VALUE as a mapping."""
+    try:
+        return {name: read(value) for name, value in (text.split("=", 1) for text in texts)} if texts else None
+    except ValueError:
+        said = ", ".join(texts or ())
+        raise UserError(f"'{said}' is not NAME=VALUE; write prompt=COLUMN, or COLUMN=NUMBER for --least.") from None
 
 
 @contextmanager

@@ -4,12 +4,12 @@ One object per line: {"id", "prompt", "references": [paths], "subject"?, "subjec
 "mask_labels"?, "split"?, "kind"?, "target"?: path, "weights"?: {reward: factor}}. Paths are relative to the manifest.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from PIL import Image
 from pydantic import ConfigDict, Field, ValidationError, field_validator
@@ -110,6 +110,11 @@ def parse_line(line: str, where: str) -> Record:
         raise UserError(f"{where}: expected a JSON object with id, prompt and references, got {line[:40]}.")
     if isinstance(fields.get("references"), str):
         fields["references"] = [fields["references"]]
+    return make_record(fields, where)
+
+
+def make_record(fields: Mapping[str, Any], where: str) -> Record:
+    """A record of its fields; raise UserError, which `where` begins, if one is missing, unknown or of a wrong type."""
     try:
         record = Record(**fields)
     except ValidationError as error:

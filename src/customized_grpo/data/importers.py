@@ -4,11 +4,12 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from customized_grpo.data.decode import NONZERO, PICTURES
-from customized_grpo.data.examples import Record, identities
+from customized_grpo.data.examples import Record, check_kinds, identities
 from customized_grpo.data.hub import as_picture, open_dataset
 from customized_grpo.data.images import png
 from customized_grpo.errors import UserError
@@ -39,12 +40,13 @@ def write_manifest(output: str | Path, records: Iterable[Record], left_out: Left
     """One JSON object per line; the file appears when it is complete.
 
     Raises:
-        UserError: if the file exists, or there is no record.
+        UserError: if the file exists, there is no record, or there are more than 20 kinds of prompt.
     """
     path = check_free(output)
     left_out, written = {} if left_out is None else left_out, list(records)
     if not written:
         raise UserError(f"Nothing was found to write to '{path}'{_told(left_out)}.")
+    check_kinds((record.kind for record in written), path)
     lines = [
         json.dumps({k: v for k, v in record.model_dump().items() if v not in ("", (), {})}, ensure_ascii=False) + "\n"
         for record in written
@@ -307,7 +309,10 @@ def _template(prompt: str, where: str) -> str:
 # ---- synthetic pairs
 
 
-def import_syncd(source: str | Path, output: str | Path, *, references: References = "first") -> Imported:
+def import_syncd(
+    source: str | Path, output: str | Path, *, references: References = "first",
+    least: Mapping[Literal["dino", "aesthetics"], float] | None = None,
+) -> Imported:  # fmt: skip
     """SynCD: sets of images of one object, each image with its own prompt.
 
     Every image but the reference makes a task of its prompt; the image itself is the target. With
@@ -315,33 +320,39 @@ def import_syncd(source: str | Path, output: str | Path, *, references: Referenc
     Sets with a missing image, or with one image alone, are left out.
 
     Args:
-        source: the folder with `*metadata.json`, or such a file.
+        source: the folder with `*metadata.json`, or such a file; with `least`, with `*metadata_with_scores.json`.
         output: the manifest to write.
         references: which images of a set become references.
+        least: the filter of SynCD's loader. "aesthetics" is the least score of an image, and "dino" the least
+            similarity to another image of its set, which must not be above 0.98.
 
     Raises:
         UserError: if there is no such file, an entry of it lacks something, no image is found, or `output` exists.
 
     Source: nupurkmr9/syncd, method/data/data.py: lists of {"filenames", "prompts"}, paths relative to the file; the
-    mask of NAME is masks/NAME.jpg beside it, of any size, and marks the object by what is not black.
+    mask of NAME is masks/NAME.jpg beside it, of any size, and marks the object by what is not black. Scores, as
+    dataset/cal_scores.py writes them: "aesthetics_scores" by name, "dino_scores" of pairs in an upper triangle.
     """
-    given = Path(source).expanduser()
-    files = sorted(given.glob("*metadata.json")) if given.is_dir() else [given] if given.is_file() else []
+    given, pattern = Path(source).expanduser(), "*metadata_with_scores.json" if least else "*metadata.json"
+    files = sorted(given.glob(pattern)) if given.is_dir() else [given] if given.is_file() else []
     if not files:
-        raise UserError(f"'{source}' is no folder with *metadata.json and no such file; give SynCD's folder.")
+        raise UserError(f"'{source}' is no folder with {pattern} and no such file; give SynCD's folder.")
+    if wrong := sorted(set(least or ()) - {"dino", "aesthetics"}):
+        raise UserError(f"SynCD has no score '{wrong[0]}'; filter by dino or aesthetics.")
     path, left_out = check_free(output), LeftOut()
-    sets = [(file, number, entry) for file in files for number, entry in enumerate(_list(file))]
+    sets = [(file, number, entry) for file in files for number, entry in enumerate(read_list(file))]
     records = (
         record
         for count, (file, number, entry) in enumerate(sets)
-        for record in _of_set(entry, file, number, f"syncd-{count:06d}", path, references, left_out)
+        for record in _of_set(entry, file, number, f"syncd-{count:06d}", path, references, least or {}, left_out)
     )
     return write_manifest(path, records, left_out)
 
 
 def _of_set(
-    entry: Any, file: Path, number: int, name: str, manifest: Path, references: References, left_out: LeftOut
-) -> Iterator[Record]:
+    entry: Any, file: Path, number: int, name: str, manifest: Path, references: References,
+    least: Mapping[Any, float], left_out: LeftOut,
+) -> Iterator[Record]:  # fmt: skip
     """The tasks of one set of images."""
     names, prompts = [entry.get(key) for key in ("filenames", "prompts")] if isinstance(entry, dict) else ("", "")
     where = f"'{file}', entry {number}"
@@ -352,13 +363,14 @@ def _of_set(
     if len(prompts) < len(names):
         raise UserError(f"{where} has {len(names)} filenames and {len(prompts)} prompts; give one for each.")
     images = [file.parent / some for some in names]
-    reason = "set of one image" if len(images) < 2 else "set with a missing image"
-    if len(images) < 2 or not all(map(os.path.isfile, images)):
+    everyone = _good(entry, images, least, where)
+    few = "set of fewer than two images that pass" if least else "set of one image"
+    reason = few if len(everyone) < 2 else "set with a missing image"
+    if len(everyone) < 2 or not all(images[n].is_file() for n in everyone):
         left_out.setdefault(reason, []).append(f"{file.name}, entry {number}")
         return
-    everyone = range(len(images))
     chosen = {
-        "first": [([0], n) for n in everyone[1:]],
+        "first": [(everyone[:1], n) for n in everyone[1:]],
         "all": [([k for k in everyone if k != n], n) for n in everyone],
         "each": [([k], n) for k in everyone for n in everyone if k != n],
     }
@@ -375,7 +387,26 @@ def _of_set(
         )
 
 
-def _list(file: Path) -> list[Any]:
+def _good(entry: Mapping[str, Any], images: Sequence[Path], least: Mapping[Any, float], where: str) -> list[int]:
+    """The images of a set that have the least scores."""
+    everyone = list(range(len(images)))
+    try:
+        if "aesthetics" in least:
+            everyone = [n for n in everyone if entry["aesthetics_scores"][images[n].stem] >= least["aesthetics"]]
+        if "dino" in least:
+            pairs = list(combinations(range(len(images)), 2))
+            alike = [{a, b} for a, b in pairs if least["dino"] <= entry["dino_scores"][a][b] <= 0.98]
+            everyone = [n for n in everyone if n in set().union(*alike)]
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(
+            f"{where} lacks scores of its images ({type(error).__name__}: {error}); a filter reads the "
+            f"*metadata_with_scores.json of SynCD's cal_scores.py."
+        ) from error
+    return everyone
+
+
+def read_list(file: Path) -> list[Any]:
+    """The list in a JSON file; UserError if there is none."""
     content = read_json(file)
     if not isinstance(content, list):
         raise UserError(f"'{file}' holds a {type(content).__name__}; expected a JSON list.")
