@@ -111,7 +111,7 @@ def xverse_clone(folder: Path, samples: Sequence[Sequence[str]], asked: Sequence
     lists: dict[str, list[Any]] = {"single": [], "single_DSG": [], "multi": [], "multi_DSG": []}
     for n, parts in enumerate(samples):
         sources = [{"image_path": f"assets/XVerseBench/{part}/{n}_{m}.jpg"} for m, part in enumerate(parts)]
-        words = [[m, f"noun {n} {m}", "word"] for m in range(len(parts))]
+        words = [[m, f"noun {n} {m}", "word", "more"][: 4 - n % 2] for m in range(len(parts))]
         for m, source in enumerate(sources):
             file = folder / source["image_path"]
             file.parent.mkdir(parents=True, exist_ok=True)

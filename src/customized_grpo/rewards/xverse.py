@@ -59,8 +59,8 @@ def read_samples(clone: str | Path, name: str) -> dict[str, Sample]:
     found = {}
     for number, (entry, asked) in enumerate(zip(*map(read_json, files), strict=True)):
         (modulation,) = entry["modulation"]
-        nouns = {place: noun for place, noun, _ in modulation["use_words"]}
-        parts = tuple(Part(source["image_path"], nouns[n]) for n, source in enumerate(modulation["src_inputs"]))
+        words = zip(modulation["src_inputs"], modulation["use_words"], strict=True)
+        parts = tuple(Part(source["image_path"], noun) for source, (_, noun, *_) in words)
         found[f"{name}-{number:03d}"] = Sample(
             entry["prompt"], parts, asked["qid2question"], asked["qid2dependency"]
         )  # fmt: skip
