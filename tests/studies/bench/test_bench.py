@@ -202,9 +202,9 @@ def test_the_headline_without_a_baseline_is_held_against_real_images(place: Path
     pasted[:, :, 0] = [2 + len(subject) for subject in plain.scores.subjects]
     pasted[:, :, 2] = np.nan
     assert compared(replace(plain, scores=replace(plain.scores, values=pasted))).answer == "undecided"  # no gain
-    none = replace(plain, real=dict.fromkeys(plain.metrics, ()))
-    assert headline(none) == ", ".join(f"{plain.metrics[m].title} {levels(plain)[m].value:.3f}"
-                                       for m in ("dino", "clip_t"))  # fmt: skip
+    means = ", ".join(f"{plain.metrics[m].title} {levels(plain)[m].value:.3f}" for m in ("dino", "clip_t"))
+    assert headline(replace(plain, real=dict.fromkeys(plain.metrics, ()))) == means
+    assert headline(replace(plain, info={**plain.info, "protocol": "uno-multi"})) == means  # real images show one each
 
 
 def test_differences_are_shown_by_kind(place: Path, plain: Bench) -> None:

@@ -124,11 +124,13 @@ class Verdict:
 
 
 def compared(bench: Bench, baseline: Bench | None = None) -> Verdict:
-    """A bench against another, or without one against the real images, of which identity above is no gain."""
+    """A bench against another, or without one against the real images, of which identity above is no gain; not where
+    the images are of several subjects, and the real ones of one."""
     if baseline is not None:
         changes = paired(bench, baseline)
     else:
-        found = {name: above_real(bench, name)[0] for name in bench.metrics}
+        alone = PROTOCOLS[bench.info["protocol"]].references == 1
+        found = {name: above_real(bench, name)[0] for name in bench.metrics if alone}
         changes = _toned(bench, {name: some for name, some in found.items() if np.isfinite(some.value)})
     gains = [name for name in changes if baseline is not None or bench.metrics[name].role == "prompt"]
     rose = any(changes[name].tone == "rose" for name in gains)
