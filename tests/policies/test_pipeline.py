@@ -82,6 +82,20 @@ def test_offloaded_parts_are_on_the_device_only_while_they_work(monkeypatch):
     assert moves == [("vae", "cpu:0"), ("vae", "cpu")]
 
 
+@pytest.mark.parametrize(("offload", "wakes"), [("cpu", [1, 1]), ("none", [0, 0])])
+def test_encoded_ahead_the_encoders_wake_once_for_many_batches(offload, wakes, monkeypatch):
+    made, examples = policy(offload=offload), [tiny.example("a", "one"), tiny.example("b", "two")]
+    alone, moves = policy().encode(examples[1:]), []
+    monkeypatch.setattr(made.pipeline.text_encoder_2, "to", lambda device: moves.append(str(device)))
+    made.device, counts = torch.device("cpu", 0), []
+    made.encode_ahead(examples)
+    counts.append(moves.count("cpu:0"))
+    batches = [made.encode([example]) for example in examples]
+    counts.append(moves.count("cpu:0"))
+    assert counts == wakes
+    assert all(torch.equal(batches[1][name], value) for name, value in alone.items())
+
+
 def test_with_swap_the_transformer_is_away_while_the_text_encoders_work(monkeypatch):
     made, moves = policy(offload="swap"), []
     for name in ("text_encoder", "transformer"):

@@ -81,6 +81,18 @@ def test_training_on_one_reward_raises_it(tmp_path: Path) -> None:
     assert result.changes[0].difference.value > 0.02
 
 
+def test_all_examples_of_an_iteration_are_encoded_ahead_of_its_chunks(tmp_path: Path, monkeypatch) -> None:
+    made, calls = trainer(tmp_path, rollout={"num_generations": 2, "chunk_prompts": 1}), []
+    monkeypatch.setattr(made.policy, "encode_ahead", lambda examples: calls.append([x.id for x in examples]))
+    collect = made._collect
+    monkeypatch.setattr(
+        made, "_collect", lambda n, chunk, plan: calls.append(chunk[0][1].id) or collect(n, chunk, plan)
+    )
+    made.train()
+    assert calls[0] == calls[1:3]
+    assert len(calls) == 3 * 3
+
+
 def test_the_first_ratio_is_exactly_one_in_the_rollouts_own_batches(tmp_path: Path) -> None:
     assert [line["update/first_ratio_error"] for line in records(trainer(tmp_path).train())] == [0.0] * 3
 

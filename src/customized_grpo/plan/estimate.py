@@ -218,7 +218,8 @@ class Planner:
             mine = training.prompts_per_iteration / self.gpus
             transformer = (model.frozen + model.trained) * (choice.offload == "swap")
             chunks = math.ceil(mine / (self.config.rollout.chunk_prompts or mine))
-            found["moves"] = 2 * chunks * (model.encoders + 2 * model.vae + transformer) / HOST_BANDWIDTH
+            moved = model.encoders + transformer + (1 + chunks) * model.vae
+            found["moves"] = 2 * moved / HOST_BANDWIDTH
         return found
 
     def evaluation_seconds(self, choice: Choice, gpu: Gpu, share: float = SHARE) -> float:

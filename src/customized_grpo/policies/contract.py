@@ -40,6 +40,9 @@ class Policy(ABC):
         The examples share one `shape_key`. Raises UserError for an example that the family cannot take.
         """
 
+    def encode_ahead(self, examples: Sequence[Example]) -> None:  # noqa: B027
+        """Called before examples are encoded batch by batch, for what is cheaper to do for all of them at once."""
+
     def shape_key(self, example: Example) -> Hashable:
         """Examples with equal keys can be encoded into one batch."""
         return tuple(image.size for image in example.references)

@@ -291,15 +291,23 @@ class PipelinePolicy(Policy):
 
     # ---- what it sees
 
-    @torch.no_grad()
     def encode(self, examples: Sequence[Example]) -> Conditioning:
+        rows = self._rows(examples)
+        return {name: value.to(self.device) for name, value in self._collate(rows).items()}
+
+    def encode_ahead(self, examples: Sequence[Example]) -> None:
+        """With offload, fill the cache, so that the encoders move to the device and back once."""
+        if self.offload != "none":
+            self._rows(examples)
+
+    @torch.no_grad()
+    def _rows(self, examples: Sequence[Example]) -> list[Row]:
         for example in examples:
             self._check_references(example)
         keys = [self._keys(example) for example in examples]
         # One example at a time: a row then depends neither on its neighbours nor on what the cache held.
         with self._awake(*self.TEXT_ENCODERS, "vae") if self._any_missing(keys) else nullcontext(), self._autocast():
-            rows = [self._row(example, *key) for example, key in zip(examples, keys, strict=True)]
-        return {name: value.to(self.device) for name, value in self._collate(rows).items()}
+            return [self._row(example, *key) for example, key in zip(examples, keys, strict=True)]
 
     def _any_missing(self, keys: Sequence[tuple[Hashable, ...]]) -> bool:
         return any(key not in self._cache for group in keys for key in group if key is not None)

@@ -327,6 +327,8 @@ class Trainer:
         with ThreadPoolExecutor(1) as beside:
             together = in_step(self.policy)
             with together, explain_full_device(self.policy.device, "rollout"), self.objective.sampling():
+                with self.clock("rollout"):
+                    self.policy.encode_ahead([example for chunk in chunks for _, example in chunk])
                 for chunk in chunks:
                     rollouts.append(self._collect(iteration, chunk, plan))
                     if len(chunks) > 1:
