@@ -24,8 +24,8 @@ def quicken(transformer: nn.Module) -> None:
 class _Linear(Linear):
     """An adapter of scale 0 is not computed, and one of scale 1 is not multiplied.
 
-    In float32 the adapter of a layer with no other is added to the weight, as in `_Added`. In bfloat16 the sum would round
-    the update away.
+    In float32 the only adapter of a layer is added to the weight, as in `_Added`. In bfloat16 the sum would round the
+    update away.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
