@@ -10,10 +10,10 @@ from customized_grpo.train.rollout import sample_ode
 from . import tiny
 
 
-def policy(**settings) -> QwenImageEditPolicy:
+def policy(zero_cond_t: bool = False, **settings) -> QwenImageEditPolicy:
     size = {} if "width" in settings else {"resolution": 16}
     arguments = {"lora": LoraSettings(rank=2), "device": "cpu", **size, **settings}
-    made = QwenImageEditPolicy(tiny.qwen_pipeline(), **arguments)
+    made = QwenImageEditPolicy(tiny.qwen_pipeline(zero_cond_t=zero_cond_t), **arguments)
     tiny.disturb(made)
     return made
 
@@ -25,9 +25,10 @@ def policy(**settings) -> QwenImageEditPolicy:
         ({"true_cfg_scale": 1.0, "resolution": 32}, ((64, 64),)),
         ({"negative_prompt": "a blue hat", "true_cfg_scale": 2.0}, ((90, 40), (64, 70), (64, 64))),
         ({"width": 24, "height": 12}, ((64, 64), (40, 90))),
+        ({"zero_cond_t": True}, ((64, 64), (40, 90))),
     ],
 )
-def test_sampling_is_the_pipelines_own(monkeypatch, settings, sizes):
+def test_sampling_is_that_of_the_pipeline_with_the_saved_adapter(monkeypatch, tmp_path, settings, sizes):
     """The schedule ends at shift_terminal, and guidance keeps each token's length."""
     monkeypatch.setattr(source, "VAE_IMAGE_SIZE", 32 * 32)
     ours, example = policy(**settings), tiny.example(sizes=sizes)
@@ -35,7 +36,10 @@ def test_sampling_is_the_pipelines_own(monkeypatch, settings, sizes):
     noise = tiny.noise(ours, conditioning)
     width, height = ours.picture_size(example)
     guided = {"negative_prompt": ours.negative_prompt} if ours.true_cfg_scale > 1 else {}
-    theirs = ours.pipeline(
+    stock = tiny.qwen_pipeline(zero_cond_t=settings.get("zero_cond_t", False))
+    ours.save(tmp_path)
+    stock.load_lora_weights(tmp_path)
+    theirs = stock(
         image=list(example.references), prompt=example.prompt, true_cfg_scale=ours.true_cfg_scale, **guided,
         width=width, height=height, num_inference_steps=3, latents=noise, output_type="pt",
     ).images  # fmt: skip

@@ -193,7 +193,8 @@ class PictureProcessor:
         return BatchFeature({**self.tokenizer(filled, **kwargs), **seen})
 
 
-def qwen_pipeline(seed: int = 0) -> Any:
+def qwen_pipeline(seed: int = 0, *, zero_cond_t: bool = False) -> Any:
+    """Qwen-Image-Edit-2509; with `zero_cond_t`, 2511, which sees references at noise level 0."""
     from diffusers import (
         AutoencoderKLQwenImage,
         FlowMatchEulerDiscreteScheduler,
@@ -226,7 +227,7 @@ def qwen_pipeline(seed: int = 0) -> Any:
     )  # fmt: skip
     transformer = QwenImageTransformer2DModel(
         in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=TEXT, axes_dims_rope=(4, 6, 6),
+        joint_attention_dim=TEXT, axes_dims_rope=(4, 6, 6), zero_cond_t=zero_cond_t,
     )  # fmt: skip
     loud(transformer)
     return quiet(

@@ -1,5 +1,7 @@
 """Objectives on real models: LoRA and full training, bfloat16, recomputed activations, all families."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from policies import tiny
 from policies.runs import train, write_run
 
 KONTEXT, UNO, KLEIN, QWEN, KV, DEV = tiny.FAMILIES
+QWEN_2511 = replace(QWEN, pipeline=partial(tiny.qwen_pipeline, zero_cond_t=True))
 LORA = {"dtype": "bfloat16", "gradient_checkpointing": True}
 NFT = "{use: nft, levels: 2}"
 OBJECTIVES = (NFT, "{use: awm, levels: 2}", "{use: grpo, divergence_threshold: 1e-5}")
@@ -24,6 +27,7 @@ CASES = [
     (KLEIN, {"dtype": "float32", "true_cfg_scale": 1.0}, NFT),
     (QWEN, {"dtype": "float32", "true_cfg_scale": 1.0}, NFT),
     *((family, LORA, objective) for family in (KV, DEV) for objective in OBJECTIVES),
+    *((QWEN_2511, {**LORA, "true_cfg_scale": 1.0}, objective) for objective in OBJECTIVES),
 ]
 
 
