@@ -93,14 +93,14 @@ def test_the_manifest_s_own_names_and_what_is_left_out(tmp_path: Path) -> None:
     draw(tmp_path, "i/a.png", "i/b.png")
     rows = [
         {"prompt": "red", "references": "a.png", "target": "b.png", "subject_id": 7, "kind": "colour", "rank": 1},
-        {"prompt": " ", "references": ["a.png"], "rank": 2},
+        {"prompt": " ", "references": ["a.png"], "rank": float("nan")},
         {"prompt": "x", "references": [None, ""], "rank": 3},
         {"prompt": "y", "references": "absent.png", "rank": 4},
         {"prompt": "z", "references": "a.png", "target": "absent.png", "rank": 5},
     ]
     (tmp_path / "rows").mkdir()
     put(tmp_path / "rows", "a.jsonl", rows)
-    put(tmp_path / "rows", "val-1.json", [{"prompt": "blue", "references": "b.png", "rank": 6}])
+    put(tmp_path / "rows", "val-1.json", [{"prompt": "blue", "references": "b.png", "rank": 6, "split": ""}])
     done = import_rows(tmp_path / "rows", tmp_path / "data.jsonl", images=tmp_path / "i")
     assert done.left_out == {
         "no prompt": ["a.jsonl, line 2"],
@@ -138,6 +138,7 @@ def test_images_inside_rows_are_saved(tmp_path: Path) -> None:
     assert (len(example.references), example.references[1].getpixel((0, 0))) == (2, (0, 0, 255))
     assert example.masks[0].getextrema() == (0, 255)
     assert example.target.getpixel((5, 5)) == (0, 0, 0)
+    assert JsonlDataset(done.manifest).records[0].target == "data-images/musar-gen-000000-2.png"
     assert check_data(done.manifest).usable
     done.manifest.unlink()
     with pytest.raises(UserError, match=r"musar-gen-000000-0.png' exists already; an image would go there"):

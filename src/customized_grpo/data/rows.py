@@ -87,7 +87,7 @@ def import_rows(
 ) -> Imported:
     """Rows of a published layout, or with columns of your own.
 
-    Images that are paths stay where they are; those inside the rows are saved as PNG in a folder beside the manifest.
+    Images that are paths stay where they are; those inside the rows are saved as PNG in NAME-images beside NAME.jsonl.
     Rows without a prompt or a reference, or with an image that is missing or cannot be read, are left out.
 
     Args:
@@ -177,15 +177,16 @@ class _Unusable(Exception):
 
 def _record(row: Row, name: str, layout: Layout, manifest: Path, folder: Path) -> Record:
     for column, least in layout.least.items():
-        if _number(row, column) < least:
+        if not _number(row, column) >= least:  # it may be NaN
             raise _Unusable(f"{column} below {least:g}")
     prompt, references = row.cell(layout.prompt), row.values(layout.references)
     if not isinstance(prompt, str | None):
         raise UserError(f"{row.where}: '{layout.prompt}' is {type(prompt).__name__}; expected the text of the prompt.")
     if not (prompt or "").strip() or not references:
         raise _Unusable("no prompt" if references else "no reference")
+    saved = manifest.with_name(f"{manifest.stem}-images")
     images = [
-        relative(_placed(value, folder, manifest.with_suffix("") / f"{name}-{number}.png", row.where), manifest)
+        relative(_placed(value, folder, saved / f"{name}-{number}.png", row.where), manifest)
         for number, value in enumerate([*references, *row.values(layout.target)[:1]])
     ]
     split = row.cell(layout.split)
@@ -199,7 +200,7 @@ def _record(row: Row, name: str, layout: Layout, manifest: Path, folder: Path) -
         "subject": " and ".join(map(str, row.values(layout.subject))),
         "subject_id": "".join(map(str, row.values(layout.subject_id)[:1])) or images[0],
         "kind": "".join(map(str, row.values(layout.kind)[:1])),
-        "split": row.split if split is None else split,
+        "split": split or row.split,
     }
     return make_record(fields, row.where)
 
