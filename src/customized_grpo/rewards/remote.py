@@ -163,7 +163,7 @@ class RemoteReward:
                     self.server.stop()
         raise RewardUnavailable(
             f"The reward {self.server.label} at {self.server.url} gave no scores after {attempt + 1} attempts "
-            f"({reason}); mend it and resume the run.{self.server.last_words()}"
+            f"({reason}); fix it and resume the run.{self.server.last_words()}"
         )
 
 

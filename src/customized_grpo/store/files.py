@@ -78,7 +78,7 @@ def _link(draft: Path, path: Path) -> None:
 def cannot_write(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:150]
     return UserError(
-        f"'{str(path)[:100]}' could not be written ({reason}); free space or permit it, or name another place."
+        f"'{str(path)[:100]}' could not be written ({reason}); free some space, permit writing, or name another place."
     )
 
 

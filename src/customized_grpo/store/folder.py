@@ -247,8 +247,8 @@ class Folder:
         lacking = next((name for name, kind in fields.items() if not isinstance(found.get(name), kind)), None)
         if lacking is not None:
             raise UserError(
-                f"'{self.info}' does not say the {lacking} of the {self.KIND}, as if it had been stopped at once; "
-                f"remove the folder and start again."
+                f"'{self.info}' has no {lacking}, so the {self.KIND} was probably stopped at its start; remove the "
+                f"folder and start again."
             )
         return found
 
