@@ -25,9 +25,7 @@ def test_a_trial_of_each_reward(models, examples):
         "identity": partial(DinoReward, models["dino2"]),
         "far": remote,
     }
-    told = []
-    prompt, identity, far = check_rewards(makers, examples, side=40, progress=told.append)
-    assert told == [*makers, *makers]
+    prompt, identity, far = check_rewards(makers, examples, references_as_images(examples, 40))
     assert [trial.name for trial in (prompt, identity, far)] == list(makers)
     assert identity.scores[0] == pytest.approx(1, abs=1e-3)  # the pictures are the references themselves
     assert (prompt.device, identity.device) == ("cpu", "cpu")

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from customized_grpo.rewards import client
 from customized_grpo.rewards.client import NoAnswer, attempts, error_text, is_loopback, request_json
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -59,10 +60,11 @@ def test_the_deadline_is_that_of_the_whole_request(serve, parts):
     assert time.monotonic() - start < 2
 
 
-def test_the_size_of_an_answer_is_bounded(serve):
-    assert request_json(serve(OK + b"\r\n" + b"1" * 100), timeout=5, limit=100) == int("1" * 100)
+def test_the_size_of_an_answer_is_bounded(serve, monkeypatch):
+    monkeypatch.setattr(client, "MAX_BYTES", 100)
+    assert request_json(serve(OK + b"\r\n" + b"1" * 100), timeout=5) == int("1" * 100)
     with pytest.raises(NoAnswer, match="larger than 100 bytes"):
-        request_json(serve(OK + b"\r\n" + b"1" * 101), timeout=5, limit=100)
+        request_json(serve(OK + b"\r\n" + b"1" * 101), timeout=5)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from customized_grpo.data.images import to_tensor
 from customized_grpo.errors import UserError
 from customized_grpo.rewards.contract import Reward, call_reward, check_reward
 from customized_grpo.structures import Example
+
+SIDE = 512
+"""Width and height of images that are made from references, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,6 @@ def check_rewards(
     makers: Mapping[str, Callable[[], Reward]],
     examples: Sequence[Example],
     images: Tensor | None = None,
-    *,
-    side: int = 512,
-    progress: Callable[[str], None] | None = None,
 ) -> list[RewardTrial]:
     """Make every reward, so that a wrong path fails at once, then try each.
 
@@ -48,8 +49,6 @@ def check_rewards(
         examples: two or more.
         images: a picture for each, shape (B, 3, H, W) in [0, 1]; None takes each example's first reference, so that
             identity is near its best and the prompt mostly unmet.
-        side: pixels, of pictures made from references.
-        progress: called with the name of the reward that is made or tried next.
 
     Returns:
         One trial for each reward, in order.
@@ -57,19 +56,14 @@ def check_rewards(
     Raises:
         UserError: naming the reward, if one cannot be made or called.
     """
-    pictures = references_as_images(examples, side) if images is None else images
+    pictures = references_as_images(examples, SIDE) if images is None else images
     rewards: dict[str, Reward] = {}
     try:
         for name, make in makers.items():
-            if progress:
-                progress(name)
             rewards[name] = _named_errors(name, make)
-        trials = []
-        for name, reward in rewards.items():
-            if progress:
-                progress(name)
-            trials.append(_named_errors(name, lambda n=name, r=reward: _try(n, r, pictures, examples)))
-        return trials
+        return [
+            _named_errors(name, partial(_try, name, reward, pictures, examples)) for name, reward in rewards.items()
+        ]
     finally:
         for reward in rewards.values():
             getattr(reward, "close", lambda: None)()

@@ -31,9 +31,7 @@ class NoAnswer(Exception):
         return self.status is not None and 300 <= self.status < 500 and self.status not in (408, 429)
 
 
-def request_json(
-    url: str, body: Any = None, *, timeout: float, headers: Mapping[str, str] | None = None, limit: int = MAX_BYTES
-) -> Any:
+def request_json(url: str, body: Any = None, *, timeout: float, headers: Mapping[str, str] | None = None) -> Any:
     """Send a GET request, or POST `body` as JSON, and parse the answer as JSON.
 
     Redirects are not followed. Addresses of this machine are reached directly, others as the proxy variables say.
@@ -43,7 +41,6 @@ def request_json(
         body: anything that JSON can hold; None sends a GET request.
         timeout: seconds that the request may take from its start to the last byte of the answer.
         headers: added to the request.
-        limit: bytes that the answer may have.
 
     Raises:
         NoAnswer: for a status other than 2xx, a connection that is refused or closed, no complete answer in time, or
@@ -67,8 +64,8 @@ def request_json(
                 content = bytearray()
                 async for chunk in answer.aiter_raw():
                     content += chunk
-                    if len(content) > limit:
-                        raise NoAnswer(f"the answer is larger than {limit} bytes", status=answer.status_code)
+                    if len(content) > MAX_BYTES:
+                        raise NoAnswer(f"the answer is larger than {MAX_BYTES} bytes", status=answer.status_code)
                 return answer, bytes(content)
 
     try:
