@@ -102,7 +102,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     write(tmp_path / "a", "one\n")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"a' could not be written \(No space left on device\); free space"):
+    with pytest.raises(UserError, match=r"a' could not be written \(No space left on device\); free some space"):
         add(tmp_path / "a")
     assert (tmp_path / "a").read_text().startswith("one\n")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
