@@ -22,13 +22,13 @@ SIDE = 512
 
 @dataclass(frozen=True)
 class RewardTrial:
-    """How one reward did."""
+    """The result of trying one reward."""
 
     name: str
     scores: tuple[float, ...]
     """One for each picture, in the reward's units; NaN where it could not score."""
     seconds_per_image: float
-    """Of the second call: the first one warms up."""
+    """Seconds of the second call, because the first one warms up."""
     device: str
     """Where it runs: a device, a process or an address; "" if it does not say."""
     memory: float | None
@@ -42,7 +42,7 @@ def check_rewards(
     examples: Sequence[Example],
     images: Tensor | None = None,
 ) -> list[RewardTrial]:
-    """Make every reward, so that a wrong path fails at once, then try each.
+    """Construct every reward, so that a wrong path fails at once, then try each of them.
 
     Args:
         makers: by name, a function that makes the reward.
@@ -95,7 +95,7 @@ def _try(name: str, reward: Reward, images: Tensor, examples: Sequence[Example])
 
 
 def _where(reward: Any) -> tuple[str, float | None]:
-    """What the reward says of itself, else where its model is and what that takes."""
+    """Device and memory as the reward reports them, else those of its model."""
     if hasattr(reward, "where"):
         return str(reward.where), getattr(reward, "memory", None)
     model = getattr(reward, "model", None)

@@ -1,4 +1,4 @@
-"""What a reward must be, `check_reward` that proves it is, and what the rewards that hold a model share."""
+"""The contract of rewards, `check_reward` that tests it, and helpers for rewards that hold a model."""
 
 import copy
 import inspect
@@ -48,7 +48,7 @@ class Reward(Protocol):
 
 
 class RewardUnavailable(UserError):
-    """A reward that stays dead after retries: the run stops, and can go on from its last checkpoint."""
+    """A reward that still fails after retries. The run stops, and can be resumed from its last checkpoint."""
 
 
 def reward_name(reward: Callable[..., Tensor]) -> str:
@@ -59,7 +59,7 @@ def reward_name(reward: Callable[..., Tensor]) -> str:
 
 
 def import_path(reward: Callable[..., Tensor]) -> str:
-    """module:name, to say in an error whose code failed."""
+    """module:name, to name the code that failed in an error."""
     reward = _unbound(reward)
     owner = reward if inspect.isroutine(reward) else type(reward)
     return f"{owner.__module__}:{getattr(owner, '__qualname__', type(reward).__name__)}"
@@ -71,7 +71,7 @@ def _unbound(reward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def once_per_example(examples: Sequence[Example], compute: Callable[[list[Example]], Tensor]) -> Tensor:
-    """Compute a row for each different example and spread the rows over the batch: a group's text is encoded once.
+    """Compute a row for each distinct example and repeat it in the batch, so that the text of a group is encoded once.
 
     Args:
         examples: B of them, with repetitions.
@@ -154,7 +154,7 @@ def load(what: str, path: str | Path, read: Callable[..., T], revision: str | No
 
 
 def frozen(model: torch.nn.Module, device: str | int | None) -> torch.nn.Module:
-    """The model in evaluation mode, without gradients, on `device`: the fastest there is, unless named."""
+    """The model in evaluation mode, without gradients, on `device`; None is the fastest device there is."""
     fastest = "cuda" if torch.cuda.is_available() else "cpu"
     return model.eval().requires_grad_(False).to(fastest if device is None else device)
 
@@ -223,21 +223,21 @@ _KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     ),
     "autocast": (lambda: tuple(map(torch.is_autocast_enabled, _AUTOCAST)), _set_autocast),
 }
-"""State of the process that the run depends on: how to read it and how to set it."""
+"""State of the process that the run depends on: a function that reads it, and one that sets it."""
 
 
 @contextmanager
 def contained(who: str) -> Iterator[None]:
-    """Run code of a reward, then put back what it changed in the process.
+    """Run code of a reward, then restore what it changed in the process.
 
-    A changed warnings filter is put back without a word, because libraries change it when they are imported.
+    Warnings filters are restored without an error, because libraries change them when they are imported.
 
     Args:
         who: the beginning of the error's sentence.
 
     Raises:
-        UserError: if the code exits, or leaves the working directory, the recording of gradients, the default dtype or
-            device, or autocast other than it found them.
+        UserError: if the code exits, or changed the working directory, the recording of gradients, the default dtype
+            or device, or autocast.
         KeyboardInterrupt: with a sentence, if it was interrupted.
     """
     before = {what: read() for what, (read, _) in _KEPT.items()}
@@ -284,7 +284,7 @@ def check_scores(scores: Tensor, reward: Callable[..., Tensor], count: int) -> T
 
 
 def check_reward(reward: Callable[..., Tensor], images: Tensor, examples: Sequence[Example]) -> None:
-    """Prove that a reward obeys the contract on the given images (two or more).
+    """Check that a reward obeys the contract on the given images (two or more).
 
     Checks shape, determinism, and batch equivariance: permuting the rows permutes the scores.
 

@@ -1,4 +1,4 @@
-"""Environments for rewards whose packages do not go together with this one's: what is installed, and how to use it."""
+"""Environments for rewards whose packages conflict with those of this package: what is installed, and how to use it."""
 
 import shutil
 import subprocess

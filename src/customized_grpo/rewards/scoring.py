@@ -1,4 +1,4 @@
-"""Images to Rewards."""
+"""Score images with all rewards."""
 
 from collections.abc import Callable, Mapping, Sequence
 

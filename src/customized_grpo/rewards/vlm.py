@@ -33,10 +33,10 @@ Auto = Literal["auto"]
 
 
 class VlmJudge:
-    """A judge that scores by a rubric of ours, or as a published reward is asked; NaN for an image without an answer.
+    """A judge that scores by one of our rubrics, or like a published reward; NaN for an image without an answer.
 
     An answer that cannot be parsed is requested again; the score is NaN if no attempt succeeds, never 0. If no request
-    of a call is answered, the judge counts as dead. "auto" stands for what the rubric says.
+    of a call is answered, the judge is considered dead. "auto" is the value that the rubric sets.
 
     Args:
         rubric: ours, from 0 to 4: "identity" (sees the references, the prompt and the image; changes that the prompt
@@ -123,9 +123,9 @@ class VlmJudge:
         self.counters: dict[str, float] = dict.fromkeys(
             ("requests", "cached", "unparseable", "failed", "prompt_tokens", "completion_tokens", "cost"), 0
         )
-        """What was asked, what it cost in tokens and money, and what came to nothing."""
+        """Numbers of requests and failures, and their cost in tokens and money."""
         self.unscored = ""
-        """Why the last image without a score has none."""
+        """The reason why the last unscored image has no score."""
         self._lock, self._pause_until = threading.Lock(), 0.0
         self._check_endpoint()
 
