@@ -24,10 +24,12 @@ CASES = [
     (KONTEXT, {"trainable": "full", "dtype": "float32"}, NFT),
     (KONTEXT, {"trainable": "full", **LORA}, "{use: awm, levels: 2}"),
     (UNO, {"dtype": "float32"}, NFT),
-    (KLEIN, {"dtype": "float32", "true_cfg_scale": 1.0}, NFT),
-    (QWEN, {"dtype": "float32", "true_cfg_scale": 1.0}, NFT),
     *((family, LORA, objective) for family in (KV, DEV) for objective in OBJECTIVES),
-    *((QWEN_2511, {**LORA, "true_cfg_scale": 1.0}, objective) for objective in OBJECTIVES),
+    *(
+        (family, {**LORA, "true_cfg_scale": 1.0}, objective)
+        for family in (KLEIN, QWEN_2511)
+        for objective in OBJECTIVES
+    ),
 ]
 
 
