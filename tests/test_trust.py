@@ -398,6 +398,7 @@ HARMLESS = {
     *("lora", "max_text_tokens", "negative_prompt", "offload", "pipeline", "quantize", "reference_resolution"),
     *("resolution", "settings", "shift", "trainable", "count", "id", "kinds", "per_subject", "prompt", "references"),
     *("kind", "split", "subject", "subject_id", "max_tokens", "max_completion_tokens", "temperature", "extra_body"),
+    *("attention", "compile"),
     *("grey", "target", "target_centre", "size", "passes", "graded", "whole_groups"),
 }
 """Arguments that were looked at: weights and data are read without running code, the rest are numbers and words."""

@@ -104,6 +104,9 @@ def test_the_shift_grows_with_the_resolution_unless_it_is_fixed():
         ({"dtype": "float16"}, "policy.dtype is 'float16'; it must be float32, bfloat16 or auto."),
         ({"offload": "disk"}, "policy.offload is 'disk'; it must be none or cpu or swap."),
         ({"aspect": "references"}, "policy.aspect is 'references'; it must be square or reference. Did you mean"),
+        ({"attention": "flash_hub"}, "policy.attention is 'flash_hub'; it must be native or"),
+        ({"attention": "sage"}, "policy.attention is 'sage', which does not run here"),
+        ({"compile": "induct"}, "policy.compile is 'induct'; it must be none or inductor or aot_eager."),
         ({"trainable": "LoRA"}, "policy.trainable is 'LoRA'; it must be lora or full."),
     ],
 )

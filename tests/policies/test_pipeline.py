@@ -109,6 +109,46 @@ def test_with_swap_the_transformer_is_away_while_the_text_encoders_work(monkeypa
     assert moves[4:] == []
 
 
+def passes(made: FluxKontextPolicy) -> list[torch.Tensor]:
+    """The velocity with gradient, the gradients, and the velocity without gradient."""
+    tiny.disturb(made, scale=0.05)
+    conditioning = made.encode([tiny.example("a"), tiny.example("b")])
+    latents, sigma = tiny.noise(made, conditioning), torch.full((2,), 0.5)
+    velocity = made.velocity(latents, sigma, conditioning)
+    velocity.square().mean().backward()
+    with torch.no_grad():
+        return [velocity, *(p.grad for p in made.trainable_parameters()), made.velocity(latents, sigma, conditioning)]
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns itself
+def test_compiled_blocks_give_the_same_bits_if_the_compiler_changes_no_operation():
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    plain, compiled = passes(policy(dtype="bfloat16")), passes(policy(dtype="bfloat16", compile="aot_eager"))
+    assert counters["stats"]["unique_graphs"] > 0
+    assert all(map(torch.equal, plain, compiled))
+    assert torch.equal(compiled[0], compiled[-1])
+
+
+def test_an_attention_backend_computes_sampling_and_training_of_this_policy_alone():
+    math, native = passes(policy(attention="_native_math")), passes(policy())
+    assert torch.equal(math[0], math[-1])
+    assert not torch.equal(math[0], native[0])
+    torch.testing.assert_close(math, native, rtol=1e-4, atol=1e-5)
+
+
+def test_an_attention_backend_without_gradient_is_refused(monkeypatch):
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    def sample(query, **rest):
+        return query.detach()
+
+    monkeypatch.setitem(_AttentionBackendRegistry._backends, AttentionBackendName.SAGE, sample)
+    with pytest.raises(UserError, match=r"policy\.attention is 'sage', which gives no gradient"):
+        policy(attention="sage")
+
+
 def test_many_pictures_are_decoded_a_few_at_a_time(monkeypatch):
     made = policy()
     conditioning = made.encode([tiny.example("a"), tiny.example("b"), tiny.example("c")])

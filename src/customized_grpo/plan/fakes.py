@@ -38,8 +38,8 @@ IMAGE_TOKENS, TEMPLATE_TOKENS = 190, 100
 """Tokens of Qwen-Image-Edit's text encoder for each reference, and for the prompt with its template."""
 UNO_RANK, UNO_TARGETS = 512, (*_lora.ATTENTION, "proj_out")
 """Rank and layers of UNO's own adapter, where it is not fused."""
-NOT_HERE = ("path", "revision", "adapter", "adapter_revision", "transformer", "quantize")
-"""Settings that say what is loaded, which a fake policy does not need."""
+NOT_HERE = ("path", "revision", "adapter", "adapter_revision", "transformer", "quantize", "attention")
+"""Settings that say what is loaded or runs on the GPU, which a fake policy does not need."""
 BITS = {"int8": (1.0, 0), "nf4": (0.5, 64)}
 """Bytes for each weight, and weights that share a float32 scale; 0 is a row."""
 

@@ -63,6 +63,8 @@ class PipelinePolicy(Policy):
             keeps it on.
         offload: "cpu" keeps text encoders and VAE off the device except while they work; "swap" also moves the
             transformer off it while text encoders work, which then need not fit beside it.
+        attention: diffusers' name of what computes attention, in sampling and in training; native is PyTorch's choice.
+        compile: compile the transformer's blocks with this backend of torch.compile; the result changes by rounding.
         cache_mib: memory of the host for encoded prompts and references; the least recently used make room.
         device: None is this process's own GPU, or the CPU where there is none.
         seed: of the adapter's initial weights.
@@ -77,7 +79,7 @@ class PipelinePolicy(Policy):
     """The embedded guidance, where `guidance_scale` is None."""
     GUIDED_BY: ClassVar[Literal["guidance_scale", "true_cfg_scale"] | None] = "true_cfg_scale"
     """The setting of its guidance, unless the model's own configuration says otherwise; None if it takes none."""
-    RUNTIME: ClassVar[tuple[str, ...]] = ("gradient_checkpointing", "offload", "cache_mib", "device")
+    RUNTIME: ClassVar[tuple[str, ...]] = ("gradient_checkpointing", "offload", "compile", "cache_mib", "device")
     """Arguments that do not change the result, so that a resumed run may change them."""
     LOCATIONS: ClassVar[Mapping[str, Location]] = {"path": Location("revision", "model_index.json")}
 
@@ -100,11 +102,13 @@ class PipelinePolicy(Policy):
         max_text_tokens: int = 512,
         gradient_checkpointing: bool = False,
         offload: Literal["none", "cpu", "swap"] = "none",
+        attention: str = "native",
+        compile: Literal["none", "inductor", "aot_eager"] = "none",
         cache_mib: float = 1024,
         device: str | int | torch.device | None = None,
         seed: int = 0,
     ) -> None:
-        check_choices(trainable=trainable, aspect=aspect, offload=offload)
+        check_choices(trainable=trainable, aspect=aspect, offload=offload, attention=attention, compile=compile)
         above_zero(shift=shift, reference_resolution=reference_resolution, max_text_tokens=max_text_tokens)
         check_size(resolution, width, height)
         self.pipeline: Any = pipeline
@@ -134,6 +138,10 @@ class PipelinePolicy(Policy):
         self.module = self.transformer
         if gradient_checkpointing or self.transformer.is_gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing(checkpoint)
+        if attention != "native":
+            use_attention(self.transformer, attention, self.device, self.dtype)
+        if compile != "none":
+            self.transformer.compile_repeated_blocks(backend=compile)
 
     @classmethod
     def from_pretrained(
@@ -525,7 +533,17 @@ def default_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-CHOICES = {"trainable": ("lora", "full"), "aspect": ("square", "reference"), "offload": ("none", "cpu", "swap")}
+CHOICES = {
+    "trainable": ("lora", "full"),
+    "aspect": ("square", "reference"),
+    "offload": ("none", "cpu", "swap"),
+    "attention": (
+        *("native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math", "flex", "xformers"),
+        *("flash", "flash_varlen", "_flash_3", "_flash_varlen_3", "sage"),
+    ),
+    "compile": ("none", "inductor", "aot_eager"),
+}
+"""Attention backends that diffusers downloads as code from the hub are not among them."""
 
 
 def check_choices(**settings: str) -> None:
@@ -535,6 +553,28 @@ def check_choices(**settings: str) -> None:
             raise UserError(
                 f"policy.{name} is '{value}'; it must be {' or '.join(CHOICES[name])}.{nearest(value, CHOICES[name])}"
             )
+
+
+def use_attention(transformer: torch.nn.Module, name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Let an attention backend of diffusers compute all attention of a transformer.
+
+    Raises:
+        UserError: if it does not run here, or gives no gradient, so that nothing before an attention would train.
+    """
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+    backend = AttentionBackendName(name)
+    query = torch.ones(1, 16, 2, 64, device=device, dtype=dtype, requires_grad=True)  # one that all backends take
+    try:
+        out = dispatch_attention_fn(query, query, query, backend=backend)
+        problem = "" if out.requires_grad else "gives no gradient, so it can only sample"
+    except Exception as error:  # of any library
+        problem = f"does not run here ({type(error).__name__}: {' '.join(str(error).split())[:150]})"
+    if problem:
+        raise UserError(f"policy.attention is '{name}', which {problem} in {dtype}; take another, such as native.")
+    for module in transformer.modules():  # diffusers' own method also changes models that are loaded later
+        if hasattr(processor := getattr(module, "processor", None), "_attention_backend"):
+            processor._attention_backend = backend  # pyright: ignore
 
 
 def check_size(resolution: int | None, width: int | None, height: int | None) -> None:
