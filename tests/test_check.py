@@ -74,6 +74,12 @@ def test_what_train_refuses_later_is_refused_at_once(override: str, sentence: st
         check_config(config(override), foreign=False)
 
 
+def test_more_processes_than_prompts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    with pytest.raises(UserError, match="prompts_per_iteration is 8, which 16 processes do not divide"):
+        check_config(config("training.prompts_per_iteration=8"), foreign=False)
+
+
 def test_a_new_run_needs_a_free_folder_and_a_resumed_one_does_not(tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("mine")

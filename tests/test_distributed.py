@@ -6,13 +6,20 @@ import socket
 import subprocess
 import sys
 import warnings
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import invariants
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
-from customized_grpo.distributed import combine, warn_of_missing_processes
+from customized_grpo.distributed import combine, join, warn_of_missing_processes
+from customized_grpo.errors import UserError
 from customized_grpo.train import checkpoint
 
 SCRIPT = """
@@ -155,6 +162,19 @@ def test_a_guard_on_one_process_stops_all_and_a_killed_process_ends_the_others(t
     assert both.pop().startswith("True Process 1: The first ratio of iteration 1 is off 1 by")
     assert not (folder / "killed1.txt").exists()
     assert (folder / "killed0.txt").read_text().startswith("False Another process of this run is gone")
+
+
+def test_a_process_that_does_not_come_ends_the_wait_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {**invariants.place(0, 2), "MASTER_PORT": str(invariants.free_ports(1)[0]), "OMP_NUM_THREADS": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    soon = InitProcessGroupKwargs(timeout=timedelta(seconds=1))
+    monkeypatch.setattr("customized_grpo.distributed.Accelerator", partial(Accelerator, kwargs_handlers=[soon]))
+    AcceleratorState._reset_state(True)
+    sentence = r"The 2 processes of this run did not come together \(Timed out .*1/2 clients joined.*; start the same"
+    with pytest.raises(UserError, match=sentence):
+        join(cpu=True)
+    AcceleratorState._reset_state(True)
 
 
 @pytest.mark.parametrize(

@@ -54,17 +54,14 @@ def run_together(processes: int, commands: Sequence[Words], folder: Path) -> Non
     """Run command lines of cgrpo one after the other, in a group of processes that starts once."""
     listed = folder / f"commands-{processes}.json"
     listed.write_text(json.dumps(list(zip(free_ports(len(commands)), commands, strict=True))))
-    group = []
-    for rank in range(processes):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-        environment = {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in place.items()}}
-        group.append(
-            subprocess.Popen(
-                [sys.executable, __file__, "--worker", str(listed)],
-                cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment if processes > 1 else {})},
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-        )  # fmt: skip
+    group = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--worker", str(listed)],
+            cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **(place(rank, processes) if processes > 1 else {})},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(processes)
+    ]  # fmt: skip
     with ThreadPoolExecutor(processes) as readers:
         said = [readers.submit(lambda process=process: process.communicate()[0]) for process in group]
         while any(process.poll() is None for process in group):
@@ -75,6 +72,12 @@ def run_together(processes: int, commands: Sequence[Words], folder: Path) -> Non
     if any(process.returncode for process in group):
         codes = [process.returncode for process in group]
         raise RuntimeError("\n".join([f"exit codes {codes}", *(one.result() for one in said)]))
+
+
+def place(rank: int, processes: int) -> dict[str, str]:
+    """What a launcher tells a process of a group, but the port."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in told.items()}}
 
 
 def free_ports(count: int) -> list[int]:

@@ -20,6 +20,22 @@ Record = Mapping[str, float]
 NOTHING: Record = MappingProxyType({})
 
 
+def join(cpu: bool) -> Accelerator:
+    """This process among those of the run, once all of them are there.
+
+    Raises:
+        UserError: if one does not answer in time: 10 minutes on GPUs, 30 on CPUs.
+    """
+    try:
+        return Accelerator(cpu=cpu)
+    except torch.distributed.DistError as error:
+        raise UserError(
+            f"The {os.environ.get('WORLD_SIZE')} processes of this run did not come together "
+            f"({str(error).splitlines()[0][:200]}); start the same command on all machines, with an address and a port "
+            f"of the first one that the others can reach."
+        ) from error
+
+
 def warn_of_missing_processes(running: int, environment: Mapping[str, str] = os.environ) -> None:
     """Warn if a launcher or a cluster asked for more processes than are running together."""
     sizes = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_NTASKS")
@@ -146,6 +162,6 @@ def peers(sure: bool = True) -> Iterator[None]:
         if not (sure or isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)):
             raise
         raise TrainingError(
-            "Another process of this run is gone, so this one stops too; the other one's own message, or the system's "
-            "log if it was killed, says why."
+            "Another process of this run is gone or does not answer, so this one stops too; the other one's own "
+            "message, or the system's log if it was killed, says why."
         ) from error

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from customized_grpo import trust
@@ -24,6 +23,7 @@ from customized_grpo.distributed import (
     fail_together,
     gather,
     gather_objects,
+    join,
     refuse_other_sharding,
     warn_of_missing_processes,
 )
@@ -140,7 +140,7 @@ class Trainer:
         count = self.config.evaluation.examples
         self.eval_examples = [eval_dataset[i] for i in range(min(count, len(eval_dataset)))] if eval_dataset else []
         refuse_other_sharding()
-        self.accelerator = Accelerator(cpu=policy.device.type == "cpu")
+        self.accelerator = join(cpu=policy.device.type == "cpu")
         warn_of_missing_processes(self.accelerator.num_processes)
         shard(policy, self.config.training.sharding, self.accelerator)
         self.method = Method(self.config.method, self.rewards, self.metrics)
