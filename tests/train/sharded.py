@@ -1,5 +1,6 @@
 """Runs of test_sharding.py: `train_all` by one process, `main` by two and by three that share the model out."""
 
+import ctypes
 import json
 import os
 import signal
@@ -155,6 +156,9 @@ def work(folder: Path, rank: int, ports: list[int]) -> None:
             distributed.destroy_process_group()
 
 
+PR_SET_PDEATHSIG = 1
+
+
 def main(folder: Path) -> None:
     """Work in three processes. They are copies of this one, so that one alone imports everything."""
     torch.set_num_threads(1)
@@ -163,6 +167,7 @@ def main(folder: Path) -> None:
         if child := os.fork():
             running.add(child)
             continue
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # none stays behind if the test gives up
         code = 1
         try:
             work(folder, rank, ports)
