@@ -53,6 +53,13 @@ def warn_of_missing_processes(running: int, environment: Mapping[str, str] = os.
     )
 
 
+def refuse_several(work: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError if a launcher started several processes of a command that does all of its work in each."""
+    count = environment.get("WORLD_SIZE", "")
+    if count.isdecimal() and int(count) > 1:
+        raise UserError(f"`cgrpo {work}` works in one process, but WORLD_SIZE is {count}; run it without a launcher.")
+
+
 def refuse_other_sharding(environment: Mapping[str, str] = os.environ) -> None:
     """Raise UserError if `accelerate launch` was asked for sharding that would be ignored here."""
     for flag in ("use_fsdp", "use_deepspeed", "use_megatron_lm", "use_parallelism_config"):

@@ -41,6 +41,12 @@ def test_an_evaluation_of_no_examples_is_refused() -> None:
         evaluate_command(Console(quiet=True), None, ["evaluation.examples=0"], None, None, None)
 
 
+def test_several_processes_do_not_do_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"`cgrpo eval` works in one process, but WORLD_SIZE is 2; run it without a"):
+        evaluate_command(Console(), None, [], None, None, None)
+
+
 def test_images_are_generated_as_they_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[object] = []
 

@@ -13,6 +13,7 @@ from customized_grpo.assemble import build_policy, build_rewards, held_out_examp
 from customized_grpo.cli.display import show_scores, show_verdict
 from customized_grpo.data.decode import read_picture
 from customized_grpo.data.images import to_pil
+from customized_grpo.distributed import refuse_several
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import normal
@@ -113,6 +114,7 @@ def evaluate_command(
     trust_code: bool = False,
 ) -> None:
     """Evaluate the base model of a configuration, and a checkpoint of a run if one is given."""
+    refuse_several("eval")
     source = open_policy(file, overrides, run=run, iteration=iteration, trust_code=trust_code)
     config = source.config
     if output is not None:

@@ -126,9 +126,11 @@ def generate(
     from customized_grpo.check import check_named
     from customized_grpo.cli.generation import generate as draw
     from customized_grpo.cli.generation import new_file, reference_example, warn_of_toy_model
+    from customized_grpo.distributed import refuse_several
     from customized_grpo.store import replacing
 
     quiet_libraries()
+    refuse_several("generate")
     folder, config = open_run(run, trust_code=trust_code)
     target = new_file(folder.path / "generated", output)
     example = reference_example(reference, prompt, seed)

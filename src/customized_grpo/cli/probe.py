@@ -10,6 +10,7 @@ from customized_grpo.assemble import PolicySource, build_rewards, open_policy
 from customized_grpo.check import check_named
 from customized_grpo.config import load_config, open_config
 from customized_grpo.data import load_datasets
+from customized_grpo.distributed import refuse_several
 from customized_grpo.errors import UserError
 from customized_grpo.settings.build import bind
 from customized_grpo.settings.identity import result_differences
@@ -34,6 +35,7 @@ def new_probe(
     """
     if output is not None:
         ProbeFolder(output).check_free()
+    refuse_several("probe")
     source = open_policy(file, overrides, run=run, iteration=iteration, trust_code=trust_code)
     probe = build_probe(source, parse_config({"seed": source.config.seed, **settings}, ProbeSettings))
     checkpoint = {"run": str(run), "iteration": source.iteration} if run else None
