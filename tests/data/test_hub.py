@@ -63,6 +63,8 @@ def test_the_kind_of_prompt_is_a_column(table, monkeypatch):
     table[0]["kind"] = "k" * 41
     with pytest.raises(UserError, match=r"Row 0 of 'somewhere', column 'kind': 'kkk.*' has 41 characters"):
         HubDataset("somewhere", prompt="text", references="photo", kind="kind")[0]
+    with pytest.raises(UserError, match=r"Row 0 of 'somewhere', column 'kind': 'kkk.*' has 41 characters"):
+        HubDataset("somewhere", prompt="text", references="photo", kind="kind").all_kinds()
     table += [{"kind": f"k{n}"} for n in range(20)]
     with pytest.raises(UserError, match=r"'somewhere' has 21 kinds of prompt"):
         HubDataset("somewhere", prompt="text", references="photo", kind="kind")

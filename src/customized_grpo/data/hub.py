@@ -93,16 +93,17 @@ class HubDataset(LazyExamples[Example]):
             subject=str(row[self.subject] or "") if self.subject else "",
             masks=masks if any(masks) else (),
             subject_id=who,
-            kind=self._kind(row, where),
+            kind=self._kind(row[self.kind] if self.kind else "", where),
             target=next((picture for picture, _ in _pictures(row, self.target, where)), None),
         )
 
     def all_kinds(self) -> list[str]:
-        return [short_kind(str(name or "")) for name in self.rows[self.kind]] if self.kind else [""] * len(self)
+        names = self.rows[self.kind] if self.kind else [""] * len(self)
+        return [self._kind(name, f"Row {index} of '{self.path}'") for index, name in enumerate(names)]
 
-    def _kind(self, row: Mapping[str, Any], where: str) -> str:
+    def _kind(self, name: Any, where: str) -> str:
         try:
-            return short_kind(str(row[self.kind] or "")) if self.kind else ""
+            return short_kind(str(name or ""))
         except ValueError as error:
             raise UserError(f"{where}, column '{self.kind}': {error}.") from None
 
@@ -129,7 +130,7 @@ def open_dataset(source: str | Path, split: str = "train") -> Any:
         missing = UserError(f"Reading '{source}' needs the datasets package; {install('data')}.")
         raise library_problem(error) or missing from error
     try:
-        if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
+        if was_saved(place):
             saved = datasets.load_from_disk(str(place))
             return saved[split] if isinstance(saved, dict) else saved
         if place.exists():
@@ -141,6 +142,11 @@ def open_dataset(source: str | Path, split: str = "train") -> Any:
             raise UserError(f"Could not read '{source}': {problem}.") from error
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"Could not read split '{split}' of '{source}' ({type(error).__name__}: {reason}).") from error
+
+
+def was_saved(place: Path) -> bool:
+    """Whether a folder is one that `datasets` saved."""
+    return (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file()
 
 
 def _shards(place: Path) -> list[Path]:

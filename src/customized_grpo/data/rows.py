@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from customized_grpo.data.examples import EVAL, Record, make_record
-from customized_grpo.data.hub import as_picture, open_dataset
+from customized_grpo.data.hub import as_picture, open_dataset, was_saved
 from customized_grpo.data.images import png
 from customized_grpo.data.importers import Imported, LeftOut, check_free, read_list, relative, write_manifest
 from customized_grpo.errors import UserError, nearest
@@ -138,7 +138,7 @@ def _json_files(place: Path) -> list[Path]:
     """The files of rows at a place, which `datasets` does not read better."""
     if place.suffix in (".json", ".jsonl"):
         return [place]
-    if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
+    if was_saved(place):
         return []
     return sorted([*place.glob("*.json"), *place.glob("*.jsonl")])
 
