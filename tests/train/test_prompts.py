@@ -20,6 +20,14 @@ def test_epochs_are_shuffled_as_they_always_were() -> None:
         assert [stream[6 * epoch + rank] for rank in range(6)] == order
 
 
+def test_the_order_of_an_epoch_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, order = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda count, **more: made.append(count) or order(count, **more))
+    stream = PromptStream(fakes.examples(6), seed=12345)
+    assert len({stream[index] for index in range(12)}) == 6
+    assert made == [6, 6]
+
+
 def test_kinds_in_turn_and_each_in_its_own_epochs() -> None:
     data, kinds = of_kinds("place", "place", "colour", "place", "", "place"), {"place": 2, "colour": 1, "none": 1}
     stream = PromptStream(data, 0, kinds)

@@ -395,8 +395,8 @@ def _good(entry: Mapping[str, Any], images: Sequence[Path], least: Mapping[Any, 
             everyone = [n for n in everyone if entry["aesthetics_scores"][images[n].stem] >= least["aesthetics"]]
         if "dino" in least:
             pairs = list(combinations(range(len(images)), 2))
-            alike = [{a, b} for a, b in pairs if least["dino"] <= entry["dino_scores"][a][b] <= 0.98]
-            everyone = [n for n in everyone if n in set().union(*alike)]
+            alike = {n for a, b in pairs if least["dino"] <= entry["dino_scores"][a][b] <= 0.98 for n in (a, b)}
+            everyone = [n for n in everyone if n in alike]
     except (KeyError, IndexError, TypeError) as error:
         raise UserError(
             f"{where} lacks scores of its images ({type(error).__name__}: {error}); a filter reads the "

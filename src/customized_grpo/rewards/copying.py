@@ -84,13 +84,12 @@ class ReferenceCopied:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, examples: Sequence[Example]) -> Tensor:
-        scores = torch.full((len(images),), torch.nan)
+        scores, embedded = torch.full((len(images),), torch.nan), self.encoder.embed(images).unsqueeze(1)
         for rows in groups(examples):
             example = examples[rows[0]]
             if example.target is not None:
-                image = self.encoder.embed(images[rows]).unsqueeze(1)
                 target, *references = self.encoder.embed_pictures([example.target, *example.references])
-                scores[rows] = copying(image, target, torch.stack(references)).amax(dim=1).cpu()
+                scores[rows] = copying(embedded[rows], target, torch.stack(references)).amax(dim=1).cpu()
         return scores
 
 

@@ -1,6 +1,7 @@
 """Which prompts an iteration draws."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 
@@ -36,8 +37,13 @@ class PromptStream:
         kind, rank, count = self.round[place]
         pool = self.pools[kind]
         epoch, place = divmod(turn * count + rank, len(pool))
-        purpose = ("order", self.seed, epoch, kind) if kind else ("order", self.seed, epoch)
-        return pool[int(torch.randperm(len(pool), generator=generator(*purpose))[place])]
+        return pool[int(_order(self.seed, epoch, kind, len(pool))[place])]
+
+
+@lru_cache(maxsize=40)  # two epochs of each of 20 kinds: the order of a large data set is not made for every draw
+def _order(seed: int, epoch: int, kind: str, count: int) -> torch.Tensor:
+    purpose = ("order", seed, epoch, kind) if kind else ("order", seed, epoch)
+    return torch.randperm(count, generator=generator(*purpose))
 
 
 def _by_kind(dataset: Sequence[Example], wanted: Mapping[str, int]) -> dict[str, Sequence[int]]:
