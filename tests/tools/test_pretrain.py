@@ -60,7 +60,8 @@ def test_errors_count_by_the_weight_of_their_token() -> None:
     latents = torch.zeros(1, 2, generator.TOKENS, 4)
     weights = torch.ones(1, 2, generator.TOKENS)
     weights[..., 0] = 9.0
-    pairs = generator.Pairs(latents, torch.zeros(1, 2, 16, dtype=torch.int64), torch.zeros(1, 2, 8), weights)
+    ids = torch.zeros(1, 2, 16, dtype=torch.int64)
+    pairs = generator.Pairs(latents, ids, ids, weights)
 
     class Wrong(torch.nn.Module):
         """Predicts the noise, but for one token."""
@@ -71,7 +72,7 @@ def test_errors_count_by_the_weight_of_their_token() -> None:
             super().__init__()
             self.token = token
 
-        def forward(self, latents, reference, text_ids, pooled, sigma):
+        def forward(self, latents, reference, clip_ids, text_ids, sigma):
             velocity = latents / sigma[:, None, None]
             velocity[:, self.token] += 1
             return velocity

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from customized_grpo.toyworld.oracle import WEIGHTS_FILE, Oracle
 from tools.pretrain import generator, tokenizers
 from tools.pretrain.clip import MEAN, STD
-from tools.pretrain.models import Autoencoder, Clip, ClipText, Dino
+from tools.pretrain.models import Autoencoder, Clip, Dino
 
 
 def save_clip(clip: Clip, folder: Path) -> None:
@@ -36,7 +36,7 @@ def save_oracle(oracle: Oracle, folder: Path) -> None:
     save_file(state, folder / WEIGHTS_FILE, metadata={"size": str(oracle.size), "least": str(oracle.least)})
 
 
-def save_pipeline(folder: Path, model: generator.Generator, autoencoder: Autoencoder, text_encoder: ClipText) -> None:
+def save_pipeline(folder: Path, model: generator.Generator, autoencoder: Autoencoder) -> None:
     """Save a diffusers folder for `FluxKontextPipeline.from_pretrained`."""
     from diffusers import FluxKontextPipeline
 
@@ -44,7 +44,7 @@ def save_pipeline(folder: Path, model: generator.Generator, autoencoder: Autoenc
     pipeline: Any = FluxKontextPipeline(
         scheduler=generator.build_scheduler(),
         vae=autoencoder,
-        text_encoder=text_encoder,
+        text_encoder=model.text_encoder,
         tokenizer=tokenizers.build(begin=True, size=size),
         text_encoder_2=model.text_encoder_2,
         tokenizer_2=tokenizers.build(begin=False, size=size),

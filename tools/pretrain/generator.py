@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from customized_grpo.toyworld.draw import SIZE
-from tools.pretrain import tokenizers
-from tools.pretrain.clip import tokenize
+from tools.pretrain import clip, tokenizers
 from tools.pretrain.corpus import Corpus
-from tools.pretrain.models import T5, Autoencoder, Clip, ClipText, Scheduler, Transformer
+from tools.pretrain.models import T5, Autoencoder, ClipText, Scheduler, Transformer
 
 GRID = 8
 """Tokens along each side of an image: 16 latents, packed two by two."""
@@ -70,15 +69,11 @@ def build_text_encoder_2(size: int) -> T5:
     return T5EncoderModel(config)
 
 
-def build_text_encoder(clip: Clip) -> ClipText:
-    """The text tower of the trained CLIP, frozen."""
+def build_text_encoder(size: int) -> ClipText:
+    """The text tower of a CLIP, for its pooled output; untrained."""
     from transformers import CLIPTextModel
 
-    encoder = CLIPTextModel(clip.config.text_config)
-    tower = clip.text_model.state_dict()
-    prefixed = any(name.startswith("text_model.") for name in encoder.state_dict())
-    encoder.load_state_dict({f"text_model.{k}" if prefixed else k: v for k, v in tower.items()})
-    return encoder.eval().requires_grad_(False).to(clip.device)
+    return CLIPTextModel(clip.build(size).config.text_config)
 
 
 def build_scheduler() -> Scheduler:
@@ -117,11 +112,12 @@ def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> Te
 
 
 class Generator(nn.Module):
-    """The two parts that are trained together: the transformer and its T5 text encoder."""
+    """The three parts that are trained together: the transformer and its two text encoders."""
 
-    def __init__(self, pooled_width: int, latent_channels: int, size: int) -> None:
+    def __init__(self, latent_channels: int, size: int) -> None:
         super().__init__()
-        self.transformer = build_transformer(pooled_width, latent_channels, size)
+        self.text_encoder = build_text_encoder(size)
+        self.transformer = build_transformer(self.text_encoder.config.hidden_size, latent_channels, size)
         self.text_encoder_2 = build_text_encoder_2(size)
         grid = torch.cartesian_prod(torch.arange(GRID), torch.arange(GRID)).float()
         picture = torch.cat([torch.zeros(TOKENS, 1), grid], dim=1)
@@ -131,12 +127,12 @@ class Generator(nn.Module):
         self.register_buffer("image_ids", torch.cat([picture, reference]), persistent=False)
         self.register_buffer("text_ids", torch.zeros(tokenizers.MAX_TOKENS, 3), persistent=False)
 
-    def forward(self, latents: Tensor, reference: Tensor, text_ids: Tensor, pooled: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, reference: Tensor, clip_ids: Tensor, text_ids: Tensor, sigma: Tensor) -> Tensor:
         """Velocity (B, 64, 4C) at noise level sigma (B,)."""
         return self.transformer(
             hidden_states=torch.cat([latents, reference], dim=1),
             encoder_hidden_states=self.text_encoder_2(text_ids)[0],
-            pooled_projections=pooled,
+            pooled_projections=self.text_encoder(clip_ids).pooler_output,
             timestep=sigma,
             guidance=torch.full_like(sigma, GUIDANCE),
             img_ids=self.image_ids,
@@ -151,10 +147,10 @@ class Pairs:
 
     latents: Tensor
     """(N, V, 64, 4C) float16; column 0 is the reference."""
+    clip_ids: Tensor
+    """(N, V, 16) for the CLIP text tower."""
     text_ids: Tensor
     """(N, V, 16) for the T5."""
-    pooled: Tensor
-    """(N, V, D) from the CLIP text tower."""
     weights: Tensor
     """(N, V, 64) of the errors. They depend on the prompt and the pose alone, not on whether a pair is faithful."""
 
@@ -170,17 +166,18 @@ class Pairs:
 
 
 @torch.no_grad()
-def encode_pairs(corpus: Corpus, autoencoder: Autoencoder, text_encoder: ClipText) -> Pairs:
+def encode_pairs(corpus: Corpus, autoencoder: Autoencoder) -> Pairs:
     count, views = corpus.images.shape[:2]
     prompts = [p for row in corpus.prompts for p in row]
-    clip_ids = tokenize(tokenizers.build(begin=True, size=corpus.size), prompts)
-    device = text_encoder.device
-    pooled = [text_encoder(ids.to(device)).pooler_output.cpu() for ids in clip_ids.split(1000)]
+    clip_ids, text_ids = (
+        clip.tokenize(tokenizers.build(begin=begin, size=corpus.size), prompts).view(count, views, -1)
+        for begin in (True, False)
+    )
     marked = torch.cat([F.adaptive_avg_pool2d(m / 255, GRID) for m in corpus.masks.flatten(0, 1).split(1000)])
     return Pairs(
         latents=encode(autoencoder, corpus.images.flatten(0, 1)).view(count, views, TOKENS, -1),
-        text_ids=tokenize(tokenizers.build(begin=False, size=corpus.size), prompts).view(count, views, -1),
-        pooled=torch.cat(pooled).view(count, views, -1),
+        clip_ids=clip_ids,
+        text_ids=text_ids,
         weights=1 + CHANGED_WEIGHT * marked.view(count, views, TOKENS),
     )
 
@@ -196,6 +193,6 @@ def loss(model: Generator, pairs: Pairs, batch_size: int, generator: torch.Gener
     noisy = torch.lerp(picture, noise, sigma[:, None, None])
     # At these widths bfloat16 is slower than float32 on a CPU.
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
-        velocity = model(noisy, reference, pairs.text_ids[n, v].to(device), pairs.pooled[n, v].to(device), sigma)
+        velocity = model(noisy, reference, pairs.clip_ids[n, v].to(device), pairs.text_ids[n, v].to(device), sigma)
     error, weights = (velocity.float() - noise + picture).square().mean(-1), pairs.weights[n, v].to(device)
     return (error * weights).sum() / weights.sum()
