@@ -102,7 +102,7 @@ def loss(student: Student, pairs: "Pairs", batch_size: int, generator: torch.Gen
     n, v, images = pairs.sample(batch_size, generator)
     choice = torch.randint(pairs.swapped.shape[2], (batch_size, NEGATIVES), generator=generator)
     texts = torch.cat([pairs.ids[n, v], pairs.swapped[n[:, None], v[:, None], choice].flatten(0, 1)]).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
         pooled = clip.vision_model(pixel_values=normalize(images.to(device))).pooler_output
         image = F.normalize(clip.visual_projection(pooled).float(), dim=-1)
         text = embed_texts(clip, texts)

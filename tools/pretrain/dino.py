@@ -83,7 +83,7 @@ def loss(student: Student, views: Views, pairs: int, generator: torch.Generator)
     n, v = torch.cat([rows, rows]), torch.cat([first, second])
     device = student.dino.device
     images = views.pictures(n, v, generator).to(device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
         token = student.dino(pixel_values=normalize(images)).last_hidden_state[:, 0]
         read = {name: head(token).float() for name, head in student.heads.items()}
     recoloured = (views.recoloured[rows, first] | views.recoloured[rows, second]).float()

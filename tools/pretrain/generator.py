@@ -105,7 +105,7 @@ def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> Te
     chunks = []
     for chunk in images.split(batch_size):
         pixels = chunk.to(autoencoder.device).float() / 127.5 - 1
-        with torch.autocast(pixels.device.type, torch.bfloat16):
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type != "cpu"):
             latents = autoencoder.encode(pixels).latent_dist.mode()
         chunks.append(pack((latents.float() - shift) * scale).half().cpu())
     return torch.cat(chunks)
@@ -191,7 +191,6 @@ def loss(model: Generator, pairs: Pairs, batch_size: int, generator: torch.Gener
     noise = torch.randn(picture.shape, generator=generator).to(device)
     sigma = torch.sigmoid(torch.randn(batch_size, generator=generator) + 0.5).to(device)
     noisy = torch.lerp(picture, noise, sigma[:, None, None])
-    # At these widths bfloat16 is slower than float32 on a CPU.
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
         velocity = model(noisy, reference, pairs.clip_ids[n, v].to(device), pairs.text_ids[n, v].to(device), sigma)
     error, weights = (velocity.float() - noise + picture).square().mean(-1), pairs.weights[n, v].to(device)
