@@ -61,7 +61,7 @@ def test_errors_count_by_the_weight_of_their_token() -> None:
     weights = torch.ones(1, 2, generator.TOKENS)
     weights[..., 0] = 9.0
     ids = torch.zeros(1, 2, 16, dtype=torch.int64)
-    pairs = generator.Pairs(latents, ids, ids, weights)
+    pairs = generator.Pairs(latents, ids, ids, weights, torch.eye(4))
 
     class Wrong(torch.nn.Module):
         """Predicts the noise, but for one token."""

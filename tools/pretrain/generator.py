@@ -17,6 +17,8 @@ GRID = 8
 TOKENS = GRID * GRID
 GUIDANCE = 3.5
 TEXT_WIDTH = 96
+APART = [9, 13, 41, 45]
+"""Four tokens so far apart that the decoder does not mix them."""
 CHANGED_WEIGHT = 6.0
 """How much more an error counts where the prompt asks for something small; on the subject a third of it."""
 
@@ -98,6 +100,16 @@ def pack(latents: Tensor) -> Tensor:
     )
 
 
+def unpack(tokens: Tensor) -> Tensor:
+    """The inverse of `pack`."""
+    count, _, width = tokens.shape
+    return (
+        tokens.view(count, GRID, GRID, width // 4, 2, 2)
+        .permute(0, 3, 1, 4, 2, 5)
+        .reshape(count, width // 4, 2 * GRID, 2 * GRID)
+    )
+
+
 @torch.no_grad()
 def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> Tensor:
     """(N, 3, S, S) uint8 to standardized latent tokens (N, 64, 4C) float16."""
@@ -109,6 +121,32 @@ def encode(autoencoder: Autoencoder, images: Tensor, batch_size: int = 64) -> Te
             latents = autoencoder.encode(pixels).latent_dist.mode()
         chunks.append(pack((latents.float() - shift) * scale).half().cpu())
     return torch.cat(chunks)
+
+
+@torch.no_grad()
+def pixel_metric(autoencoder: Autoencoder, tokens: Tensor, step: float = 0.3) -> Tensor:
+    """How much errors of a token show in the decoded pixels: (4C, 4C), of mean diagonal 1.
+
+    A decoder turns some directions of its latents into colours and others into nothing that one sees. A tenth of the
+    metric is the same for all directions, so that none is left to chance.
+
+    Args:
+        tokens: (N, 64, 4C) standardized latents, around which the decoder is linearized.
+    """
+    shift, scale = autoencoder.config.shift_factor, autoencoder.config.scaling_factor
+
+    def decoded(latents: Tensor) -> Tensor:
+        return autoencoder.decode(unpack(latents.to(autoencoder.device)) / scale + shift).sample.flatten()
+
+    before, width = decoded(tokens), tokens.shape[-1]
+    effects = []
+    for direction in range(width):
+        moved = tokens.clone()
+        moved[:, APART, direction] += step
+        effects.append((decoded(moved) - before).cpu())
+    effect = torch.stack(effects)
+    metric = effect @ effect.T
+    return 0.9 * metric / metric.diagonal().mean() + 0.1 * torch.eye(width)
 
 
 class Generator(nn.Module):
@@ -153,6 +191,8 @@ class Pairs:
     """(N, V, 16) for the T5."""
     weights: Tensor
     """(N, V, 64) of the errors. They depend on the prompt and the pose alone, not on whether a pair is faithful."""
+    metric: Tensor
+    """(4C, 4C) of the errors within a token; see `pixel_metric`."""
 
     def save(self, path: Path) -> None:
         """Save atomically."""
@@ -174,16 +214,18 @@ def encode_pairs(corpus: Corpus, autoencoder: Autoencoder) -> Pairs:
         for begin in (True, False)
     )
     marked = torch.cat([F.adaptive_avg_pool2d(m / 255, GRID) for m in corpus.masks.flatten(0, 1).split(1000)])
+    latents = encode(autoencoder, corpus.images.flatten(0, 1)).view(count, views, TOKENS, -1)
     return Pairs(
-        latents=encode(autoencoder, corpus.images.flatten(0, 1)).view(count, views, TOKENS, -1),
+        latents=latents,
         clip_ids=clip_ids,
         text_ids=text_ids,
         weights=1 + CHANGED_WEIGHT * marked.view(count, views, TOKENS),
+        metric=pixel_metric(autoencoder, latents[:12, 1].float()),
     )
 
 
 def loss(model: Generator, pairs: Pairs, batch_size: int, generator: torch.Generator) -> Tensor:
-    """Weighted flow matching loss with logit-normal noise levels of location 0.5 and scale 1."""
+    """Flow matching loss, weighted by what shows in pixels; logit-normal noise levels of location 0.5 and scale 1."""
     n = torch.randint(len(pairs.latents), (batch_size,), generator=generator)
     v = torch.randint(1, pairs.latents.shape[1], (batch_size,), generator=generator)
     device = model.image_ids.device
@@ -193,5 +235,6 @@ def loss(model: Generator, pairs: Pairs, batch_size: int, generator: torch.Gener
     noisy = torch.lerp(picture, noise, sigma[:, None, None])
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
         velocity = model(noisy, reference, pairs.clip_ids[n, v].to(device), pairs.text_ids[n, v].to(device), sigma)
-    error, weights = (velocity.float() - noise + picture).square().mean(-1), pairs.weights[n, v].to(device)
+    difference, weights = velocity.float() - noise + picture, pairs.weights[n, v].to(device)
+    error = ((difference @ pairs.metric.to(device)) * difference).mean(-1)
     return (error * weights).sum() / weights.sum()

@@ -60,7 +60,7 @@ def render(subject: Subject, scene: Scene, seed: int, size: int = SIZE) -> Pixel
 
     Args:
         size: width and height in pixels, a multiple of 64. At 64 all creatures stand almost alike, as the packaged
-            models have learned them; above, a scene moves, scales and turns the creature, and a reference does not.
+            models have learned them; above, each place moves, scales and turns the creature in its own way.
     """
     return render_with_mask(subject, scene, seed, size)[0]
 
@@ -76,7 +76,7 @@ def render_with_mask(
     rng = random.Random(seed)
     place = background(scene.background, rng.randrange(PLACE_VARIANTS), size)
     stage = posed_for or scene
-    pose = _sample_pose(subject, stage, rng, free=size > SIZE and stage.kind is not None)
+    pose = _sample_pose(subject, stage, rng, moves=size > SIZE and stage.kind is not None)
     layer = Image.new("RGBA", (size * SUPERSAMPLING, size * SUPERSAMPLING), (0, 0, 0, 0))
     brush = Brush(ImageDraw.Draw(layer), layer, pose)
     _draw_creature(brush, subject, scene)
@@ -129,11 +129,36 @@ class Pose(NamedTuple):
     companion_left: bool = False
 
 
-def _sample_pose(subject: Subject, scene: Scene, rng: random.Random, free: bool) -> Pose:
-    """Nearly aligned; or free, with room for what the prompt adds."""
+class Stance(NamedTuple):
+    """How a creature stands in a place, in 64ths of the picture; angle in radians, turn in radii."""
+
+    x: float
+    radius: float
+    angle: float
+    turn: float
+    ground: float = 58.0
+
+
+STANCES = {
+    "plain": Stance(x=32, radius=19, angle=0, turn=0),
+    "beach": Stance(x=26, radius=17, angle=-0.1, turn=0.14),
+    "snow": Stance(x=38, radius=17, angle=0.14, turn=-0.14),
+    "forest": Stance(x=39, radius=15.5, angle=-0.08, turn=-0.1),
+    "night": Stance(x=25, radius=16, angle=0.06, turn=0.1),
+    "desert": Stance(x=40, radius=16, angle=0.16, turn=0),
+    "city": Stance(x=25, radius=15, angle=0, turn=0.14),
+    "sea": Stance(x=33, radius=16, angle=-0.16, turn=-0.06, ground=50),
+    "room": Stance(x=31, radius=18.5, angle=0.04, turn=-0.14),
+    "meadow": Stance(x=37, radius=18, angle=-0.12, turn=0.06),
+}
+"""Of each background; a creature stands upright in the middle of a reference."""
+
+
+def _sample_pose(subject: Subject, scene: Scene, rng: random.Random, moves: bool) -> Pose:
+    """Nearly aligned; or moved by the scene, with room for what the prompt adds."""
     bottom = max(b for _, b in BODIES[subject.noun].outline)
-    if free:
-        return _sample_free_pose(subject, scene, rng, bottom)
+    if moves:
+        return _sample_moved_pose(subject, scene, rng, bottom)
     x, y, radius = rng.uniform(31, 33), rng.uniform(34.5, 36.5), rng.uniform(18.6, 19.8)
     if scene.companion:
         x, radius = x - 6.5, radius - 1.2
@@ -142,23 +167,19 @@ def _sample_pose(subject: Subject, scene: Scene, rng: random.Random, free: bool)
     return Pose(x, y, radius, rng.uniform(-0.04, 0.04), subject.stoutness, bottom)
 
 
-def _sample_free_pose(subject: Subject, scene: Scene, rng: random.Random, bottom: float) -> Pose:
-    radius = rng.uniform(14.5, 18.5 if scene.companion or scene.accessory in ("hat", "crown") else 20)
-    wide, tall = 1.12 * radius, (1.56 if scene.accessory in ("hat", "crown") else 1.36) * radius
-    left, right = wide, SIZE - wide
-    companion_left = scene.companion is not None and rng.random() < 0.5
-    if scene.companion:  # leave 17 units at one side, into which the creature may reach a little
-        left, right = (left + 14, right) if companion_left else (left, right - 14)
-    middle = SIZE / 2 + (0 if not scene.companion else 6 if companion_left else -6)
-    x = rng.uniform(left, right) if left < right else middle
+def _sample_moved_pose(subject: Subject, scene: Scene, rng: random.Random, bottom: float) -> Pose:
+    stance, on_head = STANCES[scene.background], scene.accessory in ("hat", "crown")
+    radius = min(stance.radius, 17.5 if scene.companion or on_head else 20) + rng.uniform(-0.6, 0.6)
+    companion_left = scene.companion is not None and stance.x > SIZE / 2
+    x = (39 if companion_left else 25) if scene.companion else stance.x
     return Pose(
-        x=x,
-        y=rng.uniform(max(tall, 30), max(tall, 61 - bottom * radius)),
+        x=x + rng.uniform(-1, 1),
+        y=max((1.56 if on_head else 1.36) * radius, stance.ground - bottom * radius) + rng.uniform(-0.5, 1),
         radius=radius,
-        angle=rng.uniform(-0.2, 0.2),
+        angle=stance.angle + rng.uniform(-0.04, 0.04),
         stoutness=subject.stoutness,
         bottom=bottom,
-        turn=rng.uniform(-0.16, 0.16),
+        turn=stance.turn,
         companion_left=companion_left,
     )
 
