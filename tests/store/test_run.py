@@ -19,7 +19,8 @@ def test_metrics_survive_a_cut_line_and_rewind(tmp_path: Path) -> None:
         run.evaluation(iteration).write_text("{}")
     cells = run.samples / "cells"
     cells.mkdir(parents=True)
-    for name in ("000-iteration-000002.json", "000-iteration-000003.json", "000-iteration-000003.png"):
+    for name in ("000-iteration-000002.json", "000-iteration-000003.json", "000-iteration-000003.png",
+                 "001-iteration-000003.jpg"):  # fmt: skip
         (cells / name).write_text("{}")
     run.rewind(2)
     assert [path.name for path in cells.iterdir()] == ["000-iteration-000002.json"]

@@ -24,7 +24,7 @@ from customized_grpo.store.run import RunFolder, read_run
 from customized_grpo.store.scores import Estimate, Scores, write_scores
 from customized_grpo.studies.report import write_report
 from customized_grpo.studies.report.remarks import remarks
-from customized_grpo.studies.report.run import compared, contents, headline, stages
+from customized_grpo.studies.report.run import compared, contents, headline, pairs_of_images, stages
 from customized_grpo.studies.report.verdict import Verdict
 from customized_grpo.train.settings import TrainerConfig
 from customized_grpo.train.trainer import Trainer
@@ -378,19 +378,43 @@ def test_a_run_with_kinds_shows_them(kinds: Path) -> None:
 
 @pytest.mark.usefixtures("unplotted")
 def test_images_are_chosen_by_rule_worst_first(kinds: Path) -> None:
-    """Tasks 1 to 8 were right and are not, 10 and 11 never were: of 14 the two best of these are left out."""
+    """Tasks 1 to 9 were right and are not, and no other changed."""
     cells = kinds / "samples" / "cells"
     for place in range(14):
         for file in ("reference", "iteration-000000", "iteration-000003"):
             Image.new("RGB", (8, 8), "red").save(cells / f"{place:03d}-{file}.png")
         (cells / f"{place:03d}-prompt.txt").write_text(f"task {place}")
     text = write_report(kinds).with_suffix(".md").read_text()
-    assert "The 6 worst and the 6 best of 14 tasks whose images are kept" in text
+    assert "The 6 worst and the 6 best of all 14 tasks whose images are kept, drawn from the same noise" in text
     shown = [int(n) for n in re.findall(r"^\* task (\d+) \(", text, re.M)]
     assert shown == [1, 2, 3, 4, 5, 6, 9, 0, 10, 11, 12, 13]
     assert "* task 1 (a, fully right 1.000 → 0)" in text
     assert "![reference, base, tuned, iteration 3](plots/images.png)" in text
     assert (kinds / "plots" / "images.png").is_file()
+
+
+@pytest.mark.usefixtures("unplotted")
+def test_images_are_chosen_among_all_tasks(kinds: Path) -> None:
+    cells, record = kinds / "samples" / "cells", read_run(kinds)
+
+    def shown() -> tuple[str, list[str]]:
+        problems: list[str] = []
+        rule, images = pairs_of_images(record, compared(record), problems)
+        assert isinstance(rule, page.Text)
+        assert isinstance(images, page.ImageGrid)
+        assert not problems
+        return rule.text.split(",")[0], [f"{row.prompt} ({row.rank})" for row in images.rows]
+
+    for place in range(1, 24):
+        for file in ("reference", "iteration-000000", "iteration-000003"):
+            Image.new("RGB", (8, 8), "red").save(cells / f"{place:03d}-{file}.jpg")
+    rule, rows = shown()
+    assert rule == "The 6 worst and the 6 best of all 24 evaluated tasks"
+    assert rows[:6] == ["a cat (a, fully right 1.000 → 0)"] * 6
+    assert [row.split(",")[0] for row in rows[6:]] == ["a cat (scene"] * 6
+    for place in range(13, 24):  # as in a run that was resumed from an earlier iteration
+        (cells / f"{place:03d}-iteration-000003.jpg").unlink()
+    assert shown()[0] == "The 6 worst and the 6 best of all 13 tasks whose images are kept"
 
 
 @pytest.mark.usefixtures("unplotted")

@@ -1,3 +1,4 @@
+import io
 import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -12,6 +13,7 @@ from rich.console import Console
 
 import fakes
 from customized_grpo.cli.display import show_scores, show_verdict
+from customized_grpo.data.images import to_tensor
 from customized_grpo.errors import UserError
 from customized_grpo.page.formats import summary
 from customized_grpo.randomness import normal
@@ -127,9 +129,12 @@ def test_the_grid_shows_the_first_replicate_of_the_first_examples() -> None:
     shown, examples = made.images, fakes.examples(2)
     assert shown.shape == (2, 3, 2, 2)
     np.testing.assert_allclose(fakes.red(shown, examples), made.scores.values[0, :2, 0], rtol=1e-6)
-    assert [example.id for example in made.examples] == ["e0", "e1"]
-    nothing = EvaluationSettings(replicates=1, grid_rows=0)
-    assert evaluate(fakes.LinearPolicy(), examples, REWARDS, {}, nothing, 4, 0).images.shape == (0,)
+    assert [example.id for example in made.examples] == ["e0", "e1", "e2", "e3", "e4"]
+    others = torch.stack([to_tensor(Image.open(io.BytesIO(content))) for content in made.small])
+    expected = made.scores.values[0, 2:, 0]
+    np.testing.assert_allclose(fakes.red(others, fakes.examples(3)), expected, atol=0.05)
+    none = evaluate(fakes.LinearPolicy(), examples, REWARDS, {}, EvaluationSettings(replicates=1, grid_rows=0), 4, 0)
+    assert (none.images.shape, none.examples, none.small, none.marks) == ((0,), (), (), ())
 
 
 def test_a_metric_marks_what_is_right_in_the_images_that_are_kept() -> None:
@@ -143,8 +148,8 @@ def test_a_metric_marks_what_is_right_in_the_images_that_are_kept() -> None:
 
     settings = EvaluationSettings(replicates=2, grid_rows=2)
     made = evaluate(fakes.LinearPolicy(), fakes.examples(5), REWARDS, {"m": Marking()}, settings, 4, 0)
-    assert made.marks == ({"e0": True}, {"e1": True})
-    assert run(fakes.LinearPolicy()).marks == ({}, {})
+    assert made.marks == tuple({f"e{n}": True} for n in range(5))
+    assert run(fakes.LinearPolicy()).marks == ({},) * 5
 
 
 def test_an_evaluation_and_a_verdict_are_printed_by_kind() -> None:
@@ -217,6 +222,7 @@ def test_processes_share_the_batches_and_all_get_the_whole(monkeypatch: pytest.M
         whole = evaluate_on(rank)
         np.testing.assert_allclose(whole.scores.values, alone.scores.values, rtol=0, atol=1e-6)
         torch.testing.assert_close(whole.images, alone.images, rtol=0, atol=1e-6)
+        assert whole.small == alone.small
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,17 @@ def test_what_is_right_in_an_image_lies_beside_it(tmp_path: Path) -> None:
         assert json.loads(found["000-iteration-000004.json"].read_text()) == {"hat": True, "red hat": False}
 
 
+def test_small_images_are_kept_of_the_first_and_the_newest_evaluation(tmp_path: Path) -> None:
+    for iteration in (0, 2, 4):
+        made = evaluation()
+        scores = replace(made.scores, iteration=iteration)
+        save_grid(replace(made, scores=scores, marks=({}, {}, {"hat": True})), tmp_path)
+    small = sorted(path.name for path in (tmp_path / "cells").glob("002-*"))
+    of_first, of_newest = ([f"002-iteration-00000{n}.{ending}" for ending in ("jpg", "json")] for n in (0, 4))
+    assert small == [*of_first, *of_newest, "002-reference.jpg"]
+    assert len(list((tmp_path / "cells").glob("000-iteration-*.png"))) == 3
+
+
 def test_no_images_no_grid(tmp_path: Path) -> None:
     save_grid(replace(evaluation(), images=torch.empty(0)), tmp_path)
     assert list(tmp_path.iterdir()) == []

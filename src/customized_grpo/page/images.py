@@ -95,7 +95,7 @@ def evenly(count: int, most: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most)).tolist()})
 
 
-def jpeg(image: Image.Image, size: tuple[int, int], quality: int) -> bytes:
+def jpeg(image: Image.Image, size: tuple[int, int] = (256, 256), quality: int = 88) -> bytes:
     """An image of at most `size` pixels as a JPEG file."""
     small = image.convert("RGB")
     small.thumbnail(size)

@@ -76,9 +76,9 @@ class RunFolder(Folder):
             self.write(self.metrics.name, "".join(json.dumps(row) + "\n" for row in kept))
         cells = self.samples / "cells"
         images = iteration_files(self.samples, ".png"), iteration_files(cells, ".png", "*-")
-        marks = iteration_files(cells, ".json", "*-")
+        marks = iteration_files(cells, ".json", "*-"), iteration_files(cells, ".jpg", "*-")
         groups = (iteration_files(self.samples / "groups", *ending) for ending in ((".json",), (".jpg", "*-")))
-        for some in (iteration_files(self.evaluations, ".json"), *images, marks, *groups):
+        for some in (iteration_files(self.evaluations, ".json"), *images, *marks, *groups):
             for number, path in some:
                 if number > iteration:
                     path.unlink()
@@ -116,6 +116,12 @@ def iteration_files(folder: Path, suffix: str, prefix: str = "") -> Iterator[tup
     for path in sorted(folder.glob(f"{prefix}iteration-*{suffix}")):
         if match := re.search(r"iteration-(\d+)$", path.name.removesuffix(suffix)):
             yield int(match[1]), path
+
+
+def image_of(cells: Path, task: int, what: str) -> Path:
+    """An image of a task that `save_grid` wrote: as large as it was, or small."""
+    large = cells / f"{task:03d}-{what}.png"
+    return large if large.exists() else large.with_suffix(".jpg")
 
 
 @dataclass(frozen=True)

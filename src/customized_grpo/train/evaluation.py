@@ -10,9 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from customized_grpo.data.images import resized
+from customized_grpo.data.images import resized, to_pil
 from customized_grpo.distributed import fail_together, gather_objects
 from customized_grpo.errors import UserError
+from customized_grpo.page.images import jpeg
 from customized_grpo.policies.contract import Policy
 from customized_grpo.randomness import normal, seed_global
 from customized_grpo.rewards.scoring import RewardFunction, score
@@ -31,11 +32,13 @@ class Evaluation:
 
     scores: Scores
     examples: tuple[Example, ...]
-    """Those whose images are kept: the first `grid_rows`."""
+    """Those whose images are kept, of their first replicate: all, or none if `grid_rows` is 0."""
     images: Tensor
-    """(rows, 3, H, W) their first replicate; empty where the scores are another run's."""
+    """(rows, 3, H, W) of the first `grid_rows`; empty where the scores are another run's."""
     marks: tuple[dict[str, bool], ...] = ()
-    """Per image what a metric with a method `marks(images, examples)` says is right and wrong in it."""
+    """Per example what a metric with a method `marks(images, examples)` says is right and wrong in its image."""
+    small: tuple[bytes, ...] = ()
+    """Of the examples after them, small JPEG files, among which a report chooses."""
 
 
 def reuse(path: Path, examples: Sequence[Example], metrics: Sequence[str], replicates: int) -> Evaluation:
@@ -96,7 +99,7 @@ def evaluate(
     measured = {**rewards, **metrics}
     scored: dict[tuple[int, int], list[float]] = {}
     permitted: dict[int, list[float]] = {}
-    shown: dict[int, tuple[Tensor, dict[str, bool]]] = {}
+    shown: dict[int, tuple[Tensor | bytes, dict[str, bool]]] = {}
     marking = [metric.marks for metric in measured.values() if hasattr(metric, "marks")]  # pyright: ignore[reportFunctionMemberAccess]
     tasks = [(replicate, index) for index in range(len(examples)) for replicate in range(settings.replicates)]
     size = settings.batch // settings.replicates * settings.replicates or settings.batch  # metrics see whole groups
@@ -115,10 +118,11 @@ def evaluate(
             scores = score(images, chosen, measured)
             for row, (replicate, index) in enumerate(batch):
                 scored[replicate, index] = scores[row].tolist()
-                if replicate == 0 and index < settings.grid_rows:
+                if replicate == 0 and settings.grid_rows:
                     picture, example = images[row : row + 1], examples[index]
                     marks = {name: right for mark in marking for name, right in mark(picture, [example])[0].items()}
-                    shown[index] = picture[0].cpu(), marks
+                    large = index < settings.grid_rows
+                    shown[index] = picture[0].cpu() if large else jpeg(to_pil(picture[0])), marks
             targets = [i for replicate, i in batch if replicate == 0 and iteration == 0 and examples[i].target]
             if targets:
                 found = _score_targets([examples[i] for i in targets], measured, images)
@@ -128,13 +132,14 @@ def evaluate(
             scored, shown = {**scored, **other_scored}, {**shown, **other_shown}
             permitted = {**permitted, **other_permitted}
     values = np.array([[scored[r, i] for i in range(len(examples))] for r in range(settings.replicates)])
-    rows = sorted(shown)
-    images = torch.stack([shown[i][0] for i in rows]) if rows else torch.empty(0)
+    kept, marks = zip(*(shown[i] for i in sorted(shown)), strict=True) if shown else ((), ())
+    large, small = kept[: settings.grid_rows], kept[settings.grid_rows :]
+    images = torch.stack(large) if large else torch.empty(0)
     table = tabulate(values, examples, measured, rewards, iteration)
     if permitted:
         unknown = [np.nan] * len(measured)
         table = replace(table, permitted=np.array([permitted.get(i, unknown) for i in range(len(examples))]))
-    return Evaluation(table, tuple(examples[i] for i in rows), images, tuple(shown[i][1] for i in rows))
+    return Evaluation(table, tuple(examples) if shown else (), images, marks, small)
 
 
 def _score_targets(examples: Sequence[Example], measured: Mapping[str, RewardFunction], images: Tensor) -> Tensor:

@@ -14,22 +14,23 @@ from customized_grpo.page.images import jpeg
 from customized_grpo.page.sheets import fit, grid
 from customized_grpo.store import write
 from customized_grpo.store.files import plain
+from customized_grpo.store.run import RunFolder, iteration_files
 from customized_grpo.structures import Example
 
 if TYPE_CHECKING:
-    from customized_grpo.store.run import RunFolder
     from customized_grpo.train.evaluation import Evaluation
 
 
 def save_grid(evaluation: "Evaluation", folder: Path) -> None:
     """samples/iteration-NNNNNN.png (reference | generation) and the pictures alone, for the report.
 
-    What is right and wrong in a picture, where a metric says it, is beside it as JSON.
+    What is right and wrong in a picture, where a metric says it, is beside it as JSON. The small pictures of the tasks
+    that are not in the grid are kept of the first and of the newest evaluation alone.
     """
     if len(evaluation.images) == 0:
         return
-    shown, iteration = evaluation.examples, evaluation.scores.iteration
-    pictures = [to_pil(image) for image in evaluation.images]
+    iteration, pictures = evaluation.scores.iteration, [to_pil(image) for image in evaluation.images]
+    shown = evaluation.examples[: len(pictures)]
     rows = [[*example.references, picture] for example, picture in zip(shown, pictures, strict=True)]
     most = max(len(row) for row in rows) - 1
     headers = ["reference"] * most + [label(iteration)]
@@ -40,8 +41,17 @@ def save_grid(evaluation: "Evaluation", folder: Path) -> None:
         write(cells / f"{index:03d}-{stem}.png", png(picture))
         write(cells / f"{index:03d}-reference.png", png(fit(example.references[0])))
         write(cells / f"{index:03d}-prompt.txt", example.prompt)
-        if index < len(evaluation.marks) and evaluation.marks[index]:
-            write(cells / f"{index:03d}-{stem}.json", json.dumps(evaluation.marks[index]))
+    for index, content in enumerate(evaluation.small, len(pictures)):
+        write(cells / f"{index:03d}-{stem}.jpg", content)
+        if not (reference := cells / f"{index:03d}-reference.jpg").exists():
+            write(reference, jpeg(evaluation.examples[index].references[0]))
+    for index, marks in enumerate(evaluation.marks):
+        if marks:
+            write(cells / f"{index:03d}-{stem}.json", json.dumps(marks))
+    for number, path in (found := list(iteration_files(cells, ".jpg", "*-"))):
+        if found[0][0] < number < iteration:
+            path.unlink()
+            path.with_suffix(".json").unlink(missing_ok=True)
 
 
 def save_groups(
@@ -64,7 +74,7 @@ def save_groups(
     groups = []
     for p, example in enumerate(examples):
         generations = range(len(rewards[p]))
-        files = [write(folder / f"{p}-{g}-{stem}.jpg", jpeg(to_pil(images[p * len(generations) + g]), (256, 256), 88))
+        files = [write(folder / f"{p}-{g}-{stem}.jpg", jpeg(to_pil(images[p * len(generations) + g])))
                  for g in generations]  # fmt: skip
         rows = [{"file": files[g].name, "rewards": rewards[p, g], "z": z[p, g], "advantages": advantages[p, g]}
                 for g in generations]  # fmt: skip
@@ -74,12 +84,12 @@ def save_groups(
 
 def copy_grid(source: Path, stem: str, folder: Path) -> None:
     """Bring what `save_grid` wrote into `source` for one evaluation into another folder."""
-    wanted = [f"{stem}.png", f"cells/*-{stem}.*", "cells/*-reference.png", "cells/*-prompt.txt"]
+    wanted = [f"{stem}.png", f"cells/*-{stem}.*", "cells/*-reference.*", "cells/*-prompt.txt"]
     for path in (path for pattern in wanted for path in sorted(source.glob(pattern))):
         write(folder / path.relative_to(source), path.read_bytes())
 
 
-def save_history(run: "RunFolder") -> Path | None:
+def save_history(run: RunFolder) -> Path | None:
     """samples/over_training.png: reference | same prompt and noise at every evaluated iteration (eight at most)."""
     cells = run.samples / "cells"
     prompts = sorted(cells.glob("*-prompt.txt")) if cells.is_dir() else []

@@ -155,7 +155,7 @@ class EvaluationSettings(Settings):
     batch: Annotated[int, Role.RUNTIME] = Field(default=48, ge=1)
     """Images sampled at once."""
     grid_rows: Annotated[int, Role.RUNTIME] = Field(default=8, ge=0)
-    """Examples shown in the sample grids."""
+    """Examples shown in the sample grids; 0 keeps no images."""
     base: Annotated[Path | None, Role.KEPT] = None
     """File with an evaluation of the base policy on the same tasks and noise. It replaces the evaluation before
     training, so that runs that are compared share it."""

@@ -10,7 +10,7 @@ import numpy as np
 from customized_grpo import page
 from customized_grpo.page.formats import duration, listed, percent, words
 from customized_grpo.page.plots import BLUE, GREEN, ORANGE, VERMILLION, Line, Track
-from customized_grpo.store.run import seconds
+from customized_grpo.store.run import image_of, seconds
 from customized_grpo.store.scores import Scores
 from customized_grpo.studies.compare.analysis import Comparison
 from customized_grpo.studies.compare.findings import findings, headline
@@ -184,8 +184,8 @@ def images(a: Comparison) -> list[page.Block]:
         sources += [(a.runs[m][seed].folder / "samples/cells", last, a.scores(m, seed, last)) for m in shown]
 
     def files(task: int) -> list[tuple[Path, list[str]]]:
-        drawn = [(f / f"{task:03d}-iteration-{i:06d}.png", _marks(a, scores, task)) for f, i, scores in sources]
-        return [(sources[0][0] / f"{task:03d}-reference.png", []), *drawn]
+        drawn = [(image_of(f, task, f"iteration-{i:06d}"), _marks(a, scores, task)) for f, i, scores in sources]
+        return [(image_of(sources[0][0], task, "reference"), []), *drawn]
 
     pictured = [n for n in range(len(a.base.tasks)) if shown and all(path.is_file() for path, _ in files(n))]
     order, rule = _ranked(a, pictured)

@@ -10,7 +10,7 @@ import numpy as np
 
 from customized_grpo import page
 from customized_grpo.page.formats import count, duration, number, summary, words
-from customized_grpo.store.run import RunRecord, iteration_files, read_run
+from customized_grpo.store.run import RunRecord, image_of, iteration_files, read_run
 from customized_grpo.store.scores import Change, since_first
 from customized_grpo.studies.report.groups import group_blocks
 from customized_grpo.studies.report.remarks import (
@@ -174,26 +174,30 @@ def pairs_of_images(record: RunRecord, verdict: Verdict | None, problems: list[s
     if len(shown) < 2:
         return []
     stages = [f"iteration-{iteration:06d}" for iteration in (shown[0], shown[-1])]
-    kinds = record.evaluations[-1].kinds if record.evaluations else ()
+    last = record.evaluations[-1] if record.evaluations else None
+    tasks = dict(enumerate(zip(last.kinds, last.prompts, strict=True))) if last else {}
     gains = verdict.gains() if verdict else {}
     order, rows = [], {}
-    for file in sorted(cells.glob("*-prompt.txt")):
-        number_, prompt = file.name.split("-")[0], file.read_text(encoding="utf-8", errors="replace")
-        place = int(number_) if number_.isdecimal() else -1
-        paths = [cells / f"{number_}-{what}.png" for what in ("reference", *stages)]
-        readable = [_is_image(path, problems) for path in paths]
-        if all(readable):
-            gain, told = gains.get(place, (np.nan, ""))
-            rank = ", ".join(filter(None, [kind_name(kinds[place]) if 0 <= place < len(kinds) else "", told]))
-            rows[place] = page.Shown(prompt, rank, [(path, _marks(path.with_suffix(".json"))) for path in paths])
-            order.append((gain, place))
+    numbers = {path.name.split("-")[0] for path in cells.glob("*-reference.*")}
+    for place in sorted(int(number_) for number_ in numbers if number_.isdecimal()):
+        paths = [image_of(cells, place, what) for what in ("reference", *stages)]
+        if not all(path.exists() for path in paths) or sum(not _is_image(path, problems) for path in paths):
+            continue
+        gain, told = gains.get(place, (np.nan, ""))
+        kind, prompt = tasks.get(place, (None, ""))
+        if (file := cells / f"{place:03d}-prompt.txt").exists():
+            prompt = file.read_text(encoding="utf-8", errors="replace")
+        rank = ", ".join(filter(None, ["" if kind is None else kind_name(kind), told]))
+        rows[place] = page.Shown(prompt, rank, [(path, _marks(path.with_suffix(".json"))) for path in paths])
+        order.append((gain, place))
     ranked = [place for _, place in sorted(order, key=lambda pair: (np.isnan(pair[0]), pair))]
     half = MOST_PAIRS // 2
     chosen = ranked if len(ranked) <= MOST_PAIRS else [*ranked[:half], *ranked[-half:]]
     first = "base" if shown[0] == 0 else f"iteration {shown[0]}"
     headers = ["reference", first, f"tuned, iteration {shown[-1]}"]
-    which = f"The {half} worst and the {half} best of" if len(chosen) < len(ranked) else "All"
-    rule = f"{which} {len(ranked)} tasks whose images are kept (evaluation.grid_rows), drawn from the same noise."
+    which = f"The {half} worst and the {half} best of all" if len(chosen) < len(ranked) else "All"
+    those = "evaluated tasks" if tasks.keys() == rows.keys() else "tasks whose images are kept"
+    rule = f"{which} {len(ranked)} {those}, drawn from the same noise."
     if gains:
         rule += (
             " The worst are first: a task is ranked by the deciding metric that fell most in this image (in brackets), "
