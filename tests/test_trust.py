@@ -385,6 +385,7 @@ HARMLESS = {
         "batch_size",
         "segment",
         "segmenter",
+        "detector",
         "reduce",
         "tolerance",
         "oracle",

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 from customized_grpo.data import JsonlDataset
 from customized_grpo.data.importers import import_folder
-from customized_grpo.data.segment import add_masks, contact_sheet, make_segmenter, mask_folder
+from customized_grpo.data.segment import add_masks, contact_sheet, make_detector, make_segmenter, mask_folder
 from customized_grpo.errors import UserError
 
 
@@ -105,6 +105,26 @@ def test_a_segmentation_model_on_disk(tmp_path):
         segment = make_segmenter(str(tiny_segformer(tmp_path / labels[0], labels)))
         mask = segment(Image.new("RGB", (12, 6), "red"))
         assert (mask.mode, mask.size, mask.getextrema()) == ("L", (12, 6), (wanted, wanted))
+
+
+def test_a_detection_model_on_disk(tmp_path):
+    """Boxes are half as wide and high as the picture, in its middle; those that are no pixel wide are left out."""
+    from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessor
+
+    model = YolosForObjectDetection(YolosConfig(
+        hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4, image_size=[32, 32],
+        num_detection_tokens=2, id2label={0: "thing"},
+    ))  # fmt: skip
+    for head, bias in ((model.class_labels_classifier, [9.0, 0.0]), (model.bbox_predictor, [0.0, 0.0, 0.0, 0.0])):
+        head.layers[-1].weight.data.zero_()
+        head.layers[-1].bias.data = torch.tensor(bias)
+    model.save_pretrained(tmp_path)
+    YolosImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    detect = make_detector(str(tmp_path))
+    picture = Image.new("RGB", (40, 20), "white")
+    picture.paste("red", (10, 5, 30, 15))
+    assert [(crop.size, crop.getcolors()) for crop in detect(picture)] == [((20, 10), [(200, (255, 0, 0))])] * 2
+    assert detect(Image.new("RGB", (1, 1))) == []
 
 
 def test_models_that_are_not_run(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from PIL import Image
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 from transformers import AutoModel
 
 from customized_grpo.data.images import to_pil, to_tensor
@@ -74,6 +74,21 @@ def test_the_mask_hides_the_background_of_the_reference(models, images):
     )
     assert torch.allclose(*segmented)
     assert not torch.allclose(*whole, atol=1e-3)
+
+
+def test_several_subjects_should_be_there_once_each(models, images):
+    """Embeddings are mean colours: red and green have a cosine of 0, and yellow 0.707 with both."""
+    crops = [["red", "lime"], ["red", "red"], ["red", "lime", "lime"], ["yellow", "yellow"], ["lime"], []]
+    found = iter([[Image.new("RGB", (4, 4), colour) for colour in some] for some in crops])
+    reward = DinoReward(models["dino2"], detector=lambda image: next(found))
+    reward.embed_pictures = lambda some: normalize(torch.stack([to_tensor(x).mean((1, 2)) for x in some]), dim=-1)
+    example = tiny.Example("e", "p", tuple(Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")))
+    scores = reward(images[:1].expand(6, -1, -1, -1), [example] * 6)
+    assert scores.tolist() == pytest.approx([0.5, 0, 1 / 6, 0, 0.5, 0], abs=1e-6)
+    found = iter([[], []])
+    assert reward(images[:2], [example] * 2).tolist() == [0, 0]
+    with pytest.raises(UserError, match="detector compares with the references and target_centre with the target"):
+        DinoReward(models["dino2"], detector=lambda image: [], target_centre=0.65)
 
 
 def test_batches_do_not_change_scores(models, images):

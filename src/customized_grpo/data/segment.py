@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,9 @@ from customized_grpo.structures import Example
 
 Segmenter = Callable[[Image.Image], Image.Image]
 """An RGB picture to an "L" mask of its size, 255 on the subject."""
+Detector = Callable[[Image.Image], Sequence[Image.Image]]
+"""An RGB picture to the crops of the subjects in it."""
+Task = Literal["image-segmentation", "object-detection"]
 REMBG = "rembg"
 BACKGROUND = {"background", "label_0"}
 """Labels that are not the subject, in lower case."""
@@ -119,18 +123,8 @@ def make_segmenter(model: str = REMBG) -> Segmenter:
     name, _, own = model.partition(":")
     if name == REMBG:
         return rembg_segmenter(own or "u2net")
-    from transformers import pipeline
-
-    source = locate(model)
-    try:
-        found = pipeline("image-segmentation", model=source, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, ImportError, KeyError) as error:
-        if "custom code" in str(error) or "trust_remote_code" in str(error):
-            raise UserError(
-                f"'{model}' brings code of its own, which is not run; give a segmentation model of transformers, or "
-                f"for BiRefNet --model rembg:birefnet-general."
-            ) from error
-        raise explain(model, "a segmentation model", error) from error
+    advice = "give a segmentation model of transformers, or for BiRefNet --model rembg:birefnet-general"
+    found = _pipeline("image-segmentation", model, "a segmentation model", advice)
 
     def segment(picture: Image.Image) -> Image.Image:
         mask = np.zeros((picture.height, picture.width), np.uint8)
@@ -140,6 +134,40 @@ def make_segmenter(model: str = REMBG) -> Segmenter:
         return Image.fromarray(mask)
 
     return segment
+
+
+def make_detector(model: str) -> Detector:
+    """A folder or hub id of an object detection model of transformers. A crop is the box of one find.
+
+    Raises:
+        UserError: if it cannot be loaded, or would run code of its own.
+    """
+    what = "an object detection model"
+    found = _pipeline("object-detection", model, what, f"give {what} of transformers")
+
+    def detect(picture: Image.Image) -> list[Image.Image]:
+        crops = []
+        for box in (piece["box"] for piece in found(picture)):
+            left, top = max(0, box["xmin"]), max(0, box["ymin"])
+            right, bottom = min(picture.width, box["xmax"]), min(picture.height, box["ymax"])
+            if left < right and top < bottom:
+                crops.append(picture.crop((left, top, right, bottom)))
+        return crops
+
+    return detect
+
+
+def _pipeline(task: Task, model: str, what: str, advice: str) -> Callable[[Image.Image], list[dict[str, Any]]]:
+    """A pipeline of transformers that runs no code of the model's own."""
+    from transformers import pipeline
+
+    source = locate(model)
+    try:
+        return pipeline(task, model=source, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, ImportError, KeyError) as error:
+        if "custom code" in str(error) or "trust_remote_code" in str(error):
+            raise UserError(f"'{model}' brings code of its own, which is not run; {advice}.") from error
+        raise explain(model, what, error) from error
 
 
 def rembg_segmenter(model: str = "u2net") -> Segmenter:

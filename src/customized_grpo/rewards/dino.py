@@ -12,11 +12,12 @@ from torch.nn.functional import normalize
 
 from customized_grpo.data.images import Preprocess, grey, segmented, to_pil, to_tensor
 from customized_grpo.errors import UserError
-from customized_grpo.functional.similarity import target_identity
+from customized_grpo.functional.similarity import matching_reward, target_identity
 from customized_grpo.rewards.contract import (
     Reduce,
     check_reduce,
     frozen,
+    groups,
     in_batches,
     load,
     once_per_example,
@@ -43,6 +44,10 @@ class DinoReward:
         segment: paint everything outside a reference's mask white before it is embedded, where there is a mask.
         segmenter: paint everything outside the subject of the image white too, as this one finds it: `rembg`, or a
             folder or hub id of a segmentation model of transformers. An image without a subject is white.
+        detector: for several subjects. The score is the `matching_reward` of what this one finds in the image with the
+            references, in [-1, 1]: every subject should be there once and resemble no other, and 0 stands for an image
+            in which nothing is found. A folder or hub id of an object detection model of transformers, or a function
+            from an image to the crops of the subjects in it.
         grey: compare brightness alone, for prompts that change the colour of the subject.
         target_centre: compare with the example's target in place of its references: the score is the `target_identity`
             of the cosine, in [0, 1], and this the cosine that counts half, 0.65 in DyRef. The target shows the subject
@@ -63,6 +68,7 @@ class DinoReward:
         *,
         segment: bool = True,
         segmenter: str | None = None,
+        detector: str | Callable[[Image], Sequence[Image]] | None = None,
         grey: bool = False,
         target_centre: float | None = None,
         reduce: Reduce = "mean",
@@ -72,11 +78,14 @@ class DinoReward:
     ) -> None:
         from transformers import AutoConfig, AutoModel
 
-        from customized_grpo.data.segment import make_segmenter
+        from customized_grpo.data.segment import make_detector, make_segmenter
 
+        if detector is not None and target_centre is not None:
+            raise UserError("detector compares with the references and target_centre with the target; remove one.")
         self.segment, self.grey, self.target_centre, self.batch_size = segment, grey, target_centre, batch_size
         self.reduce: Reduce = check_reduce(reduce)
         self.find = None if segmenter is None else make_segmenter(segmenter)
+        self.detect = make_detector(detector) if isinstance(detector, str) else detector
         kind = load("a DINO model", path, partial(AutoConfig.from_pretrained, **NO_CODE), revision).model_type
         if kind not in FAMILIES:
             raise UserError(f"'{path}' is a {kind} model; DinoReward takes one of {', '.join(FAMILIES)}.")
@@ -93,6 +102,8 @@ class DinoReward:
         if self.target_centre is not None:
             return self._of_targets(images, examples, self.target_centre)
         pictures = segmented if self.segment else lambda example: list(example.references)
+        if self.detect is not None:
+            return self._matched(images, examples, self.detect, pictures)
         return reference_similarity(self.embed(images), examples, self.embed_pictures, pictures, self.reduce)
 
     def _of_targets(self, images: Tensor, examples: Sequence[Example], centre: float) -> Tensor:
@@ -104,6 +115,20 @@ class DinoReward:
             cosines = (self.embed(images[rows]) * targets).sum(dim=-1).cpu()
             for row, cosine, example in zip(rows, cosines, known, strict=True):
                 scores[row] = target_identity(cosine.expand(len(example.references)), centre=centre)
+        return scores
+
+    def _matched(
+        self, images: Tensor, examples: Sequence[Example], detect: Callable[[Image], Sequence[Image]],
+        pictures: Callable[[Example], list[Image]],
+    ) -> Tensor:  # fmt: skip
+        """Source: UMO (arXiv 2509.06818), there with detected faces."""
+        scores, crops = torch.zeros(len(images)), [list(detect(to_pil(image))) for image in images.cpu()]
+        if any(crops):
+            found = self.embed_pictures([crop for some in crops for crop in some]).split([len(some) for some in crops])
+            for rows in groups(examples):
+                references = self.embed_pictures(pictures(examples[rows[0]]))
+                for row in rows:
+                    scores[row] = matching_reward(found[row] @ references.T)
         return scores
 
     def _cut_out(self, image: Tensor, find: Callable[[Image], Image]) -> Tensor:
