@@ -31,7 +31,8 @@ ON_Z = [
     adv.conflict_drop,
 ]
 CME = partial(adv.cme, execution=(1,), zero=-8.0, one=8.0)
-ON_REWARDS = [adv.raw_sum, adv.log_tamed, adv.identity_gate, CME, adv.gdpo]
+GATE = partial(adv.identity_gate, threshold=0.5, strength=5)
+ON_REWARDS = [adv.raw_sum, adv.log_tamed, GATE, CME, adv.gdpo]
 OVER_THE_BATCH = (adv.gdpo, adv.sars_by_conflict)
 """Their numbers depend on the other groups."""
 WITHIN_GROUPS = [f for f in ON_Z + ON_REWARDS if f not in OVER_THE_BATCH]
@@ -444,7 +445,7 @@ def test_identity_gate_by_hand():
     # gated: 0.3, 0.3, 0.8 - 5 * 0.4^2 = 0, 0.9 - 5 * 0.2^2 = 0.7
     gated = torch.tensor([0.3, 0.3, 0.0, 0.7])
     expected = (gated - gated.mean()) / gated.std()
-    assert_close(adv.identity_gate(rewards, torch.tensor([[0.9, 0.1]]))[0, :, 0], expected)
+    assert_close(GATE(rewards, torch.tensor([[0.9, 0.1]]))[0, :, 0], expected)
 
 
 def test_cme_by_hand():
@@ -609,7 +610,7 @@ BY_HAND = [
     # What combines raw values has only the second and third image: 3.3 and 3.2, the same order in logs and at the gate.
     (adv.raw_sum, [0.0, S, -S]),
     (adv.log_tamed, [0.0, S, -S]),
-    (adv.identity_gate, [0.0, S, -S]),
+    (GATE, [0.0, S, -S]),
     (CME, [0.0, -S, S]),  # 12/16 (0.6 + 0.4 * 11/16) and 14/16 (0.6 + 0.4 * 10/16)
 ]
 
@@ -632,7 +633,7 @@ def test_raw_values_near_the_largest_float():
     for aggregation, rewards in (
         (adv.raw_sum, huge),
         (adv.log_tamed, huge * torch.tensor([1.0, -1.0])),
-        (adv.identity_gate, huge * torch.tensor([1.0, -1.0])),
+        (GATE, huge * torch.tensor([1.0, -1.0])),
     ):
         a = adv.advantages(aggregation, rewards, torch.tensor([[7.0, 3.0]]))
         assert_close(a.flatten(), torch.tensor([0.0, S, -S, 0.0]))

@@ -160,7 +160,8 @@ def test_the_spread_guard_is_strict_first_and_patient_later() -> None:
 @pytest.mark.parametrize("name", advantages.__all__)
 def test_every_aggregation_takes_what_each_step_is_credited_with(name: str) -> None:
     rewards, weights = torch.randn(3, 4, 2, 2, generator=draw()), torch.tensor([[0.7, 0.3], [0.2, 0.8]])
-    spec = Spec.model_validate({"use": name, **({"zero": 0.0} if name == "cme" else {})})
+    needed = {"cme": {"zero": 0.0}, "identity_gate": {"threshold": 0.5, "strength": 5.0}}
+    spec = Spec.model_validate({"use": name, **needed.get(name, {})})
     made = Method(MethodSettings(advantage=spec, credit=Spec(use="stepwise")), NAMES)
     found = made.advantages(rewards, weights)
     assert found.shape == (3, 4, 2)

@@ -371,10 +371,10 @@ def identity_gate(
     rewards: Tensor,
     weights: Tensor,
     *,
+    threshold: float,
+    strength: float,
     prompt: int = 0,
     identity: int = 1,
-    threshold: float = 0.5,
-    strength: float = 5.0,
 ) -> Tensor:
     """r_prompt - strength * max(0, threshold - r_identity)^2, standardized within the group.
 
@@ -382,8 +382,8 @@ def identity_gate(
     `identity` are columns, `threshold` is in raw units of the identity reward. Shapes as in `raw_sum`; an image with
     NaN in one of the two columns is dropped as there, and other columns do not matter.
 
-    The defaults are DivRL's, in units of its own identity reward (arXiv 2606.23950). Give those of yours: the cosine of
-    a DINO encoder is on another scale.
+    There are no defaults, because they depend on the scale of the rewards: DivRL has 0.5 and 5, in units of its own
+    identity reward (arXiv 2606.23950).
     """
     raw = rewards.double()
     short = (threshold - raw[..., identity]).clamp(min=0)
