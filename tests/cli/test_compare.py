@@ -6,9 +6,10 @@ import yaml
 from rich.console import Console
 
 from customized_grpo.cli import compare as command
-from customized_grpo.cli.compare import run_grid, show_status
+from customized_grpo.cli.compare import compare
 from customized_grpo.cli.main import app
 from customized_grpo.errors import TrainingError, UserError
+from customized_grpo.studies.compare import cells as running
 from customized_grpo.studies.compare.cells import State
 from studies.compare.fabricate import fabricate
 from studies.compare.tiny import CONFIG
@@ -17,8 +18,10 @@ GAINS = {"naive_1to1": (0.0, 0.1, 0.0, 0.0), "customized": (0.1, 0.1, 0.1, 0.1)}
 
 
 @pytest.fixture
-def console() -> Console:
-    return Console(record=True, width=200, file=io.StringIO())
+def console(monkeypatch: pytest.MonkeyPatch) -> Console:
+    recorded = Console(record=True, width=200, file=io.StringIO())
+    monkeypatch.setattr(command, "console", recorded)
+    return recorded
 
 
 def test_a_finished_grid_is_only_reported(tmp_path: Path, console: Console) -> None:
@@ -27,7 +30,7 @@ def test_a_finished_grid_is_only_reported(tmp_path: Path, console: Console) -> N
     file = tmp_path / "grid.yaml"
     tree = {"config": CONFIG, "methods": list(GAINS), "seeds": [0, 1, 2]}
     file.write_text(yaml.safe_dump(tree))
-    assert run_grid(console, file, output=root) == root
+    compare([str(file)], output=root)
     text = console.export_text()
     assert "6 finished" in text
     assert "Does Customized beat naive 1:1 on held-out subjects? Yes." in text
@@ -43,8 +46,7 @@ def test_the_status_shows_every_cell(tmp_path: Path, console: Console) -> None:
     rows = (root / "cells" / "naive_1to1" / "seed-0" / "metrics.jsonl").read_text().splitlines()
     (root / "cells" / "naive_1to1" / "seed-0" / "run.json").unlink()
     (root / "cells" / "naive_1to1" / "seed-0" / "metrics.jsonl").write_text("\n".join(rows[:2]))
-    found = show_status(console, root)
-    assert [s.status for s in found.values()] == ["stopped", "finished", "finished", "failed"]
+    compare(status=root)
     text = console.export_text()
     assert "‖ 2/4" in text
     assert "customized/seed-1: failed, error: the judge hung up" in text
@@ -60,19 +62,19 @@ def test_what_did_not_finish_is_an_error_after_the_report(
     for name in ("config.yaml", "run.json"):
         (root / "cells" / "customized" / "seed-0" / name).unlink()
     ended = {"naive_1to1/seed-0": State("finished"), "customized/seed-0": State("failed")}
-    monkeypatch.setattr(command, "run_cells", lambda made, **options: ended)
+    monkeypatch.setattr(running, "run_cells", lambda made, **options: ended)
     with pytest.raises(TrainingError, match=r"1 of 2 runs did not finish \(customized/seed-0\)"):
-        run_grid(console, None, resume=root)
+        compare(resume=root)
     assert (root / "report.html").is_file()
 
 
-def test_arguments_that_do_not_go_together(tmp_path: Path, console: Console) -> None:
+def test_arguments_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Name a grid"):
-        run_grid(console, None)
+        compare()
     with pytest.raises(UserError, match="remove the file and --output"):
-        run_grid(console, tmp_path / "grid.yaml", resume=tmp_path)
+        compare([str(tmp_path / "grid.yaml")], resume=tmp_path)
     with pytest.raises(UserError, match="not a comparison"):
-        show_status(console, tmp_path)
+        compare(status=tmp_path)
 
 
 def test_the_command_and_the_report_are_on_the_command_line(tmp_path: Path) -> None:

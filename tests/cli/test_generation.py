@@ -4,11 +4,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 import fakes
 from customized_grpo.cli import generation
-from customized_grpo.cli.generation import evaluate_command, warn_of_toy_model
+from customized_grpo.cli.generation import warn_of_toy_model
+from customized_grpo.cli.main import evaluate
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Spec
 from customized_grpo.settings.parse import parse_config
@@ -38,13 +38,13 @@ def test_the_toy_model_is_asked_only_for_what_it_knows() -> None:
 
 def test_an_evaluation_of_no_examples_is_refused() -> None:
     with pytest.raises(UserError, match=r"nothing to evaluate: evaluation.examples is 0"):
-        evaluate_command(Console(quiet=True), None, ["evaluation.examples=0"], None, None, None)
+        evaluate(["evaluation.examples=0"])
 
 
 def test_several_processes_do_not_do_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"`cgrpo eval` works in one process, but WORLD_SIZE is 2; run it without a"):
-        evaluate_command(Console(), None, [], None, None, None)
+        evaluate()
 
 
 def test_images_are_generated_as_they_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:

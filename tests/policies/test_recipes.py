@@ -17,8 +17,7 @@ import torch
 import yaml
 
 from customized_grpo import assemble, policies
-from customized_grpo.cli import compare as command
-from customized_grpo.cli.bench import make_plan, read_settings
+from customized_grpo.cli.bench import read_settings
 from customized_grpo.config import load_config
 from customized_grpo.policies.lora import LoraSettings
 from customized_grpo.policies.uno import add_uno
@@ -26,7 +25,7 @@ from customized_grpo.settings import Spec
 from customized_grpo.settings.build import bind, check_spec
 from customized_grpo.settings.parse import to_yaml
 from customized_grpo.settings.recipes import RECIPES, recipe_names
-from customized_grpo.studies.bench import read_bench
+from customized_grpo.studies.bench import make_plan, read_bench
 from customized_grpo.studies.compare import cells
 from customized_grpo.studies.compare.grid import load_grid
 from customized_grpo.train.method import Method
@@ -321,7 +320,7 @@ def test_its_methods_train_and_are_compared(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # files beside a recipe are found from anywhere
     monkeypatch.setattr(assemble, "build_rewards", build_once)
     monkeypatch.setattr("customized_grpo.studies.report.write_report", lambda run, status: None)
-    monkeypatch.setattr(command, "run_cells", run_cells)
+    monkeypatch.setattr(cells, "run_cells", run_cells)
     changes = {
         "policy": {"use": "fakes:LinearPolicy"},
         "training.iterations": 1, "training.prompts_per_iteration": 2,

@@ -3,69 +3,76 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 
-from customized_grpo import page, trust
-from customized_grpo.assemble import PolicySource, open_policy
-from customized_grpo.check import check_parts
-from customized_grpo.cli.terminal import fraction, split_settings
+from customized_grpo.cli.terminal import (
+    Checkpoint,
+    TrustCode,
+    fraction,
+    new_console,
+    quiet_libraries,
+    split_settings,
+)
 from customized_grpo.settings.parse import load_settings
 from customized_grpo.shell import command
-from customized_grpo.studies.bench.measure import Share
-from customized_grpo.studies.bench.plan import BenchSettings, make_plan, specs
-from customized_grpo.studies.bench.protocols import PROTOCOLS
-from customized_grpo.studies.bench.record import Bench, BenchFolder, read_bench, write_table
-from customized_grpo.studies.bench.report import contents
-from customized_grpo.studies.bench.suites import open_suite
+
+if TYPE_CHECKING:
+    from customized_grpo.studies.bench.plan import BenchSettings
+
+console = new_console()
 
 
-def bench_command(
-    console: Console, words: Sequence[str], *, run: Path | None = None, iteration: int | str | None = None,
-    config: Path | None = None, output: Path | None = None, against: Sequence[Path] = (), part: str | None = None,
-    trust_code: bool = False,
-) -> Bench | None:  # fmt: skip
-    """Bench the base policy of a configuration, or a run's checkpoint.
+def bench(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PROTOCOL | BENCH.yaml] [data=FOLDER ...]", help="Default: list the protocols."),
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="A run folder; default: measure the base model.")] = None,
+    checkpoint: Checkpoint = None,
+    config: Annotated[Path | None, typer.Option(help="Configuration of the base model, if there is no run.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write; default: benches/PROTOCOL-NAME.")] = None,
+    against: Annotated[list[Path] | None, typer.Option(help="A finished benchmark to compare with.")] = None,
+    part: Annotated[str | None, typer.Option(help="2/8: run the second of eight parts of the tasks.")] = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Evaluate a model on a published benchmark, and compare results. Re-run to resume."""
+    from customized_grpo import page, trust
+    from customized_grpo.assemble import PolicySource, open_policy
+    from customized_grpo.check import check_parts
+    from customized_grpo.studies.bench.measure import Share
+    from customized_grpo.studies.bench.plan import BenchSettings, make_plan, specs
+    from customized_grpo.studies.bench.record import BenchFolder, read_bench, write_table
+    from customized_grpo.studies.bench.report import contents
+    from customized_grpo.studies.bench.suites import open_suite
 
-    Args:
-        words: a protocol's name or a YAML file of `BenchSettings`, and overrides; none lists the protocols.
-        run, iteration: the trained weights; None is the base policy.
-        config: the configuration of the base policy, instead of that of the settings.
-        output: the folder; None is benches/PROTOCOL-NAME. A bench in it is resumed.
-        against: finished benches of the same protocol to compare with.
-        part: "2/8" for the second of eight processes; None takes a launcher's, or everything.
-        trust_code: run the code that the run or the files name.
-
-    Returns:
-        The finished bench, or None if other processes still have work to do.
-
-    Raises:
-        UserError: if a setting is wrong, or something is missing.
-    """
-    if not words:
+    quiet_libraries()
+    if not settings:
         page.show_block(console, page.Facts(protocols()))
-        return None
-    file, overrides = split_words(words)
-    settings, (mine, parts) = load_settings(BenchSettings, file, overrides), which_part(part)
-    others = [read_bench(path) for path in against]
-    source = open_policy(config or settings.config, run=run, iteration=iteration, trust_code=trust_code)
+        return
+    file, overrides = split_words(settings)
+    given, (mine, parts) = load_settings(BenchSettings, file, overrides), which_part(part)
+    others = [read_bench(path) for path in against or []]
+    source = open_policy(config or given.config, run=run, iteration=checkpoint, trust_code=trust_code)
     if file is not None:
         trust.require_file(
             file, overrides, lambda some: specs(load_settings(BenchSettings, file, some), source.config),
             trust_code=trust_code,
         )  # fmt: skip
-    plan = make_plan(settings, source.config)
+    plan = make_plan(given, source.config)
     check_parts(plan.config.policy, "policy")
     for name, metric in plan.metrics.items():
         check_parts(metric.spec, "metric", f"metrics.{name}")
-    suite = open_suite(plan.protocol, settings.data, settings.prompts, settings.subjects)
+    suite = open_suite(plan.protocol, given.data, given.prompts, given.subjects)
     rules, departures = plan.rules(suite), plan.departures(suite)
-    name = source.run.path.resolve().name if source.run else (config or settings.config or Path("toyworld")).stem
+    name = source.run.path.resolve().name if source.run else (config or given.config or Path("toyworld")).stem
     folder = BenchFolder(output or Path("benches") / f"{plan.protocol.name}-{name}")
     folder.join(plan.identity(source, suite), {
         "label": f"{name} iteration {source.iteration}" if source.run else f"{name} base",
         "about": plan.protocol.about, "source": plan.protocol.source, "rules": rules, "departures": departures,
-        "data": settings.data, "grid_rows": settings.grid_rows,
+        "data": given.data, "grid_rows": given.grid_rows,
     })  # fmt: skip
     if mine == 0:
         departed = page.Remarks([page.Remark(f"departs: {text}") for text in departures])
@@ -78,15 +85,16 @@ def bench_command(
     if not share.is_complete():
         done = f"part {mine + 1} of {parts} is done; the last to finish writes the report"
         page.show_block(console, page.Text(done))
-        return None
-    folder.end(against)
-    bench = read_bench(folder.path)
-    page.present(console, contents(bench, others), folder.path, scores=write_table(bench), images=folder.images)
-    return bench
+        return
+    folder.end(against or [])
+    found = read_bench(folder.path)
+    page.present(console, contents(found, others), folder.path, scores=write_table(found), images=folder.images)
 
 
 def protocols() -> list[tuple[str, str]]:
     """The protocols with their metrics, and how to use them."""
+    from customized_grpo.studies.bench.protocols import PROTOCOLS
+
     found = []
     for protocol in PROTOCOLS.values():
         metrics = ", ".join(metric.title for metric in protocol.metrics.values())
@@ -95,8 +103,10 @@ def protocols() -> list[tuple[str, str]]:
     return [*found, ("usage", f"{usage}, or --run RUN")]
 
 
-def read_settings(words: Sequence[str]) -> BenchSettings:
+def read_settings(words: Sequence[str]) -> "BenchSettings":
     """The settings among the words of a command line: a protocol or a YAML file, and overrides."""
+    from customized_grpo.studies.bench.plan import BenchSettings
+
     return load_settings(BenchSettings, *split_words(words))
 
 

@@ -1,50 +1,46 @@
 """The command `cgrpo compare`: run a grid, resume it, show its progress."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
+import typer
 
-from customized_grpo import page, trust
-from customized_grpo.cli.display import duration
-from customized_grpo.cli.terminal import show_trusted
+from customized_grpo.cli.terminal import TrustCode, new_console, quiet_libraries, show_trusted, split_settings
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.shell import command
-from customized_grpo.studies.compare.cells import State, last_line, open_folder, run_cells, state
-from customized_grpo.studies.compare.grid import GridFolder, cells, load_grid, open_grid, trust_needed
-from customized_grpo.studies.compare.methods import find_method
 
+if TYPE_CHECKING:
+    from customized_grpo.studies.compare.cells import State
+
+console = new_console()
 SIGNS = {"waiting": "·", "running": "▶", "stopped": "‖", "failed": "✗", "damaged": "✗", "finished": "✓"}
 
 
-def run_grid(
-    console: Console,
-    file: Path | None,
-    overrides: Sequence[str] = (),
-    *,
-    output: Path | None = None,
-    resume: Path | None = None,
-    workers: int | None = None,
-    threads: int | None = None,
-    trust_code: bool = False,
-) -> Path:
-    """Run every cell that is not finished, then write the report.
+def compare(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[GRID.yaml] [seeds=[0] ...]", help="A grid and overrides.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: comparisons/NAME, with the name of the grid.")
+    ] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Resume the comparison in this folder.")] = None,
+    status: Annotated[Path | None, typer.Option("--status", help="Only show the progress of this comparison.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs; default: one per GPU, or core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per run; default: cores / workers.")] = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Train methods x seeds and compare them on held-out subjects. Re-run to resume."""
+    from customized_grpo import page, trust
+    from customized_grpo.cli.display import duration
+    from customized_grpo.studies.compare.cells import last_line, open_folder, run_cells, state
+    from customized_grpo.studies.compare.grid import GridFolder, cells, load_grid, open_grid, trust_needed
 
-    Args:
-        file: the grid's YAML; its folder is comparisons/NAME unless `output` names another.
-        overrides: `seeds=[0]`, `config.training.iterations=5` and the like.
-        resume: the folder of a grid to resume instead.
-        workers, threads: see `run_cells`.
-        trust_code: run whatever the folder to resume names.
-
-    Returns:
-        The folder of the comparison.
-
-    Raises:
-        UserError: if the grid is wrong, the folder holds something else, or the base policy cannot be evaluated.
-        TrainingError: if a cell failed; the others are finished.
-    """
+    quiet_libraries()
+    if status is not None:
+        show_status(status)
+        return
+    file, overrides = split_settings(settings)
     if resume is not None:
         if file is not None or output is not None:
             raise UserError("--resume reads the grid from the folder; remove the file and --output.")
@@ -78,12 +74,17 @@ def run_grid(
         console.print("Stopped; everything is saved. Resume with:", end=" ")
         console.print(command("compare", "--resume", root), style="bold", soft_wrap=True)
         raise
-    _finish(console, root, ended)
-    return root
+    _finish(root, ended)
 
 
-def show_status(console: Console, folder: Path) -> dict[str, State]:
+def show_status(folder: Path) -> None:
     """Print the progress of a comparison: a mark for every cell, what failed, and about how much time remains."""
+    from customized_grpo import page
+    from customized_grpo.cli.display import duration
+    from customized_grpo.studies.compare.cells import last_line, state
+    from customized_grpo.studies.compare.grid import cells, open_grid
+    from customized_grpo.studies.compare.methods import find_method
+
     grid = open_grid(folder)
     base, *made = cells(grid, folder)
     found = {cell.name: state(cell) for cell in made}
@@ -106,10 +107,10 @@ def show_status(console: Console, folder: Path) -> dict[str, State]:
     if done and left:
         seconds = left * sum(s.seconds for s in found.values()) / done
         console.print(f"about {duration(seconds)} of one worker left")
-    return found
 
 
-def _finish(console: Console, root: Path, ended: dict[str, State]) -> None:
+def _finish(root: Path, ended: "dict[str, State]") -> None:
+    from customized_grpo import page
     from customized_grpo.studies.compare.analysis import Comparison
     from customized_grpo.studies.compare.page import contents
 

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from customized_grpo import policies
 from customized_grpo._version import __version__
-from customized_grpo.assemble import find_checkpoint, open_run
 from customized_grpo.config import Config
 from customized_grpo.errors import UserError
 from customized_grpo.policies.export import Format, check_output, export_adapter
@@ -47,18 +46,10 @@ DIFFERENCES = {
 PACKAGE = "No pipeline of diffusers does the same with these settings, so the script needs customized-grpo."
 
 
-def export_command(
-    console: Console,
-    run: Path,
-    output: Path,
-    checkpoint: str | None,
-    format: Format,
-    push: str | None,
-    trust_code: bool = False,
+def export_checkpoint(
+    console: Console, run: RunFolder, config: Config, found: Path, output: Path, format: Format, push: str | None
 ) -> None:
     """Write the adapter, and in diffusers' format its card and script beside it. `push` is a repository of the hub."""
-    folder, config = open_run(run, trust_code=trust_code)
-    found = find_checkpoint(folder, checkpoint)
     verify(found, lambda name: name.startswith("adapter/"))
     target = resolve(config.policy.use, "policy")
     pipeline = target.PIPELINE if inspect.isclass(target) and issubclass(target, policies.PipelinePolicy) else ""
@@ -68,7 +59,7 @@ def export_command(
     hub = _log_in() if push else None
     place = check_output(output)
     prefix = _free_prefix(place) if described else ""
-    texts = _documents(folder, config, target, found, place.name, prefix) if described else {}
+    texts = _documents(run, config, target, found, place.name, prefix) if described else {}
     written = export_adapter(found / "adapter", output, format, pipeline=pipeline)
     console.print(f"{written}  ({found.name})", soft_wrap=True)
     if not described:
@@ -86,7 +77,7 @@ def export_command(
         )
     console.print(f"Use {prefix}{SCRIPT}. {_differences(_template(config, target))}", soft_wrap=True)
     if push:
-        texts = _documents(folder, config, target, found, place.name)
+        texts = _documents(run, config, target, found, place.name)
         files = {place.name: written, **{name: text.encode() for name, text in texts.items()}}
         console.print(_push(hub, push, files), soft_wrap=True)
 

@@ -1,7 +1,7 @@
 """Generate and evaluate images with trained weights: `cgrpo generate` and `cgrpo eval`."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +9,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from customized_grpo.assemble import build_policy, build_rewards, held_out_examples, load_trained, open_policy
+from customized_grpo.assemble import PolicySource, build_policy, build_rewards, held_out_examples, load_trained
 from customized_grpo.cli.display import show_scores, show_verdict
 from customized_grpo.data.decode import read_picture
 from customized_grpo.data.images import to_pil
-from customized_grpo.distributed import refuse_several
 from customized_grpo.errors import UserError
 from customized_grpo.policies.contract import Policy, repeat
 from customized_grpo.randomness import normal
@@ -104,18 +103,8 @@ def new_file(folder: Path, wanted: Path | None) -> Path:
     return wanted if wanted.suffix else wanted.with_suffix(".png")
 
 
-def evaluate_command(
-    console: Console,
-    file: Path | None,
-    overrides: Sequence[str],
-    run: Path | None,
-    iteration: str | None,
-    output: Path | None,
-    trust_code: bool = False,
-) -> None:
+def evaluate_source(console: Console, source: PolicySource, output: Path | None) -> None:
     """Evaluate the base model of a configuration, and a checkpoint of a run if one is given."""
-    refuse_several("eval")
-    source = open_policy(file, overrides, run=run, iteration=iteration, trust_code=trust_code)
     config = source.config
     if output is not None:
         check_place(output)

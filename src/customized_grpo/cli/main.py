@@ -13,7 +13,10 @@ from rich.console import Console
 from customized_grpo._version import __version__
 from customized_grpo.cli import data as cli_data
 from customized_grpo.cli import rewards as cli_rewards
+from customized_grpo.cli.bench import bench
+from customized_grpo.cli.compare import compare
 from customized_grpo.cli.terminal import (
+    Checkpoint,
     PlainConsole,
     TrustCode,
     leave_at_once,
@@ -51,9 +54,6 @@ errors = PlainConsole(stderr=True)
 Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="[CONFIG.yaml] [section.setting=value ...]", help="A file or recipe, and overrides."),
-]
-Checkpoint = Annotated[
-    str | None, typer.Option("--checkpoint", "--iteration", help="best, last, or an iteration; default: last.")
 ]
 Run = Annotated[Path, typer.Option("--run", help="A run folder.")]
 
@@ -156,10 +156,12 @@ def export(
     trust_code: TrustCode = False,
 ) -> None:
     """Export the trained adapter of a run as a file, with a model card and a script that uses it exactly (use.py)."""
-    from customized_grpo.cli.export import export_command
+    from customized_grpo.assemble import find_checkpoint, open_run
+    from customized_grpo.cli.export import export_checkpoint
 
     quiet_libraries()
-    export_command(console, run, output, checkpoint, format, push, trust_code)
+    folder, config = open_run(run, trust_code=trust_code)
+    export_checkpoint(console, folder, config, find_checkpoint(folder, checkpoint), output, format, push)
 
 
 @app.command(name="eval")
@@ -171,11 +173,14 @@ def evaluate(
     trust_code: TrustCode = False,
 ) -> None:
     """Evaluate a model on held-out subjects: the base model, or a run and its base model."""
-    from customized_grpo.cli.generation import evaluate_command
+    from customized_grpo.assemble import open_policy
+    from customized_grpo.cli.generation import evaluate_source
+    from customized_grpo.distributed import refuse_several
 
     quiet_libraries()
+    refuse_several("eval")
     file, overrides = split_settings(settings)
-    evaluate_command(console, file, overrides, run, checkpoint, output, trust_code)
+    evaluate_source(console, open_policy(file, overrides, run=run, iteration=checkpoint, trust_code=trust_code), output)
 
 
 @app.command(epilog=f"Packaged recipes: {', '.join(recipe_names())}.")
@@ -276,56 +281,8 @@ def probe(
         resume_probe(console, resume, overrides, batch, trust_code=trust_code)
 
 
-@app.command()
-def compare(
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[GRID.yaml] [seeds=[0] ...]", help="A grid and overrides.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Folder to write; default: comparisons/NAME, with the name of the grid.")
-    ] = None,
-    resume: Annotated[Path | None, typer.Option("--resume", help="Resume the comparison in this folder.")] = None,
-    status: Annotated[Path | None, typer.Option("--status", help="Only show the progress of this comparison.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Concurrent runs; default: one per GPU, or core.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads per run; default: cores / workers.")] = None,
-    trust_code: TrustCode = False,
-) -> None:
-    """Train methods x seeds and compare them on held-out subjects. Re-run to resume."""
-    from customized_grpo.cli.compare import run_grid, show_status
-
-    quiet_libraries()
-    if status is not None:
-        show_status(console, status)
-        return
-    file, overrides = split_settings(settings)
-    run_grid(
-        console, file, overrides, output=output, resume=resume, workers=workers, threads=threads,
-        trust_code=trust_code,
-    )  # fmt: skip
-
-
-@app.command()
-def bench(
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[PROTOCOL | BENCH.yaml] [data=FOLDER ...]", help="Default: list the protocols."),
-    ] = None,
-    run: Annotated[Path | None, typer.Option("--run", help="A run folder; default: measure the base model.")] = None,
-    checkpoint: Checkpoint = None,
-    config: Annotated[Path | None, typer.Option(help="Configuration of the base model, if there is no run.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write; default: benches/PROTOCOL-NAME.")] = None,
-    against: Annotated[list[Path] | None, typer.Option(help="A finished benchmark to compare with.")] = None,
-    part: Annotated[str | None, typer.Option(help="2/8: run the second of eight parts of the tasks.")] = None,
-    trust_code: TrustCode = False,
-) -> None:
-    """Evaluate a model on a published benchmark, and compare results. Re-run to resume."""
-    from customized_grpo.cli.bench import bench_command
-
-    quiet_libraries()
-    bench_command(
-        console, settings or [], run=run, iteration=checkpoint, config=config, output=output, against=against or [],
-        part=part, trust_code=trust_code,
-    )  # fmt: skip
+app.command()(compare)
+app.command()(bench)
 
 
 def program() -> None:

@@ -25,6 +25,10 @@ TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Run the code that the file or folder names; docs/security.md.")
 ]
 
+Checkpoint = Annotated[
+    str | None, typer.Option("--checkpoint", "--iteration", help="best, last, or an iteration; default: last.")
+]
+
 
 def split_settings(settings: list[str] | None, kind: str = "configuration file") -> tuple[Path | None, list[str]]:
     """The configuration file (or another kind of file) and the overrides among the arguments."""

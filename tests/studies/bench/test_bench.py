@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from rich.console import Console
 
-from customized_grpo.cli.bench import bench_command, read_settings
+from customized_grpo.cli.bench import bench, read_settings
 from customized_grpo.config import Config, load_config
 from customized_grpo.errors import UserError
 from customized_grpo.policies.guidance import describe_guidance
@@ -55,13 +54,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Path, output: Path, *words: str, **options) -> Bench:
-    found = bench_command(silent(), [str(place / "bench.yaml"), *words], output=output, trust_code=True, **options)
-    assert found is not None
-    return found
-
-
-def silent() -> Console:
-    return Console(quiet=True)
+    bench([str(place / "bench.yaml"), *words], output=output, trust_code=True, **options)
+    return read_bench(output)
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +121,10 @@ def test_a_line_cut_short_is_scored_again(place: Path, plain: Bench) -> None:
 
 def test_parts_make_a_whole(place: Path, plain: Bench) -> None:
     words = [str(place / "bench.yaml")]
-    assert bench_command(silent(), words, output=place / "parts", part="2/2") is None
+    bench(words, output=place / "parts", part="2/2")
     assert not (place / "parts" / "report.html").exists()
-    whole = bench_command(silent(), words, output=place / "parts", part="1/2")
-    assert whole is not None
-    np.testing.assert_array_equal(whole.scores.values, plain.scores.values)
+    bench(words, output=place / "parts", part="1/2")
+    np.testing.assert_array_equal(read_bench(place / "parts").scores.values, plain.scores.values)
 
 
 def test_real_images_are_not_compared_with_themselves(plain: Bench) -> None:
@@ -322,7 +315,7 @@ def test_the_identity_of_a_bench_is_what_is_not_runtime(plain: Bench) -> None:
 )
 def test_bad_input_is_one_sentence(words: list[str], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=sentence):
-        bench_command(silent(), words, output=tmp_path / "out")
+        bench(words, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -331,7 +324,7 @@ def test_a_subject_without_images_is_named(tmp_path: Path) -> None:
     for image in (data / "dataset" / "vase").iterdir():
         image.unlink()
     with pytest.raises(UserError, match="no images of vase"):
-        bench_command(silent(), ["dreambooth", f"data={data}"], output=tmp_path / "out")
+        bench(["dreambooth", f"data={data}"], output=tmp_path / "out")
 
 
 def test_the_page_on_benches_is_what_the_code_says() -> None:

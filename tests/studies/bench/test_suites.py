@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from rich.console import Console
 
-from customized_grpo.cli.bench import bench_command
+from customized_grpo.cli.bench import bench as run_bench
 from customized_grpo.errors import UserError
 from customized_grpo.studies.bench import find_protocol
+from customized_grpo.studies.bench.record import read_bench
 from customized_grpo.studies.bench.suites import open_suite, prompt_kind, toy_suite
 from rewards.tiny import save_clip, save_dino, xverse_clone
 from studies.bench.tiny import COLOURS, METRICS, OmniContext, dreambench, dreambench_plus
@@ -83,10 +83,8 @@ def test_a_bench_of_two_subjects(data: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump({"policy": {"use": "studies.bench.tiny:Policy"}}))
     words = ["uno-multi", f"data={data}", f"prompts={file}", f"metrics={json.dumps(METRICS)}", "num_inference_steps=2"]
-    bench = bench_command(
-        Console(quiet=True), words, config=tmp_path / "plain.yaml", output=tmp_path / "out", trust_code=True
-    )  # fmt: skip
-    assert bench is not None
+    run_bench(words, config=tmp_path / "plain.yaml", output=tmp_path / "out", trust_code=True)
+    bench = read_bench(tmp_path / "out")
     assert bench.scores.values.shape == (4, 4, 3)
     assert (
         "UNO, Wu"
@@ -194,8 +192,8 @@ def test_the_lists_of_the_field_are_complete(name: str) -> None:
 
 def test_a_bench_of_the_toy_world(tmp_path: Path) -> None:
     words = ["toyworld", "subjects=1", "images=1", "num_inference_steps=2"]
-    bench = bench_command(Console(quiet=True), words, output=tmp_path / "out")
-    assert bench is not None
+    run_bench(words, output=tmp_path / "out")
+    bench = read_bench(tmp_path / "out")
     assert bench.scores.values.shape == (1, 4, 5)
     assert np.isfinite(bench.scores.values[:, :, :4]).all()
     assert [score for _, score in bench.real["oracle_subject"]] == pytest.approx([1] * 4, abs=0.2)
@@ -209,10 +207,8 @@ def test_a_bench_of_real_photos_with_encoders_of_the_right_kind(tmp_path: Path) 
     words = ["uno", f"data={REAL}", f"prompts={REAL / 'protocol_single.json'}", "subjects=2", "images=1",
              "num_inference_steps=2", f"metrics.dino.path={dino}", f"metrics.clip_i.path={clip}",
              f"metrics.clip_t.path={clip}"]  # fmt: skip
-    bench = bench_command(
-        Console(quiet=True), words, config=tmp_path / "plain.yaml", output=tmp_path / "out", trust_code=True
-    )
-    assert bench is not None
+    run_bench(words, config=tmp_path / "plain.yaml", output=tmp_path / "out", trust_code=True)
+    bench = read_bench(tmp_path / "out")
     assert np.isfinite(bench.scores.values[:, :, :3]).all()
     assert np.isnan(bench.scores.values[:, :, 3]).all()  # DreamBench has no masks, and so no backgrounds
     photos = sum(len(list((REAL / "dataset" / name).glob("*.jpg"))) for name in ("backpack", "backpack_dog"))

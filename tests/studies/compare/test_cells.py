@@ -47,13 +47,14 @@ def base_here(grid: Grid, root: Path) -> Path:
     """What the process of the base policy does, without the process."""
     from rich.console import Console
 
-    from customized_grpo.cli.generation import evaluate_command
+    from customized_grpo.assemble import open_policy
+    from customized_grpo.cli.generation import evaluate_source
 
     base = cells(grid, root)[0]
     root.mkdir(exist_ok=True)
     file = root / "base.yaml"
     file.write_text(to_yaml(base.config))
-    evaluate_command(Console(quiet=True), file, [], None, None, base.run.path, trust_code=True)
+    evaluate_source(Console(quiet=True), open_policy(file, [], trust_code=True), base.run.path)
     base.run.config.write_text(to_yaml(base.config))
     return base.evaluation
 
