@@ -73,7 +73,7 @@ def train(folder: Path, mood: float = 0.1, iterations: int = 4, resume: bool = F
         "training": {"iterations": iterations, "prompts_per_iteration": 2},
         "evaluation": {"examples": 3, "replicates": 1, "every": 2, "batch": 2},
     }  # fmt: skip
-    spec = Spec(use="test_randomness:Moody", mood=mood)  # pyright: ignore[reportCallIssue]
+    spec = Spec(use="test_randomness:Moody", mood=mood)
     rewards, policy = build_rewards({"prompt": spec, "identity": Spec(use="fakes:dark")}), fakes.LinearPolicy()
     made = Trainer(policy, rewards, fakes.examples(), fakes.examples(3), parse_config(settings, TrainerConfig))
     run = RunFolder(made.train(resume=RunFolder(folder) if resume else None).run)

@@ -14,27 +14,22 @@ from customized_grpo.settings.parse import load_settings
 from customized_grpo.shell import command
 from customized_grpo.train.settings import TrainerConfig
 
-
-def _spec(use: str, **arguments: Any) -> Spec:
-    return Spec(use=use, **arguments)
-
-
 REWARDS = {
-    "prompt": _spec("ClipReward", path="toyworld:clip"),
-    "identity": _spec("DinoReward", path="toyworld:dino"),
+    "prompt": Spec(use="ClipReward", path="toyworld:clip"),
+    "identity": Spec(use="DinoReward", path="toyworld:dino"),
 }
 METRICS = {
-    "oracle_prompt": _spec("customized_grpo.toyworld.oracle:PromptShown"),
-    "oracle_subject": _spec("customized_grpo.toyworld.oracle:SubjectKept"),
-    "oracle_right": _spec("customized_grpo.toyworld.oracle:FullyRight"),
+    "oracle_prompt": Spec(use="customized_grpo.toyworld.oracle:PromptShown"),
+    "oracle_subject": Spec(use="customized_grpo.toyworld.oracle:SubjectKept"),
+    "oracle_right": Spec(use="customized_grpo.toyworld.oracle:FullyRight"),
 }
 
 
 class Config(TrainerConfig):
     """The configuration of a run, as in YAML. The defaults are those of `cgrpo train` without arguments."""
 
-    policy: Annotated[Spec, Role.KEPT] = _spec(
-        "FluxKontextPolicy", path="toyworld:pipeline", trainable="full", dtype="auto"
+    policy: Annotated[Spec, Role.KEPT] = Spec(
+        use="FluxKontextPolicy", path="toyworld:pipeline", trainable="full", dtype="auto"
     )
     """The model family and the location of its weights."""
     rewards: Annotated[dict[str, Spec], Role.KEPT] = Field(default=REWARDS)

@@ -16,11 +16,12 @@ from customized_grpo.cli.display import show_scores, show_verdict
 from customized_grpo.data.images import to_tensor
 from customized_grpo.errors import UserError
 from customized_grpo.page.formats import summary
+from customized_grpo.policies.contract import batches
 from customized_grpo.randomness import normal
 from customized_grpo.store.scores import Scores, read_scores, write_scores
 from customized_grpo.studies.report.verdict import Verdict
 from customized_grpo.train import evaluation as evaluations
-from customized_grpo.train.evaluation import Evaluation, batches, evaluate
+from customized_grpo.train.evaluation import Evaluation, evaluate
 from customized_grpo.train.rollout import sample_ode
 from customized_grpo.train.settings import EvaluationSettings
 from store.tables import by_kind, ones
@@ -180,8 +181,8 @@ def test_batches_hold_whole_groups_of_replicates_of_one_shape() -> None:
         def shape_key(self, example):
             return example.id in ("e1", "e3")
 
-    tasks = [(replicate, index) for index in range(5) for replicate in range(2)]
-    made = batches(TwoShapes(), fakes.examples(5), tasks, 4)
+    examples, tasks = fakes.examples(5), [(replicate, index) for index in range(5) for replicate in range(2)]
+    made = batches(TwoShapes(), tasks, 4, lambda task: examples[task[1]])
     assert made == [[(0, 0), (1, 0), (0, 2), (1, 2)], [(0, 4), (1, 4)], [(0, 1), (1, 1), (0, 3), (1, 3)]]
 
 

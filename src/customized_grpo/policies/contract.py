@@ -1,15 +1,18 @@
 """What a model family must offer to be trained: `Policy`, and `check_policy` that proves it does."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from customized_grpo.errors import UserError
 from customized_grpo.structures import Conditioning, Example
+
+T = TypeVar("T")
 
 METADATA = "training.json"
 """What training writes beside a saved adapter: its iteration, and its held-out worst-reward gain if that is known."""
@@ -143,6 +146,16 @@ def weights_replaced(policy: Policy, state: Mapping[str, Tensor] | None) -> Iter
         policy.settle()
     finally:
         policy.load_trainable_state(own)
+
+
+def batches(
+    policy: Policy, items: Iterable[T], size: int, example_of: Callable[[Any], Example] = lambda item: item
+) -> list[list[T]]:
+    """Items in batches of at most `size` whose examples can be encoded together; by default items are examples."""
+    by_shape: dict[Hashable, list[T]] = {}
+    for item in items:
+        by_shape.setdefault(policy.shape_key(example_of(item)), []).append(item)
+    return [group[i : i + size] for group in by_shape.values() for i in range(0, len(group), size)]
 
 
 def check_policy(policy: Policy, examples: Sequence[Example], *, num_inference_steps: int = 4) -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic.errors import PydanticUserError
@@ -62,6 +62,9 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     use: str
+    if TYPE_CHECKING:
+
+        def __init__(self, *, use: str, **arguments: Any) -> None: ...
 
     @property
     def arguments(self) -> dict[str, Any]:

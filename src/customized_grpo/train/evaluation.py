@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from customized_grpo.data.images import resized, to_pil
 from customized_grpo.distributed import fail_together, gather_objects
 from customized_grpo.errors import UserError
 from customized_grpo.page.images import jpeg
-from customized_grpo.policies.contract import Policy
+from customized_grpo.policies.contract import Policy, batches
 from customized_grpo.randomness import normal, seed_global
 from customized_grpo.rewards.scoring import RewardFunction, score
 from customized_grpo.shell import command
@@ -105,7 +104,7 @@ def evaluate(
     size = settings.batch // settings.replicates * settings.replicates or settings.batch  # metrics see whole groups
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     used = policy.sampled_with(**settings.of_policy())
-    every = batches(policy, examples, tasks, size)
+    every = batches(policy, tasks, size, lambda task: examples[task[1]])
     mine = every[rank::world] or (every[:1] if is_sharded(policy) else [])  # which needs every process in its passes
     with fail_together(accelerator), in_step(policy), explain_full_device(policy.device, "evaluation"), used:
         for batch in mine:
@@ -150,16 +149,6 @@ def _score_targets(examples: Sequence[Example], measured: Mapping[str, RewardFun
     for n, one in columns.items():
         found[:, [n]] = score(torch.stack(pictures).to(images), examples, one)
     return found
-
-
-def batches(
-    policy: Policy, examples: Sequence[Example], tasks: Sequence[tuple[int, int]], size: int
-) -> list[list[tuple[int, int]]]:
-    """(replicate, example index) tasks in batches whose examples can be encoded together."""
-    by_shape: dict[Any, list[tuple[int, int]]] = {}
-    for task in tasks:
-        by_shape.setdefault(policy.shape_key(examples[task[1]]), []).append(task)
-    return [group[i : i + size] for group in by_shape.values() for i in range(0, len(group), size)]
 
 
 def changes(before: Scores, after: Scores) -> list[Change]:

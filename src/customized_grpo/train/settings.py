@@ -13,10 +13,6 @@ from customized_grpo.settings import Role, Settings, Spec
 from customized_grpo.settings.parse import over_spec, parse_config
 
 
-def _spec(use: str, **arguments: Any) -> Spec:
-    return Spec(use=use, **arguments)
-
-
 class DifficultySettings(Settings):
     """Prompts that the policy still fails count more: clip((1 - the group's mean)^power, low, high), over its mean."""
 
@@ -33,7 +29,7 @@ class DifficultySettings(Settings):
 class MethodSettings(Settings):
     """How rewards become advantages and a loss."""
 
-    advantage: Annotated[Spec, Role.APPLIED] = Spec(use="sars", gamma=0.4)  # pyright: ignore[reportCallIssue]
+    advantage: Annotated[Spec, Role.APPLIED] = Spec(use="sars", gamma=0.4)
     """sars, weighted_sum, raw_sum, gdpo, minimum, maximum, harmonic, product, identity_gate, cme, log_tamed,
     conflict_drop, sars_recentred, sars_by_conflict, or package.module:name."""
     time_weights: Annotated[Spec, Role.APPLIED] = Spec(use="sigmoid_crossover")
@@ -230,9 +226,9 @@ class AwmSettings(ForwardSettings):
 
 OBJECTIVES: dict[str, type[Settings]] = {"grpo": GrpoSettings, "nft": NftSettings, "awm": AwmSettings}
 """Those of this package, with their arguments."""
-FLOW_SDE = _spec("flow_sde", noise_level=0.7)
-RANDOM_STEPS = _spec("random_fraction", fraction=0.6)
-FINAL = _spec("final")
+FLOW_SDE = Spec(use="flow_sde", noise_level=0.7)
+RANDOM_STEPS = Spec(use="random_fraction", fraction=0.6)
+FINAL = Spec(use="final")
 DEPENDENT: dict[str, dict[str, Any]] = {
     "method.clip_range": {"grpo": 1e-3, "awm": 1.0},
     "method.ratio_norm": {"grpo": True},

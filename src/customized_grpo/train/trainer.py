@@ -28,7 +28,7 @@ from customized_grpo.distributed import (
     warn_of_missing_processes,
 )
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.policies.contract import Policy
+from customized_grpo.policies.contract import Policy, batches
 from customized_grpo.randomness import generator, seed_global
 from customized_grpo.rewards.scoring import RewardFunction, named, score, score_groups
 from customized_grpo.settings.identity import changes_on_resume
@@ -297,11 +297,8 @@ class Trainer:
 
     def _chunks(self, slots: list[int], examples: list[Example]) -> list[list[tuple[int, Example]]]:
         """(slot, example) pairs in chunks whose examples can be encoded together."""
-        by_shape: dict[Any, list[tuple[int, Example]]] = {}
-        for pair in zip(slots, examples, strict=True):
-            by_shape.setdefault(self.policy.shape_key(pair[1]), []).append(pair)
         size = self.config.rollout.chunk_prompts or len(slots)
-        return [group[i : i + size] for group in by_shape.values() for i in range(0, len(group), size)]
+        return batches(self.policy, zip(slots, examples, strict=True), size, lambda pair: pair[1])
 
     def _sample_and_score(
         self, iteration: int, chunks: list[list[tuple[int, Example]]], plan: Plan

@@ -20,12 +20,12 @@ from torch import Tensor
 from customized_grpo.errors import UserError
 from customized_grpo.functional import sde
 from customized_grpo.functional.advantages import standardize
-from customized_grpo.policies.contract import Policy, rows
+from customized_grpo.policies.contract import Policy, batches, rows
 from customized_grpo.randomness import generator, normal, seed_global
 from customized_grpo.rewards.scoring import RewardFunction, score
 from customized_grpo.settings import Role, Settings
 from customized_grpo.structures import Conditioning, Example
-from customized_grpo.train.evaluation import batches, cluster
+from customized_grpo.train.evaluation import cluster
 from customized_grpo.train.rollout import complete_dynamics
 from customized_grpo.train.trajectory import Dynamics, trajectory
 
@@ -127,10 +127,8 @@ class Probe:
     @cached_property
     def trajectories(self) -> list[Trajectory]:
         """The shared trajectories, in chunks of examples that are encoded together."""
-        tasks = [(0, row) for row in range(len(self.examples))]
         size = max(1, self.settings.batch // self.settings.branches)
-        chunks = batches(self.policy, self.examples, tasks, size)
-        return [self._trajectory([self.examples[row] for _, row in chunk]) for chunk in chunks]
+        return [self._trajectory(some) for some in batches(self.policy, self.examples, size)]
 
     @torch.no_grad()
     def _trajectory(self, examples: list[Example]) -> Trajectory:
