@@ -120,6 +120,12 @@ class Comparison:
         i = len(self.iterations) - 1 if iteration is None else self.iterations.index(iteration)
         return self.estimate(lambda gains: gains[..., 0, 0, 0], [method], [metric], slice(i, i + 1), standardized=False)
 
+    def gain_of_kind(self, metric: str, method: str, kind: str) -> Estimate:
+        """As `gain` after training, over the tasks of one kind of prompt."""
+        tasks = [n for n, found in enumerate(self.base.kinds) if found == kind]
+        (m,), (k,) = self._index([method], [metric])
+        return self._mean(self.gains[:, tasks, m, -1, k], [self.base.subjects[n] for n in tasks])
+
     def level(self, metric: str, method: str, iteration: int | None = None) -> Estimate:
         """A metric, with the interval of its gain around it."""
         return Estimate(*(self.base_level[metric] + x for x in self.gain(metric, method, iteration)))

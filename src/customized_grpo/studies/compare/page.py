@@ -16,6 +16,7 @@ from customized_grpo.studies.compare.analysis import Comparison
 from customized_grpo.studies.compare.findings import findings, headline
 from customized_grpo.studies.compare.grid import GridFolder
 from customized_grpo.studies.compare.methods import BASE, find_method
+from customized_grpo.studies.report.verdict import kind_name
 
 OF = {"rewards": "", "checks": " (proxies)"}
 """What the name of a pair adds to a heading."""
@@ -54,6 +55,7 @@ def contents(a: Comparison) -> page.Page:
             page.Section("The trade-off", trade_off(a, styles), name="Trade-off"),
             page.Section("Images", images(a)),
             page.Section("Paired differences", differences(a), name="Differences"),
+            *by_kind(a),
             page.Section(
                 "Over training", [page.Figures([curve(a, metric, styles) for metric in a.metrics])], name="Curves"
             ),
@@ -262,6 +264,25 @@ def difference_table(a: Comparison, reference: str) -> page.Table:
 
     title = f"Each method minus {a.title(reference)}, on the same seeds, tasks and noise"
     return _table(a, cells, skip=reference, title=title)
+
+
+def by_kind(a: Comparison) -> list[page.Section]:
+    """The gain of every metric on each kind of prompt, if there are several."""
+    if not (kinds := a.base.distinct_kinds()):
+        return []
+    counts = ", ".join(f"{kind_name(kind)} {len(set(a.base.of_kind(kind).subjects))}" for kind in kinds)
+    text = f"Gain since the base policy. Held-out subjects: {counts}."
+
+    def table(metric: str) -> page.Table:
+        less = metric in a.grid.lower_is_better
+
+        def cells(m: str) -> dict[str, page.Cell]:
+            gains = {kind_name(kind): a.gain_of_kind(metric, m, kind) for kind in kinds}
+            return {kind: page.Flipped(*gain) if less else gain for kind, gain in gains.items()}
+
+        return _table(a, cells, title=words(metric) + " (not trained on)" * (metric not in a.rewards))
+
+    return [page.Section("By kind of prompt", [page.Text(text), *map(table, a.metrics)], name="By kind")]
 
 
 def curve(a: Comparison, metric: str, styles: Mapping[str, Any]) -> page.Figure:
