@@ -34,7 +34,8 @@ def test_a_window_that_moves_is_counted_on_average() -> None:
 @pytest.mark.parametrize(
     ("sections", "frozen"),
     [
-        ({"training": {"old_log_probs": "recompute"}}, 24),
+        ({"training": {"old_log_probs": "recompute"}}, 12),
+        ({"training": {"old_log_probs": "recompute", "inner_epochs": 2, "updates_per_epoch": 1}}, 0),
         ({"method": {"beta": 0.1}}, 24),
         ({"training": {"inner_epochs": 2}, "method": {"beta": 0.1}}, 48),
     ],

@@ -25,6 +25,7 @@ from customized_grpo.studies.report.remarks import remarks
 from customized_grpo.studies.report.run import facts
 from customized_grpo.train.evaluation import evaluate
 from customized_grpo.train.method import SpreadGuard
+from customized_grpo.train.objectives.grpo import Grpo
 from customized_grpo.train.settings import TrainerConfig
 from customized_grpo.train.trainer import Observer, Result, Trainer
 
@@ -484,14 +485,30 @@ def test_what_is_still_off_with_recomputed_log_probs_is_not_told_to_recompute(tm
 
 
 @pytest.mark.parametrize("ratio_norm", [True, False])
-def test_log_probs_and_means_are_recomputed_in_the_updates_own_batches(tmp_path: Path, ratio_norm: bool) -> None:
+def test_log_probs_and_means_are_recomputed_in_the_updates_own_batches(
+    tmp_path: Path, ratio_norm: bool, monkeypatch
+) -> None:
+    """Those of the first optimizer step come from its own passes, except in the first iteration: to the same bit."""
+
     class Batchy(fakes.LinearPolicy):
+        passes = 0
+
         def velocity(self, latents, sigma, conditioning):
+            self.passes += not torch.is_grad_enabled()
             return super().velocity(latents, sigma, conditioning) * (1 + 0.1 * (len(latents) == 2))
 
-    training = {**QUICK["training"], "micro_batch": 2, "old_log_probs": "recompute"}
-    made = trainer(tmp_path, policy=Batchy(), training=training, method={"ratio_norm": ratio_norm})
-    assert [line["update/first_ratio_error"] for line in records(made.train())] == [0.0] * 3
+    training = {**QUICK["training"], "micro_batch": 2, "old_log_probs": "recompute", "inner_epochs": 2}
+    runs = []
+    for name in ("own", "separate"):
+        made = trainer(tmp_path / name, policy=Batchy(), training=training, method={"ratio_norm": ratio_norm})
+        lines = without_times(records(made.train()))
+        assert [line["update/first_ratio_error"] for line in lines] == [0.0] * 3
+        runs.append((made.policy.passes, weights(made.policy), lines))
+        monkeypatch.setattr(Grpo, "checked", property(lambda objective: False, lambda objective, value: None))
+    (passes, *own), (more, *separate) = runs
+    assert more - passes == 2 * 1 * 4  # later iterations, steps of the first update, micro-batches
+    assert torch.equal(own[0], separate[0])
+    assert own[1] == separate[1]
 
 
 @pytest.mark.parametrize(

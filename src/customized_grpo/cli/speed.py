@@ -80,7 +80,7 @@ def stage_table(trainer: Trainer, recorder: Recorder, warmup: int = 1) -> tuple[
     forward, backward = bare_passes(trainer, rows)
     job = trainer.job()
     trained = job.trained * config.training.inner_epochs
-    passes = config.rollout.num_inference_steps + job.trained * job.objective.extra_passes()
+    passes = config.rollout.num_inference_steps + job.objective.extra_passes(job.trained)
     bare = passes * forward + trained * backward
     table.add_row("bare passes", f"{bare:.2f}", f"{passes} x {forward:.3f}", "")
     table.add_row("", "", f"+ {trained} x {backward:.3f}", "")

@@ -82,18 +82,19 @@ def count_rows(config: TrainerConfig, processes: int) -> RowCounts:
     prompts, groups = training.prompts_per_iteration // processes, config.rollout.num_generations  # all prompts alike
     tried = sorted({1 + n * training.iterations // TRIED for n in range(TRIED)})
     tried = [n for n in tried if n <= training.iterations]
-    total: Counter[str] = Counter()
-    for iteration in tried:
-        plan, noise = objective.plan(iteration), RowNoise(0, iteration, [0], groups)
-        conditioning = {"one": torch.zeros(1, 1)}
+
+    def count(iteration: int) -> Counter[str]:
         policy.rows.clear()
-        rollout = objective.collect(conditioning, plan, noise, lambda name: nullcontext())
-        total["sampled"] += policy.rows.pop("frozen")
-        rollouts = objective.prepare([rollout])
-        columns = list(range(len(plan.progress)))
+        plan, noise = objective.plan(iteration), RowNoise(0, iteration, [0], groups)
+        rollout = objective.collect({"one": torch.zeros(1, 1)}, plan, noise, lambda name: nullcontext())
+        sampled, columns = policy.rows.pop("frozen"), list(range(len(plan.progress)))
+        rollouts = objective.prepare([rollout], columns[:: training.updates_per_epoch])
+        advantage = torch.zeros(len(rollout), len(columns))
         for _ in range(training.inner_epochs):
-            advantage = torch.zeros(len(rollout), len(columns))
             for batch in micro_batches(rollouts, advantage, columns, None, first=True):
                 objective.loss(batch, Meter())
-        total += policy.rows
+        return policy.rows + Counter(sampled=sampled)
+
+    count(1)  # in the first update of a run more is checked than in the others
+    total = sum((count(iteration) for iteration in tried), Counter[str]())
     return RowCounts(**{name: total[name] * prompts / len(tried) for name in RowCounts._fields})

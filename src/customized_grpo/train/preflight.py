@@ -189,9 +189,8 @@ def expected_seconds(job: Job) -> float:
         size = min(size, TIMED_ROWS)  # on a GPU the passes also show that their memory is there
     forward, learning = pass_seconds(job.policy, job.example, size)
     left, updated = training.iterations - job.iteration, job.trained * training.inner_epochs
-    passes = (
-        _passes(config.rollout.num_inference_steps, config.rollout.solver) + job.trained * job.objective.extra_passes()
-    )
+    passes = _passes(config.rollout.num_inference_steps, config.rollout.solver)
+    passes += job.objective.extra_passes(job.trained)
     iteration = mine / size * (passes * forward + updated * learning)
     pictures = job.held_out * held_out.replicates / job.processes
     times = (left // held_out.every if held_out.every else 1) + (job.iteration == 0)

@@ -117,9 +117,9 @@ class TrainingSettings(Settings):
     micro_batch: Annotated[int | None, Role.RUNTIME] = Field(default=None, ge=1)
     """Rows in one forward pass; default: a whole chunk, which reproduces the rollout's log-probabilities exactly."""
     old_log_probs: Annotated[Literal["rollout", "recompute"] | None, Role.RUNTIME] = None
-    """For grpo, source of the ratio's denominator; null is `rollout`. `recompute` first runs a pass in the batches of
-    the update. Use it in bfloat16 if the micro-batch differs from the rollout's, because rounding alone can then exceed
-    the clip range."""
+    """For grpo, source of the ratio's denominator; null is `rollout`. `recompute` computes it in the batches of the
+    update: for the first optimizer step in its own passes, for later ones in a pass before. Use it in bfloat16 if the
+    micro-batch differs from the rollout's, because rounding alone can then exceed the clip range."""
     sharding: Annotated[Literal["none", "fsdp2", "fsdp2_offload"], Role.RUNTIME] = "none"
     """fsdp2 gives each process a part of the transformer's weights, gradients and optimizer state instead of a copy of
     all. fsdp2_offload also keeps them in the memory of the host while they are not used."""

@@ -142,13 +142,16 @@ class Updater:
         """
         self.iteration = self.objective.iteration = iteration
         meter, num_steps = Meter(), advantage.shape[1]
-        with self._memory():
-            rollouts = self.objective.prepare(rollouts)
         parts = min(self.settings.updates_per_epoch, num_steps)
-        for epoch in range(self.settings.inner_epochs):
-            order = torch.randperm(num_steps, generator=generator("update", self.seed, iteration, epoch))
+        orders = [
+            torch.randperm(num_steps, generator=generator("update", self.seed, iteration, epoch)).tolist()
+            for epoch in range(self.settings.inner_epochs)
+        ]
+        with self._memory():
+            rollouts = self.objective.prepare(rollouts, orders[0][::parts])
+        for epoch, order in enumerate(orders):
             for part in range(parts):
-                columns, size = order[part::parts].tolist(), self.settings.micro_batch
+                columns, size = order[part::parts], self.settings.micro_batch
                 with self._memory():
                     for batch in micro_batches(rollouts, advantage, columns, size, first=epoch == part == 0):
                         self._backward(batch, meter)

@@ -200,7 +200,7 @@ def test_old_velocities_are_those_of_the_old_policy_though_the_trained_one_goes_
     assert torch.equal(updater.parameters[0], new)
     noise, plan = RowNoise(SEED, 2, list(range(P)), G), objective.plan(2)
     rollout = objective.collect({"condition": drawn(2)[0]}, plan, noise, lambda name: nullcontext())
-    (complete,) = objective.prepare([rollout])
+    (complete,) = objective.prepare([rollout], [0])
     at = objective.noised(complete, slice(0, 2), 1)
     expected = old[0] * at.latents + old[1] * complete.conditioning["condition"][:2]
     torch.testing.assert_close(complete.old_velocities[:2, 1], expected)

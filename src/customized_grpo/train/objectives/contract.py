@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
@@ -97,8 +97,14 @@ class Objective(ABC):
         """
         return everyone, {}
 
-    def prepare(self, rollouts: Sequence[Any]) -> Sequence[Any]:
-        """Before the first optimizer step: complete the rollouts with what the old policy says, without gradient."""
+    def prepare(self, rollouts: Sequence[Any], first: Collection[int]) -> Sequence[Any]:
+        """Before the first optimizer step: complete the rollouts with what the old policy says, without gradient.
+
+        Args:
+            rollouts: the chunks of this process.
+            first: the columns of the first optimizer step. In its micro-batches `loss` sees the policy before the
+                update, so what that says about them need not be computed here.
+        """
         return rollouts
 
     @abstractmethod
@@ -133,8 +139,8 @@ class Objective(ABC):
         """Images kept for each row besides the final one until they are scored, of `count` trained places."""
         return 0
 
-    def extra_passes(self) -> int:
-        """Forward passes without gradient for each row and trained place, besides the pass that trains."""
+    def extra_passes(self, count: int) -> int:
+        """Forward passes without gradient for each row, of `count` trained places, besides those that train."""
         return 0
 
     # ---- for subclasses

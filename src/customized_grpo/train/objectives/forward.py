@@ -6,7 +6,7 @@ but the loss of a row; DiffusionNFT and AWM are its subclasses. The formulas are
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -159,7 +159,7 @@ class Forward(Objective):
             found.append(torch.stack([value(self.velocity(rollout, some, at), at) for at in places], dim=1))
         return torch.cat(found)
 
-    def prepare(self, rollouts: Sequence[Samples]) -> Sequence[Samples]:
+    def prepare(self, rollouts: Sequence[Samples], first: Collection[int]) -> Sequence[Samples]:
         if self.old is None:
             return rollouts
         with weights_replaced(self.policy, self.old):
@@ -205,8 +205,8 @@ class Forward(Objective):
     def kept(self, count: int) -> int:
         return 1 + count * (self.old is not None)
 
-    def extra_passes(self) -> int:
-        return (self.old is not None) + self.config.method.needs_base
+    def extra_passes(self, count: int) -> int:
+        return count * ((self.old is not None) + self.config.method.needs_base)
 
     def copies(self) -> int:
         return int(self.old is not None and not self.settings.offload_old)
@@ -277,9 +277,9 @@ class Awm(Forward):
     def keeps_old(self) -> bool:
         return self.settings.old_beta > 0
 
-    def prepare(self, rollouts: Sequence[Samples]) -> Sequence[Samples]:
+    def prepare(self, rollouts: Sequence[Samples], first: Collection[int]) -> Sequence[Samples]:
         known = [replace(one, old_log_probs=self.over_levels(one, self._log_prob)) for one in rollouts]
-        return super().prepare(known)
+        return super().prepare(known, first)
 
     def _log_prob(self, velocity: Tensor, at: Noised) -> Tensor:
         return forward.awm_log_prob(
@@ -304,8 +304,8 @@ class Awm(Forward):
         meter.mean("update/old_kl", float(kl.detach().mean()), batch.share)
         return surrogate.losses + settings.old_beta * kl
 
-    def extra_passes(self) -> int:
-        return super().extra_passes() + 1
+    def extra_passes(self, count: int) -> int:
+        return super().extra_passes(count) + count
 
 
 nft, awm = Nft, Awm

@@ -1,7 +1,7 @@
 """GRPO: policy gradients on sampled steps, each of which is a Gaussian whose log-probability is known."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,12 +46,15 @@ class Trajectories(Rollout):
     """(S,) int64, the true indices of the trained steps, ascending."""
     means: Tensor | None = None
     """(B, S, N, C) means of the trained steps, where the update compares them."""
+    pending: Collection[int] = ()
+    """Columns whose log-probs and means the first pass of the update is to fill in."""
 
 
 class Grpo(Objective):
     """The clipped surrogate on stochastic steps; with `divergence_threshold`, Flow-DPPO's mask in place of the clip."""
 
     SETTINGS = GrpoSettings
+    checked = False
 
     def __init__(self, settings: GrpoSettings, policy: Policy, config: TrainerConfig) -> None:
         super().__init__(settings, policy, config)
@@ -138,24 +141,28 @@ class Grpo(Objective):
             means=torch.stack(means, dim=1) if self.keep_means else None,
         )
 
-    def prepare(self, rollouts: Sequence[Trajectories]) -> Sequence[Trajectories]:
-        recompute = self.config.training.old_log_probs == "recompute"
-        return [self._recompute(rollout) for rollout in rollouts] if recompute else rollouts
+    def prepare(self, rollouts: Sequence[Trajectories], first: Collection[int]) -> Sequence[Trajectories]:
+        if self.config.training.old_log_probs != "recompute":
+            return rollouts
+        pending = first if self.checked else ()  # the first update compares two passes: see `guard_first_ratio`
+        self.checked = True
+        return [self._recompute(rollout, pending) for rollout in rollouts]
 
     @torch.no_grad()
-    def _recompute(self, rollout: Trajectories) -> Trajectories:
+    def _recompute(self, rollout: Trajectories, pending: Collection[int]) -> Trajectories:
         """The rollout with log-probs, and means where it keeps them, computed in the update's own batches."""
         size = self.size(rollout)
         old = torch.empty_like(rollout.log_probs)
         means = None if rollout.means is None else torch.empty_like(rollout.means)
+        columns = [column for column in range(old.shape[1]) if column not in pending]
         for row in range(0, len(old), size):
             some = slice(row, row + size)
-            for column in range(old.shape[1]):
+            for column in columns:
                 _, step = self._step(rollout, some, column)
                 old[some, column] = sde.log_prob(step, rollout.next_latents[some, column])
                 if means is not None:
                     means[some, column] = step.mean
-        return replace(rollout, log_probs=old, means=means)
+        return replace(rollout, log_probs=old, means=means, pending=pending)
 
     def loss(self, batch: MicroBatch, meter: Meter) -> Tensor:
         method, rollout, some, column = self.config.method, batch.rollout, batch.rows, batch.column
@@ -164,8 +171,13 @@ class Grpo(Objective):
             with torch.no_grad(), self.policy.base():
                 base, base_step = self._step(rollout, some, column)
         velocity, step = self._step(rollout, some, column)
+        log_prob = sde.log_prob(step, rollout.next_latents[some, column])
+        if batch.first and column in rollout.pending:
+            rollout.log_probs[some, column] = log_prob.detach()
+            if rollout.means is not None:
+                rollout.means[some, column] = step.mean.detach()
         old = None if rollout.means is None else sde.Gaussian(rollout.means[some, column], step.std)
-        log_ratio = sde.log_prob(step, rollout.next_latents[some, column]) - rollout.log_probs[some, column]
+        log_ratio = log_prob - rollout.log_probs[some, column]
         drift = float(log_ratio.detach().abs().max())
         meter.maximum("update/ratio_max", math.exp(min(drift, 80.0)))
         meter.mean("update/approx_kl", float(approx_kl(log_ratio.detach())), batch.share)
@@ -207,8 +219,11 @@ class Grpo(Objective):
     def predicted(self, count: int) -> int:
         return min(2 * count, self.config.rollout.num_inference_steps) if self.predicts else 0
 
-    def extra_passes(self) -> int:
-        return (self.config.training.old_log_probs == "recompute") + self.config.method.needs_base
+    def extra_passes(self, count: int) -> int:
+        training, extra = self.config.training, count * self.config.method.needs_base
+        if training.old_log_probs == "recompute":
+            extra += count - len(range(0, count, training.updates_per_epoch))
+        return extra
 
 
 grpo = Grpo
