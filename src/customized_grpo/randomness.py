@@ -25,6 +25,11 @@ def normal(shape: Sequence[int], keys: Sequence[Key]) -> Tensor:
     return torch.stack([torch.randn(tuple(shape), generator=generator(*key)) for key in keys])
 
 
+def moved(noise: Tensor, device: torch.device) -> Tensor:
+    """On the device; the host does not wait for the copy."""
+    return noise.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else noise.to(device)
+
+
 def seed_global(*key: int | str) -> None:
     """Seed the global generators of torch (on all devices), numpy and Python by the key, for code that is not ours.
 

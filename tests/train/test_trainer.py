@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fakes
 from customized_grpo.assemble import resume_run
@@ -28,6 +29,7 @@ from customized_grpo.train.method import SpreadGuard
 from customized_grpo.train.objectives.grpo import Grpo
 from customized_grpo.train.settings import TrainerConfig
 from customized_grpo.train.trainer import Observer, Result, Trainer
+from customized_grpo.train.update import Updater
 
 QUICK = {
     "rollout": {"num_generations": 4, "num_inference_steps": 5},
@@ -509,6 +511,32 @@ def test_log_probs_and_means_are_recomputed_in_the_updates_own_batches(
     assert more - passes == 2 * 1 * 4  # later iterations, steps of the first update, micro-batches
     assert torch.equal(own[0], separate[0])
     assert own[1] == separate[1]
+
+
+@pytest.mark.parametrize("objective", ["grpo", "nft", "awm"])
+def test_the_host_reads_nothing_from_the_device_before_a_backward_pass(
+    tmp_path: Path, objective: str, monkeypatch
+) -> None:
+    """After the first iteration, which checks more. A schedule and its steps are in the memory of the host."""
+    backward, reads = Updater._backward, []
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._local_scalar_dense.default:
+                reads.append(args[0].untyped_storage().data_ptr())
+            return func(*args, **(kwargs or {}))
+
+    def watch(updater, batch, meter):
+        with Watched() if updater.iteration > 1 else nullcontext():
+            backward(updater, batch, meter)
+        host = [getattr(batch.rollout, name) for name in ("sigmas", "steps") if objective == "grpo"]
+        assert not set(reads) - {tensor.untyped_storage().data_ptr() for tensor in host}
+        reads.clear()
+
+    monkeypatch.setattr(Updater, "_backward", watch)
+    sections = {"training": {**QUICK["training"], "iterations": 2}, "evaluation": {"examples": 0}}
+    result = trainer(tmp_path, objective={"use": objective}, **sections).train()
+    assert len(records(result)) == 2
 
 
 @pytest.mark.parametrize(

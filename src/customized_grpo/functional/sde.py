@@ -149,6 +149,11 @@ def log_prob(step: Gaussian, next_latents: Tensor) -> Tensor:
         raise ValueError(f"expected next latents of shape {tuple(step.mean.shape)}, got {tuple(next_latents.shape)}.")
     if not bool((step.std > 0).all()):
         raise ValueError("log_prob needs std > 0, got a deterministic step; train only steps that were sampled as SDE.")
+    return log_density(step, next_latents)
+
+
+def log_density(step: Gaussian, next_latents: Tensor) -> Tensor:
+    """`log_prob` of a step that is known to be stochastic: a look at its std would wait for a GPU."""
     z = (next_latents.detach() - step.mean) / step.std
     return (-0.5 * z**2 - step.std.log() - 0.5 * math.log(2 * math.pi)).flatten(1).mean(1)
 

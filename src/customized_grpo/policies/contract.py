@@ -158,6 +158,13 @@ def batches(
     return [group[i : i + size] for group in by_shape.values() for i in range(0, len(group), size)]
 
 
+@torch.no_grad()
+def move_towards(average: Mapping[str, Tensor], state: Mapping[str, Tensor], share: float) -> None:
+    """Move each tensor of an average by a share of its way to the one of the same name, all in one operation."""
+    goals = [state[name].to(tensor.device) for name, tensor in average.items()]
+    torch._foreach_lerp_(list(average.values()), goals, share)
+
+
 def check_policy(policy: Policy, examples: Sequence[Example], *, num_inference_steps: int = 4) -> None:
     """Prove that a policy obeys the contract, on two or more examples that share a `shape_key`.
 

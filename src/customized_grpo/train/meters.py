@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 class Clock:
@@ -37,19 +38,27 @@ class Clock:
 
 
 class Meter:
-    """Weighted means and maxima of one update."""
+    """Weighted means and maxima of one update. Tensors are read at its end: until then the host does not wait."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.weights: dict[str, float] = {}
-        self.maxima: dict[str, float] = {}
+        self.weighted: dict[str, list[tuple[float | Tensor, float]]] = {}
+        self.compared: dict[str, list[float | Tensor]] = {}
 
-    def mean(self, name: str, value: float, weight: float) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + value * weight
-        self.weights[name] = self.weights.get(name, 0.0) + weight
+    def mean(self, name: str, value: float | Tensor, weight: float) -> None:
+        self.weighted.setdefault(name, []).append((_detached(value), weight))
 
-    def maximum(self, name: str, value: float) -> None:
-        self.maxima[name] = max(self.maxima.get(name, -math.inf), value)
+    def maximum(self, name: str, value: float | Tensor) -> None:
+        self.compared.setdefault(name, []).append(_detached(value))
 
     def means(self) -> dict[str, float]:
-        return {name: self.sums[name] / self.weights[name] for name in self.sums}
+        return {
+            name: sum(float(value) * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
+            for name, pairs in self.weighted.items()
+        }
+
+    def maxima(self) -> dict[str, float]:
+        return {name: max((-math.inf, *map(float, values))) for name, values in self.compared.items()}
+
+
+def _detached(value: float | Tensor) -> float | Tensor:
+    return value.detach() if isinstance(value, Tensor) else value

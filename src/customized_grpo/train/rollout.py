@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from customized_grpo.policies.contract import Policy
-from customized_grpo.randomness import normal
+from customized_grpo.randomness import moved, normal
 from customized_grpo.structures import Conditioning
 from customized_grpo.train.trajectory import Dynamics, Solver, last, trajectory
 
@@ -45,7 +45,7 @@ def denoise(
     policy: Policy, conditioning: Conditioning, noise: Tensor, num_steps: int, solver: Solver = "euler"
 ) -> tuple[Tensor, Tensor]:
     """Clean latents (B, N, C) and their schedule (T + 1,), deterministic, from standard normal noise (B, N, C)."""
-    latents = policy.initial_latents(conditioning, noise.to(policy.device))
+    latents = policy.initial_latents(conditioning, moved(noise, policy.device))
     sigmas = policy.sigmas(num_steps, conditioning).to(policy.device)
     return last(trajectory(policy.velocity, conditioning, latents, sigmas, solver=solver)).next_latents, sigmas
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from customized_grpo.distributed import any_process, average, combine, fail_together, gather
 from customized_grpo.errors import TrainingError, UserError
-from customized_grpo.policies.contract import weights_replaced
+from customized_grpo.policies.contract import move_towards, weights_replaced
 from customized_grpo.randomness import generator
 from customized_grpo.settings import Spec
 from customized_grpo.settings.build import construct
@@ -155,10 +155,13 @@ class Updater:
                 with self._memory():
                     for batch in micro_batches(rollouts, advantage, columns, size, first=epoch == part == 0):
                         self._backward(batch, meter)
+                if epoch == part == 0:
+                    with fail_together(self.accelerator):
+                        self.objective.check_first(meter)
                 self._step(meter, teaches=bool(advantage[:, columns].any()))
         self.objective.after_iteration(self.updates)
         self.whole = True
-        record = combine(self.accelerator, mean=meter.means(), maximum=meter.maxima)
+        record = combine(self.accelerator, mean=meter.means(), maximum=meter.maxima())
         if "update/velocity_norm" in record and not self.objective.config.method.needs_base:
             self.first_norm = self.first_norm or record["update/velocity_norm"]
             record["update/velocity_norm"] /= self.first_norm
@@ -170,7 +173,7 @@ class Updater:
     def _backward(self, batch: MicroBatch, meter: Meter) -> None:
         """Accumulate the gradient of one micro-batch."""
         loss = self.objective.loss(batch, meter)
-        meter.mean("update/loss", float(loss.detach()), batch.share)
+        meter.mean("update/loss", loss, batch.share)
         (loss * batch.share).backward()
 
     def _step(self, meter: Meter, teaches: bool) -> None:
@@ -186,7 +189,7 @@ class Updater:
         norm = full(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.max_grad_norm))
         with fail_together(self.accelerator):
             self._guard_synchronised(norm)
-        meter.mean("update/grad_norm", float(norm), 1.0)
+        meter.mean("update/grad_norm", norm, 1.0)
         if bool(norm.isfinite()):
             with self._guard_moved(norm, teaches), self._memory():
                 self.optimizer.step()
@@ -194,8 +197,7 @@ class Updater:
             self.updates += 1
             if self.ema is not None:
                 decay = min(self.settings.ema_decay, (1 + self.updates) / (10 + self.updates))
-                for name, tensor in self.policy.trainable_state().items():
-                    self.ema[name].lerp_(tensor, 1 - decay)
+                move_towards(self.ema, self.policy.trainable_state(), 1 - decay)
         else:
             with fail_together(self.accelerator):
                 self._skip(norm)

@@ -54,8 +54,8 @@ class MicroBatch(NamedTuple):
 class Objective(ABC):
     """Between the trainer, which draws prompts and scores images, and the update, which owns the optimizer.
 
-    An iteration calls `plan`, `collect` inside `sampling`, `advantages`, `prepare`, `loss` for every micro-batch, and
-    `after_iteration`, in this order.
+    An iteration calls `plan`, `collect` inside `sampling`, `advantages`, `prepare`, `loss` for every micro-batch,
+    `check_first` after those of the first optimizer step, and `after_iteration`, in this order.
 
     Args:
         settings: an instance of SETTINGS.
@@ -157,17 +157,25 @@ class Objective(ABC):
         else:
             norm = norm_ratio(velocity, base)
             hinge = self.config.method.norm_hinge * (norm - 1).clamp(min=0).mean()
-        meter.mean("update/velocity_norm", float(norm.detach().mean()), batch.share)
+        meter.mean("update/velocity_norm", norm.mean(), batch.share)
         return hinge
 
-    def guard_first_ratio(self, drift: float, meter: Meter, advice: str = "") -> None:
+    def check_first(self, meter: Meter) -> None:
         """Before the first optimizer step the policy is the one that sampled, so the ratio must be 1: rounding may
-        move it by a tenth of the clip range at most, or the clip would act on noise."""
-        meter.maximum("update/first_ratio_error", drift)
+        move it by a tenth of the clip range at most, or the clip would act on noise.
+
+        Raises:
+            TrainingError: if `loss` has logged another update/first_ratio_error.
+        """
         clip_range = self.config.method.clip_range
         tolerance = min(self.rounding(), (clip_range or 1.0) / 10)
-        if not drift <= tolerance:
+        for drift in map(float, meter.compared.get("update/first_ratio_error", ())):
+            if drift <= tolerance:
+                continue
             clip = f" with method.clip_range={clip_range:g}" if clip_range else ""
+            advice = ""
+            if self.config.training.old_log_probs == "rollout":
+                advice = "set training.old_log_probs=recompute; if that does not help, "
             raise TrainingError(
                 f"The first ratio of iteration {self.iteration} is off 1 by {drift:.1e} (allowed {tolerance:.0e} in "
                 f"{str(self.policy.dtype).removeprefix('torch.')}{clip}): sampling and training compute different "

@@ -17,8 +17,8 @@ from torch import Tensor
 from customized_grpo.errors import TrainingError, UserError
 from customized_grpo.functional import forward
 from customized_grpo.functional.advantages import centred, normalized
-from customized_grpo.policies.contract import Policy, repeat, rows, weights_replaced
-from customized_grpo.randomness import generator
+from customized_grpo.policies.contract import Policy, move_towards, repeat, rows, weights_replaced
+from customized_grpo.randomness import generator, moved
 from customized_grpo.settings.build import named_after
 from customized_grpo.structures import Conditioning, Rollout
 from customized_grpo.train.meters import Meter
@@ -142,7 +142,7 @@ class Forward(Objective):
     def noised(self, rollout: Samples, some: slice, level: int) -> Noised:
         """The given rows at one of the S levels."""
         x0 = rollout.x0[some]
-        noise = rollout.noise.per_row((x0.shape[1], x0.shape[2]), f"level {level}", some).to(x0)
+        noise = moved(rollout.noise.per_row((x0.shape[1], x0.shape[2]), f"level {level}", some), x0.device).to(x0)
         sigma = rollout.sigmas[level].expand(len(x0))
         return Noised(forward.add_noise(x0, noise, sigma), x0, noise, sigma)
 
@@ -175,7 +175,7 @@ class Forward(Objective):
         loss = self.losses(velocity, at, batch, meter).mean()
         if beta and base is not None:
             kl = forward.velocity_kl(velocity, base).mean()
-            meter.mean("update/kl", float(kl.detach()), batch.share)
+            meter.mean("update/kl", kl, batch.share)
             loss = loss + beta * kl
         return loss + self.norm_hinge(velocity, base, batch, meter)
 
@@ -192,8 +192,7 @@ class Forward(Objective):
     def after_iteration(self, updates: int) -> None:
         if self.old is not None:
             decay = forward.old_policy_decay(updates, rate=self.settings.decay_rate, top=self.settings.decay)
-            for name, tensor in self.policy.trainable_state().items():
-                self.old[name].lerp_(tensor.to(self.old[name].device), 1 - decay)
+            move_towards(self.old, self.policy.trainable_state(), 1 - decay)
 
     def state(self) -> Mapping[str, Tensor]:
         return self.old or {}
@@ -290,18 +289,18 @@ class Awm(Forward):
         settings, rollout, clip_range = self.settings, batch.rollout, self.config.method.clip_range
         assert clip_range is not None
         log_prob, old = self._log_prob(velocity, at), rollout.old_log_probs[batch.rows, batch.column]
-        drift = float((log_prob.detach() - old).abs().max())
-        meter.maximum("update/ratio_max", math.exp(min(drift, 80.0)))
+        drift = (log_prob.detach() - old).abs().max()
+        meter.maximum("update/ratio_max", drift.clamp(max=80).exp())
         if batch.first:
-            self.guard_first_ratio(drift, meter)
+            meter.maximum("update/first_ratio_error", drift)
         surrogate = forward.awm_loss(
             log_prob, old, batch.advantage, advantage_clip=settings.advantage_clip, clip_range=clip_range
         )
-        meter.mean("update/clip_share", float(surrogate.clip_share), batch.share)
+        meter.mean("update/clip_share", surrogate.clip_share, batch.share)
         if not settings.old_beta:
             return surrogate.losses
         kl = forward.velocity_kl(velocity, rollout.old_velocities[batch.rows, batch.column])
-        meter.mean("update/old_kl", float(kl.detach().mean()), batch.share)
+        meter.mean("update/old_kl", kl.mean(), batch.share)
         return surrogate.losses + settings.old_beta * kl
 
     def extra_passes(self, count: int) -> int:

@@ -1,6 +1,5 @@
 """GRPO: policy gradients on sampled steps, each of which is a Gaussian whose log-probability is known."""
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,7 @@ from customized_grpo.functional.surrogate import (
     normalized_log_ratio,
 )
 from customized_grpo.policies.contract import Policy, repeat, rows
-from customized_grpo.randomness import generator
+from customized_grpo.randomness import generator, moved
 from customized_grpo.settings.build import bind, named_after, resolve
 from customized_grpo.structures import Conditioning, Rollout
 from customized_grpo.train.meters import Meter
@@ -41,9 +40,9 @@ class Trajectories(Rollout):
     log_probs: Tensor
     """(B, S) float32, nats per latent element, under the policy that sampled."""
     sigmas: Tensor
-    """(T + 1,) float32, from 1 (noise) to 0 (image)."""
+    """(T + 1,) float32, from 1 (noise) to 0 (image), in the memory of the host."""
     steps: Tensor
-    """(S,) int64, the true indices of the trained steps, ascending."""
+    """(S,) int64, the true indices of the trained steps, ascending, in the memory of the host."""
     means: Tensor | None = None
     """(B, S, N, C) means of the trained steps, where the update compares them."""
     pending: Collection[int] = ()
@@ -99,7 +98,7 @@ class Grpo(Objective):
         policy, settings = self.policy, self.config.rollout
         with stage("rollout"):
             groups, shape = settings.num_generations, policy.latent_shape(conditioning)
-            sigmas = policy.sigmas(settings.num_inference_steps, conditioning).to(policy.device)
+            sigmas = policy.sigmas(settings.num_inference_steps, conditioning).cpu()
             stochastic, trained = set(plan.steps.stochastic.tolist()), set(plan.steps.trained.tolist())
             if settings.share_initial_noise:
                 initial = noise.per_prompt(shape)
@@ -108,11 +107,11 @@ class Grpo(Objective):
             steps = trajectory(
                 policy.velocity,
                 conditioning,
-                policy.initial_latents(conditioning, initial.to(policy.device)),
-                sigmas,
+                policy.initial_latents(conditioning, moved(initial, policy.device)),
+                sigmas.to(policy.device),
                 solver=settings.solver,
                 dynamics=complete_dynamics(self.dynamics, sigmas),
-                noise=lambda index: noise.per_row(shape, index).to(policy.device) if index in stochastic else None,
+                noise=lambda index: moved(noise.per_row(shape, index), policy.device) if index in stochastic else None,
             )
             before, after, log_probs, means = [], [], [], []
             wanted = trained | {index + 1 for index in trained} if self.predicts else set[int]()
@@ -144,7 +143,7 @@ class Grpo(Objective):
     def prepare(self, rollouts: Sequence[Trajectories], first: Collection[int]) -> Sequence[Trajectories]:
         if self.config.training.old_log_probs != "recompute":
             return rollouts
-        pending = first if self.checked else ()  # the first update compares two passes: see `guard_first_ratio`
+        pending = first if self.checked else ()  # the first update compares two passes: see `check_first`
         self.checked = True
         return [self._recompute(rollout, pending) for rollout in rollouts]
 
@@ -159,7 +158,7 @@ class Grpo(Objective):
             some = slice(row, row + size)
             for column in columns:
                 _, step = self._step(rollout, some, column)
-                old[some, column] = sde.log_prob(step, rollout.next_latents[some, column])
+                old[some, column] = sde.log_density(step, rollout.next_latents[some, column])
                 if means is not None:
                     means[some, column] = step.mean
         return replace(rollout, log_probs=old, means=means, pending=pending)
@@ -171,24 +170,22 @@ class Grpo(Objective):
             with torch.no_grad(), self.policy.base():
                 base, base_step = self._step(rollout, some, column)
         velocity, step = self._step(rollout, some, column)
-        log_prob = sde.log_prob(step, rollout.next_latents[some, column])
+        log_prob = sde.log_density(step, rollout.next_latents[some, column])
         if batch.first and column in rollout.pending:
             rollout.log_probs[some, column] = log_prob.detach()
             if rollout.means is not None:
                 rollout.means[some, column] = step.mean.detach()
         old = None if rollout.means is None else sde.Gaussian(rollout.means[some, column], step.std)
         log_ratio = log_prob - rollout.log_probs[some, column]
-        drift = float(log_ratio.detach().abs().max())
-        meter.maximum("update/ratio_max", math.exp(min(drift, 80.0)))
-        meter.mean("update/approx_kl", float(approx_kl(log_ratio.detach())), batch.share)
+        drift = log_ratio.detach().abs().max()
+        meter.maximum("update/ratio_max", drift.clamp(max=80).exp())
+        meter.mean("update/approx_kl", approx_kl(log_ratio.detach()), batch.share)
         if method.ratio_norm:
             assert old is not None
             log_ratio = normalized_log_ratio(log_ratio, step, old)
         if batch.first:
-            drift = max(drift, float(log_ratio.detach().abs().max()))  # as it is, and as it is clipped
-            recomputed = self.config.training.old_log_probs == "recompute"
-            advice = "" if recomputed else "set training.old_log_probs=recompute; if that does not help, "
-            self.guard_first_ratio(drift, meter, advice)
+            drift = torch.maximum(drift, log_ratio.detach().abs().max())  # as it is, and as it is clipped
+            meter.maximum("update/first_ratio_error", drift)
         threshold = self.settings.divergence_threshold
         if threshold is None:
             assert method.clip_range is not None
@@ -200,15 +197,15 @@ class Grpo(Objective):
         loss = surrogate.losses.mean()
         if method.beta and base_step is not None:
             kl = gaussian_kl(step, base_step).mean()
-            meter.mean("update/kl", float(kl.detach()), batch.share)
+            meter.mean("update/kl", kl, batch.share)
             loss = loss + method.beta * kl
-        meter.mean("update/clip_share", float(surrogate.clip_share), batch.share)
+        meter.mean("update/clip_share", surrogate.clip_share, batch.share)
         return loss + self.norm_hinge(velocity, base, batch, meter)
 
     def _step(self, rollout: Trajectories, some: slice, column: int) -> tuple[Tensor, sde.Gaussian]:
         """The velocity and the distribution of a trained step under the policy."""
         latents, step = rollout.latents[some, column], int(rollout.steps[column])
-        sigma, sigma_next = (rollout.sigmas[i].expand(len(latents)) for i in (step, step + 1))
+        sigma, sigma_next = (latents.new_full((len(latents),), float(rollout.sigmas[i])) for i in (step, step + 1))
         velocity = self.policy.velocity(latents, sigma, rows(rollout.conditioning, some))
         dynamics = complete_dynamics(self.dynamics, rollout.sigmas)
         return velocity, dynamics(latents, velocity, sigma, sigma_next)
