@@ -1,12 +1,14 @@
-# make train | make test | make bench | make fuzz | make pretrain | make mutants | make soak | make lowest | make clean
+# make train | make test | make bench | make speed | make fuzz | make pretrain | make mutants | make soak | make lowest | make clean
 #
 #   PYTHON=python3.12                  Python used to create the environment (3.10 or newer)
 #   ARGS="training.iterations=5"       settings for `make train` and `make pretrain`, options for the others
+#   BASELINE=COMMIT                    what `make speed` compares with
 #   TORCH_ARGS="--index-url URL"       pip arguments for torch, such as the index of a CPU-only build
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+BASELINE ?= HEAD~1
 TORCH_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -21,13 +23,14 @@ INSTALLED_LOWEST := $(VENV)/.installed-lowest
 LOWEST_TESTS := tests/cli tests/policies tests/store tests/studies \
   $(filter-out %/test_decode.py %/test_dino.py,$(wildcard tests/data/test_*.py tests/rewards/test_*.py))
 
-.PHONY: help train test bench fuzz pretrain mutants soak lowest install install-dev clean
+.PHONY: help train test bench speed fuzz pretrain mutants soak lowest install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train     train the embedded model and write a report (ARGS=\"training.iterations=5\" changes settings)"
 	@echo "make test      run all tests, the linter and the type checker"
 	@echo "make bench     measure the seconds per iteration of each stage"
+	@echo "make speed     compare the CPU seconds of an iteration with those of the commit BASELINE, the one before this"
 	@echo "make fuzz      give 20,000 damaged files and 1,900 bad command lines; each must be read or refused in one sentence"
 	@echo "make pretrain  train the weights of the embedded model from scratch (about two hours); re-run to resume"
 	@echo "make mutants   mutation testing: run the tests on a sample of small source changes (about an hour)"
@@ -45,7 +48,10 @@ test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 bench: $(INSTALLED)
-	@$(BIN)/python -m customized_grpo.cli.speed $(ARGS)
+	@$(BIN)/python -m tools.speed $(ARGS)
+
+speed: $(INSTALLED)
+	@$(BIN)/python -m tools.speed --baseline $(BASELINE) $(ARGS)
 
 fuzz: $(INSTALLED)
 	@$(BIN)/python tools/fuzz.py $(ARGS)

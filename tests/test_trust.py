@@ -168,7 +168,6 @@ def test_trust_is_asked_for_once_and_again_when_something_changes(
 
 
 SETTINGS_ONLY = {
-    "cli/speed": "defaults and what is typed",
     "cli/main": "`train` is given a trusted file; `config` makes nothing",
     "config": "`open_config` itself",
     "assemble": "compared with what `open_config` gave",

@@ -14,7 +14,6 @@ MOVED = {
     **{name: f"train.{name}" for name in (*TRAIN, "update")},
     **{name: f"studies.{name}" for name in ("bench", "compare", "probe", "report")},
     **{name: f"data.{name}" for name in ("images", "masks")},
-    "benchmark": "cli.speed",
     "build": "settings.build",
     "cli_data": "cli.data",
     "cli_rewards": "cli.rewards",

@@ -1,7 +1,7 @@
 """Before a run: what stops it at once, and what it will cost."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,14 +210,16 @@ def _batches(job: Job) -> tuple[int, int, int]:
     return mine, chunk, min(training.micro_batch or chunk, chunk)
 
 
-def pass_seconds(policy: Policy, example: Example, size: int) -> tuple[float, float]:
+def pass_seconds(
+    policy: Policy, example: Example, size: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float]:
     """Seconds of one transformer forward, and of one forward with backward, on `size` rows; after a warm-up."""
     conditioning = repeat(policy.encode([example]), size)
     latents = torch.zeros(size, *policy.latent_shape(conditioning), device=policy.device)
     sigma = torch.full((size,), 0.5, device=policy.device)
 
     def seconds(backward: bool) -> float:
-        begin = time.perf_counter()
+        begin = clock()
         with torch.set_grad_enabled(backward):
             velocity = policy.velocity(latents, sigma, conditioning)
         if backward:
@@ -225,7 +227,7 @@ def pass_seconds(policy: Policy, example: Example, size: int) -> tuple[float, fl
             for parameter in policy.trainable_parameters():
                 parameter.grad = None
         float(velocity.detach().sum())
-        return time.perf_counter() - begin
+        return clock() - begin
 
     seconds(True)
     return seconds(False), seconds(True)
