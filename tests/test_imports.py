@@ -26,7 +26,7 @@ FLOORS = (
         "store",
     ),
     *("settings", "page", "toyworld", "sources", "data", "policies", "rewards", "trust", "train", "config"),
-    *("check", "assemble", "plan", "studies", "cli", "__main__"),
+    *("check", "plan", "assemble", "studies", "cli", "__main__"),
 )
 """The packages and modules of the library, lowest first. Each may import only those before it."""
 TRAIN = (

@@ -13,6 +13,7 @@ from customized_grpo.check import check_config, check_named
 from customized_grpo.config import Config, load_config, open_config
 from customized_grpo.data import load_datasets
 from customized_grpo.errors import UserError
+from customized_grpo.plan.fits import check_fits
 from customized_grpo.policies.contract import Policy
 from customized_grpo.rewards.contract import contained
 from customized_grpo.rewards.scoring import RewardFunction
@@ -68,6 +69,7 @@ def build_trainer(config: Config, *, new: bool = False) -> Trainer:
     """
     train, held_out, _ = check_config(config, new=new)
     assert train is not None, "with third-party code everything is read"
+    check_fits(config, train[0])
     rewards = build_rewards(config.rewards)
     metrics = build_rewards(config.metrics, "metric")
     return Trainer(build_policy(config), rewards, train, held_out, config, metrics)

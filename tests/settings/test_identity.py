@@ -97,6 +97,7 @@ NEW: dict[str, tuple[Any, Callable[[Trainer], Any] | None]] = {
     "training.micro_batch": (2, lambda t: t.update.settings.micro_batch),
     "training.old_log_probs": ("recompute", lambda t: t.update.settings.old_log_probs),
     "training.sharding": ("fsdp2", of_config("training.sharding")),
+    "training.preflight": (False, of_config("training.preflight")),
     "training.ema_decay": (0.0, lambda t: 0.9 if t.update.ema else 0.0),
     "evaluation.num_inference_steps": (6, None),
     "evaluation.solver": ("heun", None),

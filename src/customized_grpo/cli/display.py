@@ -48,9 +48,9 @@ class Display(Observer):
             f"{summary.total_parameters:,} parameters trainable ({share:.1%})",
             "rewards": ", ".join(summary.rewards),
             "work": f"{summary.iterations - summary.start_iteration} iterations x {summary.samples_per_iteration} "
-            f"images on {summary.processes} process{'es' if summary.processes > 1 else ''}, about "
-            f"{duration(summary.expected_seconds)}",
-            "memory": f"about {summary.memory}",
+            f"images on {summary.processes} process{'es' if summary.processes > 1 else ''}"
+            + ("" if summary.expected_seconds is None else f", about {duration(summary.expected_seconds)}"),
+            "memory": f"about {summary.memory}" if summary.memory else "",
             "verified": VERIFIED.get(summary.verified or "", summary.verified or ""),
             "resumed": f"after iteration {summary.start_iteration}" * bool(summary.start_iteration),
         }

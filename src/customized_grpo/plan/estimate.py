@@ -114,15 +114,17 @@ class Planner:
         config: the configuration of the run.
         gpus: number of processes, one for each GPU; prompts are divided among them.
         references: number of reference images of each example.
+        example: stands for all; None is one with square references.
 
     Raises:
         UserError: for a policy whose sizes are not known, or prompts that the GPUs do not divide.
     """
 
-    def __init__(self, config: Config, gpus: int = 1, references: int = 1) -> None:
+    def __init__(self, config: Config, gpus: int = 1, references: int = 1, example: Example | None = None) -> None:
         self.config = config
         self._divide(gpus)
-        self.example = Example("plan", "a picture", tuple(Image.new("RGB", REFERENCE) for _ in range(references)))
+        pictures = tuple(Image.new("RGB", REFERENCE) for _ in range(references))
+        self.example = example or Example("plan", "a picture", pictures)
         self.rewards: dict[str, RewardCost] = {}
         self.uncounted: list[str] = []
         get = config.policy.arguments.get
@@ -271,6 +273,8 @@ class Planner:
         memory = self.memory(choice)
         if sum(memory.resident.values()) > gpu.usable:
             largest = max(memory.resident, key=lambda part: memory.resident[part])
+            if largest in SHARDED and self.shards < self.gpus and choice.quantize == "none":
+                return "set training.sharding=fsdp2"
             return RESIDENT.get(largest, RESIDENT["weights"])
         return LOWER[
             {"encode": "rollout", "decode": "rollout", "optimizer": "update"}.get(memory.fullest, memory.fullest)

@@ -115,21 +115,24 @@ class Summary:
     iterations: int
     device: str
     processes: int
-    expected_seconds: float
-    """Transformer passes at their measured cost, times their number; rewards and decoding come on top."""
-    memory: MemoryEstimate
-    """Of the device, at the fullest moment."""
+    expected_seconds: float | None
+    """Transformer passes at their measured cost, times their number; rewards and decoding come on top. None if
+    `training.preflight` is off."""
+    memory: MemoryEstimate | None
+    """Of the device, at the fullest moment. None if `training.preflight` is off."""
     verified: str | None = None
     """What the recipe was run on."""
 
 
 def summarize(job: Job, run: RunFolder, *, write: bool = True) -> Summary:
-    """What is about to run, measured with a few passes; written into the run folder too."""
+    """What is about to run, measured with a few passes if wanted; written into the run folder too."""
     config, policy = job.config, job.policy
-    with explain_full_device(policy.device):
-        memory = expected_memory(job)
-    with explain_full_device(policy.device, estimate=memory):
-        seconds = expected_seconds(job)
+    memory = seconds = None
+    if config.training.preflight:
+        with explain_full_device(policy.device):
+            memory = expected_memory(job)
+        with explain_full_device(policy.device, estimate=memory):
+            seconds = expected_seconds(job)
     summary = Summary(
         run=run.path,
         model=policy.name,
@@ -149,7 +152,8 @@ def summarize(job: Job, run: RunFolder, *, write: bool = True) -> Summary:
         return summary
     fields = ("model", "trainable_parameters", "total_parameters", "rewards", "samples_per_iteration", "processes")
     shown = {name: getattr(summary, name) for name in fields}
-    run.describe(name=run.path.name, summary={**shown, "memory_gib": round(memory.total / 2**30, 3)})
+    shown |= {"memory_gib": round(memory.total / 2**30, 3)} if memory else {}
+    run.describe(name=run.path.name, summary=shown)
     return summary
 
 

@@ -123,6 +123,9 @@ class TrainingSettings(Settings):
     sharding: Annotated[Literal["none", "fsdp2", "fsdp2_offload"], Role.RUNTIME] = "none"
     """fsdp2 gives each process a part of the transformer's weights, gradients and optimizer state instead of a copy of
     all. fsdp2_offload also keeps them in the memory of the host while they are not used."""
+    preflight: Annotated[bool, Role.RUNTIME] = True
+    """Before the run, refuse a model that cannot fit on the GPU, and measure the run's memory and time with a few
+    passes."""
     ema_decay: Annotated[float, Role.APPLIED] = Field(default=0.9, ge=0, lt=1)
     """Decay of the moving average of the trained weights, used in evaluation and the saved adapter; 0 disables it."""
 
