@@ -112,7 +112,9 @@ def test_code_of_others_is_run_only_if_that_is_asked_for(tmp_path: Path, monkeyp
     assert "unseen" not in sys.modules
 
 
-@pytest.mark.parametrize("slot", ["method.advantage", "rollout.steps", "rollout.dynamics", "training.optimizer"])
+@pytest.mark.parametrize(
+    "slot", ["method.advantage", "method.credit", "rollout.steps", "rollout.dynamics", "training.optimizer"]
+)
 def test_a_function_of_others_is_not_computed_unless_that_is_asked_for(slot: str, tmp_path, monkeypatch) -> None:
     (tmp_path / "unseen_too.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -120,6 +122,11 @@ def test_a_function_of_others_is_not_computed_unless_that_is_asked_for(slot: str
     assert check_config(given, foreign=False).unchecked == [f"{slot}.use = unseen_too:thing"]
     with pytest.raises(UserError, match=f"{slot}: importing 'unseen_too'"):
         check_config(given)
+
+
+def test_what_credits_no_step_is_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"method.credit cannot be computed with these settings: TypeError"):
+        check_config(config("method.credit={use: 'json:loads'}"))
 
 
 def test_a_data_set_that_would_be_downloaded_is_not() -> None:

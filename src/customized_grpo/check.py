@@ -128,7 +128,7 @@ def _check_functions(config: Config, foreign: bool) -> None:
         named = [(spec, slot) for _, slot, spec in config.specs() if slot in slots]
         return foreign or all(exported(spec.use, slot) is not None for spec, slot in named)
 
-    if runs("objective", "dynamics", "steps"):
+    if runs("objective", "dynamics", "steps", "credit"):
         scale = config.policy.arguments.get("true_cfg_scale") or 1.0
         policy: Any = SimpleNamespace(  # nothing is loaded yet
             trainable_state=dict, keep_base=bool, step_distilled=False, true_cfg_scale=scale

@@ -7,6 +7,7 @@ from customized_grpo.data import JsonlDataset, load_datasets
 from customized_grpo.data.check import check_data
 from customized_grpo.data.settings import DataSettings
 from customized_grpo.errors import UserError
+from customized_grpo.settings import Spec
 from customized_grpo.train.evaluation import cluster
 
 
@@ -183,6 +184,11 @@ def test_held_out_examples_begin_with_one_of_each_subject(folder):
     _, held_out = load_datasets(DataSettings(train=str(write(folder, *lines, line("t"))), eval=None))
     assert [example.id for example in held_out] == ["0", "3", "1", "2"]
     assert [cluster(example) for example in held_out] == ["dog", "cat", "dog", "dog"]
+
+
+def test_data_that_is_no_sequence_is_one_sentence():
+    with pytest.raises(UserError, match=r"data.train: json:loads gives a function; expected a sequence of examples"):
+        load_datasets(DataSettings(train=Spec(use="json:loads")))
 
 
 def test_held_out_examples_begin_with_all_kinds(folder):

@@ -4,7 +4,7 @@ import torch
 from customized_grpo.errors import UserError
 from customized_grpo.functional.advantages import sars
 from customized_grpo.settings import Spec
-from customized_grpo.settings.build import bind, check_spec, construct, resolve
+from customized_grpo.settings.build import HOMES, bind, check_spec, construct, resolve
 
 
 def spec(use: str, **arguments) -> Spec:
@@ -39,6 +39,7 @@ def test_a_class_is_made_with_its_arguments_and_what_it_accepts_of_the_rest() ->
     ("use", "slot", "sentence"),
     [
         ("sras", "advantage", r"there is no 'sras' in .*advantages\. Did you mean 'sars'\?"),
+        ("function", "dataset", r"there is no 'function' in .*\. Expected JsonlDataset, HubDataset, ToyWorld, or pack"),
         ("nowhere.at.all:thing", "reward", r"cannot import 'nowhere.at.all'"),
         ("settings.test_build:Skaled", "reward", r"Did you mean 'Scaled'\?"),
     ],
@@ -107,6 +108,13 @@ def test_a_name_is_suggested_whatever_its_case() -> None:
 )
 def test_an_argument_without_a_default_is_asked_for(use: str, slot: str, name: str) -> None:
     with pytest.raises(UserError, match=f"The setting '{slot}.{name}' is missing; {use} needs it"):
+        check_spec(spec(use), slot)
+
+
+@pytest.mark.parametrize("use", ["builtins:dict", "os:path", "os:sep", "torch:Tensor"])
+@pytest.mark.parametrize("slot", HOMES)
+def test_what_is_no_function_or_class_of_python_is_one_sentence(use: str, slot: str) -> None:
+    with pytest.raises(UserError, match=f"{slot}: {use} takes no settings; expected a function or class of Python"):
         check_spec(spec(use), slot)
 
 

@@ -39,7 +39,12 @@ def _load(source: str | Spec, split: str) -> Any:
     if isinstance(source, Spec):
         from customized_grpo.settings.build import construct
 
-        return construct(source, "dataset")
+        made = construct(source, "dataset")
+        if not (hasattr(made, "__len__") and hasattr(made, "__getitem__")):
+            raise UserError(
+                f"data.{split}: {source.use} gives a {type(made).__name__}; expected a sequence of examples."
+            )
+        return made
     if source == "toyworld":
         from customized_grpo.toyworld.dataset import ToyWorld
 

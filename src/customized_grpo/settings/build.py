@@ -112,7 +112,8 @@ def split_name(use: str, slot: str, where: str) -> tuple[str, str]:
     if not separator:
         homes = [import_module(home) for home in HOMES[slot]]
         known = [known for home in homes for known in home.__all__ if _fits(getattr(home, known), slot)]
-        raise UserError(f"{where}: there is no '{use[:80]}' in {' or '.join(HOMES[slot])}.{nearest(use, known)}")
+        hint = nearest(use, known) or f" Expected {', '.join(known)}, or package.module:name."
+        raise UserError(f"{where}: there is no '{use[:80]}' in {' or '.join(HOMES[slot])}.{hint}")
     if path == "use" or not re.fullmatch(r"\w+(\.\w+)*:\w+", use):
         hint = missing_space(use) if path == "use" else ""
         raise UserError(f"{where}: '{use[:80]}' is no name; expected package.module:name{hint}.")
@@ -215,6 +216,10 @@ def check_spec(spec: Spec, slot: str, where: str = "") -> Any:
     where = where or slot
     target = resolve(spec.use, slot, where)
     makers = _makers(target)
+    try:
+        inspect.signature(target)
+    except (TypeError, ValueError):  # no function, or one that is not written in Python
+        raise UserError(f"{where}: {spec.use} takes no settings; expected a function or class of Python.") from None
     open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(makers[0]).parameters.values())
     known = {name: p for maker in makers for name, p in _parameters(maker).items() if _is_setting(p, target)}
     settings = getattr(target, "SETTINGS", None)  # of an objective

@@ -69,6 +69,9 @@ def check_plan(objective: Objective, method: Method) -> None:
     with named_after(f"method.advantage '{method.settings.advantage.use}'"):
         rewards = torch.randn(2, settings.num_generations, len(method.names), generator=draw)
         method.advantages(rewards, weights, copies=rewards[:, :1])
+    if method.credit is not None:
+        with named_after("method.credit"):
+            method.credited(dict.fromkeys(range(len(progress) + 1), rewards), torch.arange(len(progress)))
 
 
 # ---- what it will cost
