@@ -16,13 +16,13 @@ from pydantic import BaseModel
 
 from customized_grpo import trust
 from customized_grpo.assemble import open_run
-from customized_grpo.cli import compare as command
 from customized_grpo.cli import main as cli
 from customized_grpo.config import Config, check_names, load_config, open_config
 from customized_grpo.errors import UserError
 from customized_grpo.settings import Spec, recipes
 from customized_grpo.settings.build import HOMES, exported, resolve
 from customized_grpo.settings.parse import parse_config
+from customized_grpo.studies.compare import cells as command
 from customized_grpo.studies.compare.cells import State
 from customized_grpo.studies.compare.grid import open_grid
 from studies.compare.fabricate import fabricate
