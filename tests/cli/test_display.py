@@ -20,6 +20,7 @@ def trainer(folder: Path, reward=fakes.red) -> Trainer:
     )
 
 
+@pytest.mark.usefixtures("plotted")
 def test_a_display_shows_progress_and_writes_the_report(tmp_path: Path) -> None:
     shown = io.StringIO()
     display = Display(PlainConsole(file=shown, force_terminal=True, width=200))

@@ -73,18 +73,6 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def unplotted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time; where only the words matter, plots stay empty."""
-
-    def save(figure: Any, folder: Path, name: str) -> Path:
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}.svg").write_text("<svg/>")
-        return folder / f"{name}.svg"
-
-    monkeypatch.setattr(plots, "save", save)
-
-
 def text_of(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", html, flags=re.S)).split())
 
@@ -131,6 +119,7 @@ def test_the_report_is_one_page_that_needs_no_network(run: Path) -> None:
     assert not re.search(r"@import|url\(|<link rel=.stylesheet|<script src", html)
 
 
+@pytest.mark.usefixtures("plotted")
 def test_plots_lie_beside_the_page_as_svg_and_png(run: Path) -> None:
     write_report(run)
     names = {path.stem for path in (run / "plots").glob("*.svg")}
@@ -138,12 +127,12 @@ def test_plots_lie_beside_the_page_as_svg_and_png(run: Path) -> None:
     assert names >= {"reward-prompt", "reward-identity", "reward-subject_kept", "trade-off", "conflict-shares"}
 
 
+@pytest.mark.usefixtures("plotted")
 def test_the_same_run_gives_the_same_page(run: Path) -> None:
     first = write_report(run).read_bytes()
     assert write_report(run).read_bytes() == first
 
 
-@pytest.mark.usefixtures("unplotted")
 def test_text_from_the_run_is_escaped(run: Path) -> None:
     (run / "config.yaml").write_text("note: <script>alert(1)</script>\n")
     html = write_report(run).read_text()
@@ -156,6 +145,7 @@ def test_text_from_the_run_is_escaped(run: Path) -> None:
 HOSTILE = ("$x_{\\frac$", "_a\\b/{0}<script>alert(1)</script>&$^$", "%s|c\n..")
 
 
+@pytest.mark.usefixtures("plotted")
 def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     """Of rewards, prompts and the run folder, in every plot and on the page."""
     examples = [replace(example, prompt="a\nhat for $5_$") for example in fakes.examples(2)]
@@ -216,7 +206,6 @@ def test_three_rewards(run: Path) -> None:
     assert "style" in text
 
 
-@pytest.mark.usefixtures("unplotted")
 def test_one_reward_has_no_conflict(run: Path) -> None:
     info = json.loads((run / "run.json").read_text())
     info["summary"]["rewards"] = ["prompt"]
@@ -243,7 +232,6 @@ def test_the_configuration_alone(tmp_path: Path) -> None:
         assert sentence in text
 
 
-@pytest.mark.usefixtures("unplotted")
 def test_one_evaluation_is_shown_but_not_compared(run: Path) -> None:
     (run / "evaluations" / "iteration-000003.json").unlink()
     text = text_of(write_report(run).read_text())
@@ -255,7 +243,6 @@ def test_one_evaluation_is_shown_but_not_compared(run: Path) -> None:
     ("status", "sentence"),
     [("running", "still going"), ("interrupted", "resumed"), ("failed", "The run failed"), ("killed", "was killed")],
 )
-@pytest.mark.usefixtures("unplotted")
 def test_an_unfinished_run_says_so(run: Path, status: str, sentence: str) -> None:
     info = json.loads((run / "run.json").read_text())
     said = "running" if status == "killed" else status  # run.json cannot say it, the lock can
@@ -268,7 +255,6 @@ def test_an_unfinished_run_says_so(run: Path, status: str, sentence: str) -> Non
     assert "finished, 1 iterations" in text_of(write_report(run, "finished").read_text())
 
 
-@pytest.mark.usefixtures("unplotted")
 def test_a_cut_last_line_is_left_out_and_mentioned(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 4, "reward/pro')
@@ -292,7 +278,6 @@ def test_an_iteration_done_again_after_a_resume_counts_once(run: Path) -> None:
     assert record.series("samples").tolist() == [8, 99, 24]
 
 
-@pytest.mark.usefixtures("unplotted")
 def test_damaged_files_are_named(run: Path) -> None:
     (run / "run.json").write_text("{")
     (run / "evaluations" / "iteration-000002.json").write_text(
@@ -339,7 +324,6 @@ def test_health_is_remarked_on(run: Path) -> None:
     }
 
 
-@pytest.mark.usefixtures("unplotted")
 def test_a_healthy_run_gives_no_remark_but_on_its_three_subjects(run: Path) -> None:
     said = [block for block in contents(read_run(run)).summary if isinstance(block, page.Remarks)]
     assert [[remark.text.split(":")[0] for remark in block.remarks] for block in said] == [["Only 3 subjects"]]
@@ -358,6 +342,7 @@ def kinds(run: Path) -> Path:
     return run
 
 
+@pytest.mark.usefixtures("plotted")
 def test_a_run_with_kinds_shows_them(kinds: Path) -> None:
     html = write_report(kinds).read_text()
     text = text_of(html)
@@ -376,7 +361,6 @@ def test_a_run_with_kinds_shows_them(kinds: Path) -> None:
     assert "✗ blue hat" in html
 
 
-@pytest.mark.usefixtures("unplotted")
 def test_images_are_chosen_by_rule_worst_first(kinds: Path) -> None:
     """Tasks 1 to 9 were right and are not, and no other changed."""
     cells = kinds / "samples" / "cells"
@@ -393,7 +377,6 @@ def test_images_are_chosen_by_rule_worst_first(kinds: Path) -> None:
     assert (kinds / "plots" / "images.png").is_file()
 
 
-@pytest.mark.usefixtures("unplotted")
 def test_images_are_chosen_among_all_tasks(kinds: Path) -> None:
     cells, record = kinds / "samples" / "cells", read_run(kinds)
 
@@ -417,7 +400,6 @@ def test_images_are_chosen_among_all_tasks(kinds: Path) -> None:
     assert shown()[0] == "The 6 worst and the 6 best of all 13 tasks whose images are kept"
 
 
-@pytest.mark.usefixtures("unplotted")
 def test_groups_show_what_the_update_prefers(run: Path) -> None:
     folder = run / "samples" / "groups"
     folder.mkdir()
@@ -445,7 +427,6 @@ def test_groups_show_what_the_update_prefers(run: Path) -> None:
     assert "No training groups have been kept." in html
 
 
-@pytest.mark.usefixtures("unplotted")
 def test_an_image_that_is_gone_is_named(kinds: Path) -> None:
     (kinds / "samples" / "cells" / "000-iteration-000000.png").write_bytes(b"")
     assert "Samples/cells/000-iteration-000000.png could not be read" in text_of(write_report(kinds).read_text())
@@ -462,6 +443,7 @@ def test_what_is_no_run_is_one_clear_sentence(tmp_path: Path, kind: str) -> None
         write_report(folder)
 
 
+@pytest.mark.usefixtures("plotted")
 def test_a_folder_that_takes_no_report(run: Path) -> None:
     (run / "plots").write_text("in the way")
     with pytest.raises(UserError, match=r"plots/.* could not be written"):
@@ -547,7 +529,6 @@ def test_the_healthy_band_is_drawn_and_what_is_outside_is_marked(
     assert list(axes.lines[1].get_ydata()) == marked
 
 
-@pytest.mark.usefixtures("unplotted")
 def test_captions_name_the_healthy_band(run: Path) -> None:
     write_rows(run, [row(i, update__velocity_norm=1 + i / 100, nft__r_std=i / 10) for i in (1, 2, 3)])
     html = write_report(run).read_text()

@@ -190,6 +190,7 @@ def test_the_lists_of_the_field_are_complete(name: str) -> None:
         assert kinds == {"recontextualisation": 20 * (30 - live) + 10 * live, "accessory": 10 * live, "property": 150}
 
 
+@pytest.mark.usefixtures("plotted")
 def test_a_bench_of_the_toy_world(tmp_path: Path) -> None:
     words = ["toyworld", "subjects=1", "images=1", "num_inference_steps=2"]
     run_bench(words, output=tmp_path / "out")

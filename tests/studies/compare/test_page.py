@@ -33,6 +33,7 @@ class Links(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.usefixtures("plotted")
 def test_the_report_is_whole_and_needs_no_network(tmp_path: Path) -> None:
     root = tmp_path / "out"
     fabricate(root, GAINS, noise=0.005)

@@ -59,6 +59,7 @@ def numbers(folder: Path) -> dict[str, dict]:
     return {name: {k: v for k, v in content.items() if k != "seconds"} for name, content in read.items()}
 
 
+@pytest.mark.usefixtures("plotted")
 def test_a_probe_leaves_everything_behind(config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "probe"
     found = new_probe(quiet(), config, ["seed=3"], SMALL, output=folder)
