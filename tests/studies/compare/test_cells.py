@@ -62,9 +62,9 @@ def base_here(grid: Grid, root: Path) -> Path:
 def test_a_killed_cell_resumes_and_a_finished_one_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With real processes: kill a cell hard, resume it."""
+    """With real processes: kill a cell hard, resume it. In iteration 3 it has encoded 18 examples."""
     root, started = tmp_path / "out", []
-    slow = grid(policy={"use": "studies.compare.tiny:SlowPolicy"}, training={"iterations": 6})
+    slow = grid(policy={"use": "studies.compare.tiny:SlowPolicy"})
     base, *made = open_folder(slow, root)
     assert [state(cell).status for cell in (base, *made)] == ["waiting"] * 3
     base_here(slow, root)
@@ -73,6 +73,7 @@ def test_a_killed_cell_resumes_and_a_finished_one_stays_as_it_is(
     monkeypatch.setattr(
         running, "_start", lambda *args, **options: started.append(start(*args, **options)) or started[-1]
     )
+    monkeypatch.setenv("COMPARE_WAITS_AFTER", "18")
     said: list[str] = []
     thread = threading.Thread(target=run_cells, args=([made[1]],), kwargs={"say": said.append})
     thread.start()
@@ -82,11 +83,12 @@ def test_a_killed_cell_resumes_and_a_finished_one_stays_as_it_is(
     assert state(made[1]).status == "running"
     started[0].send_signal(signal.SIGKILL)
     thread.join()
+    monkeypatch.delenv("COMPARE_WAITS_AFTER")
     assert said[1].startswith("customized/seed-0: failed (after iteration")
     assert state(made[1]).status == "stopped"
     first = written(made[0])
     ended = run_cells(made, say=said.append)
-    assert [(s.status, s.iteration) for s in ended.values()] == [("finished", 6)] * 2
+    assert [(s.status, s.iteration) for s in ended.values()] == [("finished", 4)] * 2
     assert said[2].startswith("customized/seed-0: resumed after iteration")
     assert first == written(made[0])
     for cell in made:
