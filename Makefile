@@ -1,4 +1,4 @@
-# make train | make test | make bench | make speed | make fuzz | make pretrain | make mutants | make soak | make lowest | make clean
+# make train | make test | make bench | make speed | make fuzz | make pretrain | make mutants | make soak | make nodes | make lowest | make clean
 #
 #   PYTHON=python3.12                  Python used to create the environment (3.10 or newer)
 #   ARGS="training.iterations=5"       settings for `make train` and `make pretrain`, options for the others
@@ -23,7 +23,7 @@ INSTALLED_LOWEST := $(VENV)/.installed-lowest
 LOWEST_TESTS := tests/cli tests/policies tests/store tests/studies \
   $(filter-out %/test_decode.py %/test_dino.py,$(wildcard tests/data/test_*.py tests/rewards/test_*.py))
 
-.PHONY: help train test bench speed fuzz pretrain mutants soak lowest install install-dev clean
+.PHONY: help train test bench speed fuzz pretrain mutants soak nodes lowest install install-dev clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo "make pretrain  train the weights of the embedded model from scratch (about two hours); re-run to resume"
 	@echo "make mutants   mutation testing: run the tests on a sample of small source changes (about an hour)"
 	@echo "make soak      check for memory leaks in 2,000 small iterations (about ten minutes)"
+	@echo "make nodes     train on two nodes in network namespaces, without a shared file system (Linux, root)"
 	@echo "make lowest    install the lowest versions that pyproject.toml allows into $(LOWEST), and try them"
 	@echo "make clean     remove $(VENV), $(LOWEST) and caches, but not runs/"
 
@@ -65,6 +66,9 @@ mutants: $(INSTALLED_MUTANTS)
 
 soak: $(INSTALLED)
 	@$(BIN)/python tools/soak.py $(ARGS)
+
+nodes: $(INSTALLED)
+	@tools/two_nodes.sh $(BIN)/python $(ARGS)
 
 lowest:
 	@$(MAKE) --no-print-directory VENV=$(LOWEST) $(LOWEST)/.installed-lowest
