@@ -11,12 +11,14 @@ from customized_grpo.policies.flux import FluxKontextPolicy
 from customized_grpo.settings.parse import describe_settings, load_settings
 from customized_grpo.toyworld.dataset import ToyWorld
 from customized_grpo.toyworld.world import ATTRIBUTES
-from tools.pretrain import Budget, PretrainSettings, Progress, corpus, generator, pretrain, reader
+from tools.pretrain import Budget, PretrainSettings, Progress, autoencoder, corpus, generator, pretrain, reader
 from tools.pretrain.__main__ import app
 from tools.pretrain.loop import fit
 from tools.pretrain.report import generate
+from tools.pretrain.run import COMPONENTS
 
-TINY = {name: Budget(steps=2, batch_size=8) for name in ("autoencoder", "clip", "dino", "oracle", "generator")}
+TRAINED = ("autoencoder", "decoder", "clip", "dino", "oracle", "generator")
+TINY = {name: Budget(steps=2, batch_size=8) for name in TRAINED}
 
 
 @pytest.mark.parametrize("size", [64, 128])
@@ -26,10 +28,10 @@ def test_every_component_is_rebuilt_and_loads(tmp_path, size) -> None:
     )
     seen: list[Progress] = []
     report = pretrain(settings, seen.append)
-    assert [p.component for p in seen] == list(TINY)
+    assert [p.component for p in seen] == list(TRAINED)
     assert all(p.share == 1 and p.eta_seconds == 0 for p in seen)
     figures = json.loads((tmp_path / "toy" / "figures.json").read_text())
-    assert figures.keys() == {"renderer", *TINY}
+    assert figures.keys() == {"renderer", *COMPONENTS}
     assert figures["autoencoder"].keys() >= {"PSNR on the subject, dB", "seconds to decode 64 images"}
     policy = FluxKontextPolicy.from_pretrained(tmp_path / "toy" / "pipeline")
     assert (policy.resolution, policy.grid((size, size))) == (size, (8, 8))
@@ -82,6 +84,24 @@ def test_errors_count_by_the_weight_of_their_token() -> None:
         for token in (0, 1)
     ]
     torch.testing.assert_close(losses[0], 9 * losses[1])
+
+
+def test_the_decoder_alone_learns_from_latents_with_noise(monkeypatch) -> None:
+    torch.manual_seed(0)
+    model = autoencoder.build(128)
+    model.encoder.requires_grad_(False)
+    images, masks = torch.rand(2, 3, 128, 128) * 2 - 1, torch.zeros(2, 128, 128)
+
+    def loss() -> torch.Tensor:
+        return autoencoder.decoder_loss(model, images, masks, torch.Generator().manual_seed(0))
+
+    noisy = loss()
+    noisy.backward()
+    assert all(p.grad is not None for p in model.decoder.parameters())
+    monkeypatch.setattr(autoencoder, "DECODER_NOISE", 0.0)
+    error = model.decode(model.encode(images).latent_dist.mode()).sample - images
+    torch.testing.assert_close(loss(), autoencoder._error(error, masks))
+    assert loss() != noisy
 
 
 def test_faults_are_labelled_unclear_and_what_is_gone_as_gone() -> None:

@@ -12,6 +12,8 @@ from tools.pretrain.models import Autoencoder
 
 SUBJECT_WEIGHT = 3.0
 """How much more an error on the subject and its outline counts, because a flat background is easy."""
+DECODER_NOISE = 0.6
+"""Largest standard deviation of the noise on standardized latents from which the decoder learns."""
 
 
 def build(size: int = SIZE) -> Autoencoder:
@@ -48,17 +50,40 @@ def loss(
         images: (B, 3, S, S) float32 in [-1, 1].
         masks: (B, S, S) float32 in [0, 1], 1 on the subject.
     """
-    # Convolutions of so few channels are slower in bfloat16 than in float32 on a CPU.
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type != "cpu"):
+    with _mixed(images):
         posterior = autoencoder.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
         decoded = autoencoder.decode(posterior.mean + posterior.std * noise).sample
+    kl = posterior.kl().float().mean() / posterior.mean[0].numel()
+    return _error(decoded.float() - images, masks) + kl_weight * kl
+
+
+def decoder_loss(autoencoder: Autoencoder, images: Tensor, masks: Tensor, generator: torch.Generator) -> Tensor:
+    """The same errors of the decoder alone, from latents with noise, so that it draws small errors of a generator away.
+
+    RAE (arXiv 2510.11690) trains its decoder so. A quarter of the latents has no noise.
+    """
+    with torch.no_grad(), _mixed(images):
+        latents = autoencoder.encode(images).latent_dist.mode()
+    strength = DECODER_NOISE * torch.rand(len(images), 1, 1, 1, generator=generator)
+    strength[::4] = 0
+    noise = strength / autoencoder.config.scaling_factor * torch.randn(latents.shape, generator=generator)
+    with _mixed(images):
+        decoded = autoencoder.decode(latents + noise.to(images.device)).sample
+    return _error(decoded.float() - images, masks)
+
+
+def _mixed(images: Tensor) -> torch.autocast:
+    """Convolutions of so few channels are slower in bfloat16 than in float32 on a CPU."""
+    return torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type != "cpu")
+
+
+def _error(error: Tensor, masks: Tensor) -> Tensor:
+    """Absolute, squared and edge errors, weighted."""
     weight = 1 + SUBJECT_WEIGHT * F.max_pool2d(masks[:, None], 5, stride=1, padding=2)
     weight = weight / weight.mean()
-    error = decoded.float() - images
     edges = (error.diff(dim=-1).abs() * weight[..., 1:]).mean() + (error.diff(dim=-2).abs() * weight[..., 1:, :]).mean()
-    kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-    return (error.abs() * weight).mean() + 4 * (error.square() * weight).mean() + 0.5 * edges + kl_weight * kl
+    return (error.abs() * weight).mean() + 4 * (error.square() * weight).mean() + 0.5 * edges
 
 
 @torch.no_grad()

@@ -19,6 +19,8 @@ from tools.pretrain.models import Autoencoder
 ComponentName = Literal["autoencoder", "clip", "dino", "oracle", "generator"]
 COMPONENTS: tuple[ComponentName, ...] = get_args(ComponentName)
 """In order of training: the generator needs the autoencoder."""
+PARTS = {"decoder": "autoencoder"}
+"""Further budgets to the component that they belong to."""
 
 
 class PretrainSettings(Settings):
@@ -29,7 +31,7 @@ class PretrainSettings(Settings):
     components: tuple[ComponentName, ...] = COMPONENTS
     """Components to train. Components that are finished in `output` are kept."""
     size: Literal[64, 128] = 64
-    """Width and height of the images in pixels. At 128 the creature moves, turns and changes its size in a scene."""
+    """Width and height of the images in pixels. At 128 each place moves, turns and scales the creature."""
     seed: int = 0
     """Seed of initial weights, training data and batches."""
     device: str | None = None
@@ -45,6 +47,8 @@ class PretrainSettings(Settings):
     measured_subjects: int = Field(default=500, ge=8)
     """Number of unseen subjects for the measurements."""
     autoencoder: Budget = Budget(minutes=20, batch_size=8, learning_rate=2e-3, decay_from=0.2)
+    decoder: Budget = Budget(minutes=10, batch_size=8, learning_rate=1.5e-3, warmup_steps=100, decay_from=0.5)
+    """Of the second part of the autoencoder's training, in which the encoder stays as it is."""
     clip: Budget = Budget(minutes=20, batch_size=96, learning_rate=1e-3, decay_from=0.3)
     dino: Budget = Budget(minutes=10, batch_size=64, learning_rate=1e-3, decay_from=0.3)
     oracle: Budget = Budget(minutes=10, batch_size=64, learning_rate=2e-3, decay_from=0.2)
@@ -85,7 +89,9 @@ def _claim(settings: PretrainSettings) -> None:
         held = json.loads(file.read_text(encoding="utf-8"))
         begun = {name for name in COMPONENTS if _begun(settings.output, name)}
         different = sorted(
-            key for key in wanted if held.get(key) != wanted[key] and (key not in COMPONENTS or key in begun)
+            key
+            for key in wanted
+            if held.get(key) != wanted[key] and (key not in (*COMPONENTS, *PARTS) or PARTS.get(key, key) in begun)
         )
         if different:
             raise UserError(
@@ -115,7 +121,7 @@ def _begun(folder: Path, name: ComponentName) -> bool:
     return (folder / FINISHED[name]).exists() or _checkpoint(folder, name).exists()
 
 
-def _checkpoint(folder: Path, name: ComponentName) -> Path:
+def _checkpoint(folder: Path, name: str) -> Path:
     return folder / "checkpoints" / f"{name}.pt"
 
 
@@ -144,13 +150,19 @@ class Run:
         model = autoencoder.build(self.settings.size)
         images, masks = self.pictures.images.flatten(0, 1), self.pictures.masks.flatten(0, 1)
 
-        def loss(random: torch.Generator) -> Tensor:
-            rows = torch.randint(len(images), (self.settings.autoencoder.batch_size,), generator=random)
+        def loss(part: Callable[..., Tensor], batch_size: int, random: torch.Generator) -> Tensor:
+            rows = torch.randint(len(images), (batch_size,), generator=random)
             pixels, mask = images[rows].to(self.device) / 127.5 - 1, masks[rows].to(self.device) / 255
-            return autoencoder.loss(model, pixels, mask, random)
+            return part(model, pixels, mask, random)
 
-        self._fit("autoencoder", model, loss, ema=0.998)
+        self._fit(
+            "autoencoder", model, partial(loss, autoencoder.loss, self.settings.autoencoder.batch_size), ema=0.998
+        )
         autoencoder.calibrate(model, images[:100].to(self.device) / 127.5 - 1)
+        model.encoder.requires_grad_(False)
+        self._fit(
+            "decoder", model, partial(loss, autoencoder.decoder_loss, self.settings.decoder.batch_size), ema=0.998
+        )
         export.save_half(model, self.folder / "pipeline" / "vae")
 
     def _train_clip(self) -> None:
@@ -189,9 +201,7 @@ class Run:
         export.save_pipeline(self.folder / "pipeline", model, vae)
         encoded.unlink()
 
-    def _fit(
-        self, name: ComponentName, module: nn.Module, loss: Callable[[torch.Generator], Tensor], ema: float = 0.0
-    ) -> None:
+    def _fit(self, name: str, module: nn.Module, loss: Callable[[torch.Generator], Tensor], ema: float = 0.0) -> None:
         fit(
             name,
             module.to(self.device),

@@ -9,20 +9,20 @@ from torch import Tensor
 __all__ = ["ModelMixin", "PictureTransformer"]
 """A pipeline loads a class of another library only if its module names a base that diffusers can load."""
 
+LEAST_NOISE = 0.05
+"""Noise level below which errors of the picture are not magnified further."""
+
 
 class PictureTransformer(FluxTransformer2DModel):
-    """FluxTransformer2DModel whose output is added to the best linear guess of the velocity, as in EDM.
+    """FluxTransformer2DModel that predicts the picture, from which the velocity follows, as in JiT.
 
-    The output at a high noise level is the picture, at a low one the noise, with a variance of 1. A velocity is both at
-    every level, and a transformer no wider than a token has no room to carry all the noise and the picture through its
-    layers. EDM: arXiv 2206.00364.
+    A velocity is noise for the larger part, and a transformer no wider than a token has no room to carry all the noise
+    through its layers. JiT: arXiv 2511.13720.
     """
 
     def forward(
         self, hidden_states: Tensor, *arguments: Any, timestep: Any, return_dict: bool = True, **named: Any
     ) -> Transformer2DModelOutput | tuple[Tensor]:
-        output = super().forward(hidden_states, *arguments, timestep=timestep, return_dict=False, **named)[0]
-        sigma = timestep[:, None, None]
-        power = sigma.square() + (1 - sigma).square()  # of latents with a variance of 1
-        velocity = (2 * sigma - 1) / power * hidden_states - output / power.sqrt()
+        picture = super().forward(hidden_states, *arguments, timestep=timestep, return_dict=False, **named)[0]
+        velocity = (hidden_states - picture) / timestep[:, None, None].clamp(min=LEAST_NOISE)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
