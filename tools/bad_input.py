@@ -225,7 +225,6 @@ ARGUMENTS = {
         "unknown.jsonl | {use: 'mine:missing'} | {use: ToyWorld, split: test} | {use: ToyWorld, count: 0} | "
         "{use: ToyWorld, count: abc} | {use: HubDataset, path: 5}"
     ),
-    "method.beta": "0.1",
 }
 """Settings that are refused for what stands behind them."""
 
