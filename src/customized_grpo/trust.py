@@ -99,6 +99,7 @@ GUARDED: dict[str, Callable[[Any], str]] = {
     "token_variable": str,
     "log": _path,
     "cache": _path,
+    "encodings": _path,
     "config": _path,
     "checkpoint": _path,
 }

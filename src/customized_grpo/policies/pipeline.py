@@ -22,7 +22,7 @@ from customized_grpo.functional.schedule import shifted_sigmas
 from customized_grpo.libraries import quiet_loading
 from customized_grpo.policies import lora as _lora
 from customized_grpo.policies.contract import Policy, weights_replaced
-from customized_grpo.policies.encodings import EncodingCache, Row, digest
+from customized_grpo.policies.encodings import EncodingCache, Row, digest, identity
 from customized_grpo.policies.lora import Trainable
 from customized_grpo.policies.mixed_precision import MixedPrecision, checkpoint
 from customized_grpo.policies.quantization import Quantize, check_quantize, quantization
@@ -66,6 +66,7 @@ class PipelinePolicy(Policy):
         attention: diffusers' name of what computes attention, in sampling and in training; native is PyTorch's choice.
         compile: compile the transformer's blocks with this backend of torch.compile; the result changes by rounding.
         cache_mib: memory of the host for encoded prompts and references; the least recently used make room.
+        encodings: folder that keeps them for other processes and runs of the same encoders and settings.
         device: None is this process's own GPU, or the CPU where there is none.
         seed: of the adapter's initial weights.
     """
@@ -79,7 +80,14 @@ class PipelinePolicy(Policy):
     """The embedded guidance, where `guidance_scale` is None."""
     GUIDED_BY: ClassVar[Literal["guidance_scale", "true_cfg_scale"] | None] = "true_cfg_scale"
     """The setting of its guidance, unless the model's own configuration says otherwise; None if it takes none."""
-    RUNTIME: ClassVar[tuple[str, ...]] = ("gradient_checkpointing", "offload", "compile", "cache_mib", "device")
+    RUNTIME: ClassVar[tuple[str, ...]] = (
+        "gradient_checkpointing",
+        "offload",
+        "compile",
+        "cache_mib",
+        "encodings",
+        "device",
+    )
     """Arguments that do not change the result, so that a resumed run may change them."""
     LOCATIONS: ClassVar[Mapping[str, Location]] = {"path": Location("revision", "model_index.json")}
 
@@ -105,6 +113,7 @@ class PipelinePolicy(Policy):
         attention: str = "native",
         compile: Literal["none", "inductor", "aot_eager"] = "none",
         cache_mib: float = 1024,
+        encodings: str | Path | None = None,
         device: str | int | torch.device | None = None,
         seed: int = 0,
     ) -> None:
@@ -121,7 +130,6 @@ class PipelinePolicy(Policy):
         self.reference_resolution, self.aspect, self.offload = reference_resolution, aspect, offload
         self.truncated_prompts: set[str] = set()
         self._base: dict[str, Tensor] | None = None
-        self._cache = EncodingCache(int(cache_mib * 2**20))
         self.pixels_per_token = pipeline.vae_scale_factor * 2
         self._set_size(resolution, width, height)
         self._check_settings(guidance_scale)
@@ -133,6 +141,10 @@ class PipelinePolicy(Policy):
             if part.dtype != wanted:
                 part.to(wanted)
             part.to("cpu" if offload != "none" and name != "transformer" else self.device)
+        encoders = [getattr(pipeline, name) for name in (*self.TEXT_ENCODERS, "vae")]
+        own = type(self).__name__, self.dtype, self.max_text_tokens
+        folder = None if encodings is None else Path(encodings).expanduser() / identity(encoders, own)
+        self._cache = EncodingCache(int(cache_mib * 2**20), folder)
         self.transformer: Any = pipeline.transformer
         _lora.make_trainable(self.transformer, trainable, LoraSettings() if lora is None else lora, seed, self.TARGETS)
         self.module = self.transformer
