@@ -1,5 +1,6 @@
 """A plan against a run, and what it advises."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,30 @@ def test_parts_and_stages(planner: Planner) -> None:
     ]  # fmt: skip
 
 
+def test_what_is_left_out_is_named(planner: Planner) -> None:
+    named = {
+        "far": {"use": "RemoteReward", "url": "http://host:1"},
+        "hps": {"use": "RemoteReward", "reward": {"use": "Hpsv3Reward"}},
+        "here": {"use": "RemoteReward", "reward": {"use": "DinoReward", "path": "toyworld:dino"}},
+        "small": {"use": "DinoReward", "path": "toyworld:dino", "device": "cpu"},
+    }
+    other = planner.among(2)
+    rewards = {name: Spec.model_validate(spec) for name, spec in named.items()}
+    other.config = other.config.model_copy(update={"rewards": rewards, "metrics": {}})
+    other.rewards, other.uncounted = {}, []
+    with without_contents():
+        other._count_rewards()
+    assert [*other.rewards] == ["here"]
+    assert other.left_out(replace(planner.given, quantize="nf4")) == [
+        "far (RemoteReward)",
+        "hps (RemoteReward of Hpsv3Reward: 17 GB for 8.3 billion weights in bfloat16, and activations)",
+        "small (on the CPU)",
+        "texts of rewards",
+        "communication between GPUs",
+        "that kernels of quantised layers are slower than bfloat16",
+    ]
+
+
 def test_more_gpus_take_a_part_of_the_prompts(planner: Planner) -> None:
     gpu, two = gpu_of(2**30), planner.among(2)
     one_stage, two_stage = (sum(p.seconds(p.given, gpu).values()) for p in (planner, two))
@@ -126,8 +151,9 @@ def test_packaged_sizes_are_those_of_the_models() -> None:
 def test_unknown_names_are_said(folder: Path) -> None:
     with pytest.raises(UserError, match=r"no GPU 'h100' in the table.*Did you mean 'h100-80'"):
         find_gpu("h100")
-    with pytest.raises(UserError, match="whose sizes are not known"):
-        FakeFamily(Spec.model_validate({"use": "mine:Policy", "path": "somebody/model"}))
+    for path in ("somebody/model", str(folder)):
+        with pytest.raises(UserError, match="whose sizes are not known"):
+            FakeFamily(Spec.model_validate({"use": "mine:Policy", "path": path}))
     with without_contents():
         assert fake_reward(Spec(use="RemoteReward")) is None
 

@@ -77,8 +77,8 @@ def _cost(planner: Planner, choice: Choice, gpu: Gpu, share: float, price: float
     hours, length = planner.hours(choice, gpu, share), planner.config.training.iterations
     cost = "" if price is None else f", {hours * planner.gpus * price:,.0f} at {price:g} for each GPU and hour"
     lines = [f"The run: {length} iterations and its evaluations in {hours:,.1f} hours{cost}."]
-    if planner.uncounted:
-        lines.append(f"Not counted: {', '.join(planner.uncounted)}.")
+    if left_out := planner.left_out(choice):
+        lines.append(f"Not counted: {', '.join(left_out)}.")
     return lines
 
 

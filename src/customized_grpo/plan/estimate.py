@@ -18,6 +18,8 @@ from customized_grpo.plan.hardware import Gpu
 from customized_grpo.plan.rows import count_rows
 from customized_grpo.plan.whole import CountOperations, Operations, WholeModel, combined
 from customized_grpo.policies.contract import Policy
+from customized_grpo.rewards.environments import ENVIRONMENTS
+from customized_grpo.settings import Spec, make_spec
 from customized_grpo.settings.build import construct
 from customized_grpo.structures import Example
 from customized_grpo.train.memory import (
@@ -280,17 +282,38 @@ class Planner:
             {"encode": "rollout", "decode": "rollout", "optimizer": "update"}.get(memory.fullest, memory.fullest)
         ]
 
+    def left_out(self, choice: Choice) -> list[str]:
+        """What needs memory or time and is not counted."""
+        found = [*self.uncounted]
+        if self.rewards:
+            found.append("texts of rewards")
+        if self.family.kind.PIPELINE == "QwenImageEditPlusPipeline":
+            found.append("the vision tower of the text encoder while it works")
+        if self.gpus > 1:
+            found.append("communication between GPUs")
+        if choice.quantize != "none":
+            found.append("that kernels of quantised layers are slower than bfloat16")
+        return found
+
     # ---- rewards
 
     def _count_rewards(self) -> None:
         slots = {"reward": self.config.rewards, "metric": self.config.metrics}
         for slot, specs in slots.items():
             for name, spec in specs.items():
-                model = fake_reward(spec, slot)
-                if model is None:
-                    self.uncounted.append(f"{name} ({spec.use.rpartition(':')[2]})")
-                elif spec.arguments.get("device") != "cpu":
-                    self.rewards[name] = _reward_cost(model, int(spec.arguments.get("batch_size", 64)))
+                started = spec.arguments.get("reward")  # in a process of its own, on the same machine
+                inner = (
+                    spec
+                    if started is None
+                    else make_spec({"use": started} if isinstance(started, str) else started, f"{slot}s.{name}.reward")
+                )
+                model = fake_reward(inner, slot)
+                if inner.arguments.get("device") == "cpu":
+                    self.uncounted.append(f"{name} (on the CPU)")
+                elif model is None:
+                    self.uncounted.append(_named(name, spec, inner))
+                else:
+                    self.rewards[name] = _reward_cost(model, int(inner.arguments.get("batch_size", 64)))
 
 
 RESIDENT = {
@@ -353,6 +376,14 @@ def _sizes(policy: Policy, config: Config) -> dict[str, int]:
         "trained parameters": sum(p.numel() for p in trained),
         "parameters": _count(policy.module),
     }
+
+
+def _named(name: str, spec: Spec, inner: Spec) -> str:
+    """A reward that is not counted, with the memory that its own environment is known to need."""
+    outer, kind = (part.use.rpartition(":")[2] for part in (spec, inner))
+    known = ENVIRONMENTS.get(kind.lower()) or ENVIRONMENTS.get(kind.removesuffix("Reward").lower())
+    within = kind if inner is spec else f"{outer} of {kind}"
+    return f"{name} ({within}: {known.memory})" if known else f"{name} ({within})"
 
 
 def _bytes(module: nn.Module) -> int:

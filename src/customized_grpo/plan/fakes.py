@@ -131,7 +131,7 @@ class FakeFamily:
     def _read(self, spec: Spec, pipeline: str) -> tuple[dict[str, Config], Mapping[str, Any]]:
         path = str(spec.arguments.get("path", "toyworld:pipeline"))
         folder = Path(locate(path))
-        if (folder / "model_index.json").is_file():
+        if self.kind is not None and (folder / "model_index.json").is_file():
             return _read_folder(folder)
         known: dict[str, Any] = read_json(PACKAGED / "models.json")
         known["FluxKontextPipeline"] = known["FluxPipeline"]
