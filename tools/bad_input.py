@@ -529,17 +529,17 @@ class Outcome:
 @contextlib.contextmanager
 def nothing_is_loaded() -> Iterator[None]:
     """Inside it, whatever loads weights or begins a run raises `Loaded`."""
-    from customized_grpo.cli import compare
     from customized_grpo.policies.pipeline import PipelinePolicy
     from customized_grpo.rewards import clip, dino
+    from customized_grpo.studies.compare import cells
     from customized_grpo.train.trainer import Trainer
 
     def refuse(*given: Any, **named: Any) -> Any:
         raise Loaded
 
-    owners = (PipelinePolicy, "load_pipeline"), (Trainer, "train"), (clip, "load"), (dino, "load")
+    owners = (PipelinePolicy, "load_pipeline"), (Trainer, "train"), (clip, "load"), (dino, "load"), (cells, "run_cells")
     with ExitStack() as patches:
-        for owner, name in (*owners, (compare, "run_cells")):
+        for owner, name in owners:
             patches.enter_context(patch.object(owner, name, refuse))
         yield
 
