@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from customized_grpo import FluxKontextPolicy
+from customized_grpo.errors import UserError
 from customized_grpo.policies.encodings import EncodingCache, digest
 
 from . import tiny
@@ -58,6 +59,12 @@ def test_another_policy_with_the_same_encoders_encodes_nothing(tmp_path: Path, m
     changed.text_encoder_2.shared.weight.data.view(-1)[0] += 1
     folders.add(FluxKontextPolicy(changed, encodings=tmp_path, device="cpu")._cache.folder)
     assert len(folders) == 3, "other settings and other weights have encodings of their own"
+
+
+def test_a_file_is_no_folder_of_encodings(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(UserError, match=r"because '.*notes\.md' is a file"):
+        FluxKontextPolicy(tiny.kontext_pipeline(), encodings=tmp_path / "notes.md", device="cpu")
 
 
 def test_equal_pictures_have_equal_digests():

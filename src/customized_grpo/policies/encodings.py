@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from customized_grpo.store import replacing
+from customized_grpo.store import check_place, replacing
 
 Row = dict[str, Tensor]
 """The conditioning of one example, or a part of it, without the batch axis."""
@@ -23,9 +23,14 @@ class EncodingCache:
     Args:
         limit: bytes in host memory.
         folder: of files that keep the rows beyond this process, one for each; None keeps none.
+
+    Raises:
+        UserError: if the folder cannot be made.
     """
 
     def __init__(self, limit: int, folder: Path | None = None) -> None:
+        if folder is not None:
+            check_place(folder)
         self.limit, self.bytes, self.folder = limit, 0, folder
         self._rows: OrderedDict[Hashable, Row] = OrderedDict()
 
